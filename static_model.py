@@ -1,0 +1,90 @@
+"""The static-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py``."""
+import paddle
+import paddle.nn.functional as F
+
+import net
+
+
+class StaticModel:
+    """Config -> feeds, network, optimizer and fetches, in the default main and startup programs.
+
+    Args:
+        config: flat config dict.
+    Raises:
+        ValueError: a ``hyper_parameters`` key is unknown or its value is not allowed.
+    """
+
+    def __init__(self, config):
+        self.config = config
+        self.hyper = net.HyperParameters.from_config(config)
+
+    def create_feeds(self, is_infer=False):
+        """Variables of a batch, in the reader's order: image float32 [-1, 1, 36, 36], labels int64 [-1]."""
+        image = paddle.static.data("image", [-1, 1, net.IMAGE_SIZE, net.IMAGE_SIZE], "float32")
+        labels = [paddle.static.data(f"label{t + 1}", [-1], "int64") for t in range(self.hyper.task_num)]
+        return [image] + labels
+
+    def net(self, input, is_infer=False):
+        """Build the network and its loss, which is kept for ``create_optimizer``.
+
+        ``export_vars`` holds, by plain names, what an exported model may offer.
+
+        Returns:
+            {printed name: Variable}.
+        """
+        image, labels = input[0], input[1:]
+        net.check_label_num(len(labels), self.hyper)
+        self.network = net.MultiGateMixture(self.hyper)
+        if is_infer:
+            self.network.eval()  # or batch norm would use, and move, the batch's own statistics
+        logits, gate_weights, regularisation = self.network(image, details=True)
+        loss = net.task_loss(logits, labels, self.hyper.task_weights)
+        if not is_infer:
+            loss = loss + regularisation
+        self.loss = loss
+        self.export_vars = _by_task(logits=logits, gate_weights=gate_weights,
+                                    probabilities=[F.softmax(z) for z in logits])
+        fetches = {
+            name: paddle.static.accuracy(input=z, label=paddle.reshape(label, [-1, 1]))
+            for name, z, label in zip(net.accuracy_names(self.hyper), logits, labels)
+        }
+        return {**fetches, "loss": loss, "experts_used": net.experts_used(gate_weights)}
+
+    def infer_net(self, input):
+        """The same, in evaluation mode and without the gates' regularisers."""
+        return self.net(input, is_infer=True)
+
+    def create_optimizer(self, strategy=None):
+        """Minimize the kept loss; the schedule of the learning rate moves on by itself, at each run."""
+        rate = net.learning_rate_schedule(self.hyper, net.total_steps(self.config))
+        if isinstance(rate, net.TrainingSchedule):
+            rate = _MovedByExecutor(rate)
+        optimizer = net.build_optimizer(self.network, self.hyper, rate)
+        if strategy is not None:
+            import paddle.distributed.fleet as fleet
+            optimizer = fleet.distributed_optimizer(optimizer, strategy)
+        optimizer.minimize(self.loss)
+        if isinstance(rate, _MovedByExecutor):
+            rate.built = True
+        return optimizer
+
+
+class _MovedByExecutor(net.TrainingSchedule):
+    """Moves on each time it is asked for the rate, which Paddle's executor does once a run, before it.
+
+    So a static program follows its schedule under tools that never call ``step()``. While the
+    program is built it is asked as well, and stays where it is.
+    """
+
+    def __init__(self, schedule):
+        self.built = False
+        super().__init__(schedule.schedule, schedule.total_steps)
+
+    def __call__(self):
+        if self.built:
+            self.step()
+        return super().__call__()
+
+
+def _by_task(**variables):
+    return {f"{name}{t + 1}": v for name, of_tasks in variables.items() for t, v in enumerate(of_tasks)}

@@ -1,0 +1,228 @@
+"""A package's ``RecDataset`` -> batches, an epoch at a time."""
+import logging
+import os
+import traceback
+
+import numpy as np
+import paddle
+from paddle.io import BatchSampler, DataLoader, IterableDataset, Sampler
+from paddle.io.dataloader.collate import default_collate_fn
+
+from engine.errors import UserError, blaming
+
+LOG = logging.getLogger("engine")
+SHUFFLE_BUFFER = 4096  # examples an iterable reader is shuffled among
+FAILURE = "reader failure"  # key of the batch that carries an exception's message
+
+
+def open_dataset(package, settings, config, job):
+    """Build the package's dataset over its data folder.
+
+    Raises:
+        UserError: the folder is missing or empty, or the reader refuses what is in it.
+    """
+    folder = settings.train_data_dir if job == "train" else settings.test_data_dir
+    module = settings.train_reader_path if job == "train" else settings.infer_reader_path
+    LOG.info("reader path:%s", module)
+    try:
+        names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise UserError(f"runner.{'train' if job == 'train' else 'test'}_data_dir: {folder} cannot be read "
+                        f"({error.strerror}). Point it at the folder of the data.") from error
+    if not names:
+        raise UserError(f"{folder} is empty. Put the data there, or point the config at another folder.")
+    reader = package.find(module, "RecDataset", f"the reader that runner.{job}_reader_path names")
+    with blaming(f"reading {folder}"):
+        return reader([os.path.join(folder, name) for name in names], config=config)
+
+
+class Batches:
+    """Batches of a dataset, from Paddle's loader.
+
+    An exception in a reader hangs Paddle's loader for ever, so it travels as data: the guarded
+    dataset gives a ``_Failure`` for a sample, and the collated batch carries its message to here.
+
+    Args:
+        dataset: map-style or iterable.
+        settings: from ``engine.config.read_settings``.
+        job: "train" or "infer".
+        place: where the batches go.
+    """
+
+    def __init__(self, dataset, settings, job, place):
+        train = job == "train"
+        self.folder = settings.train_data_dir if train else settings.test_data_dir
+        self.batch_size = settings.train_batch_size if train else settings.infer_batch_size
+        self.drop_last = settings.drop_last if train else settings.infer_drop_last
+        shuffle = settings.shuffle and train
+        self.place, self.workers = place, settings.num_workers
+        if isinstance(dataset, IterableDataset):
+            if self.workers and not getattr(dataset, "shards_by_worker", False):
+                LOG.warning("runner.num_workers is %d, but the reader is iterable and does not say that it shards "
+                            "(shards_by_worker = True): 0 is used, or every example would come %d times.",
+                            self.workers, self.workers)
+                self.workers = 0
+            self.dataset = _GuardedStream(dataset, self.batch_size, settings.seed if shuffle else None)
+            self.order = None
+        else:
+            self.dataset = _GuardedItems(dataset)
+            self.order = _Order(len(dataset), settings.seed if shuffle else None)
+
+    def steps(self):
+        """Number of batches in an epoch, or None for an iterable reader."""
+        if self.order is None:
+            return None
+        return len(self._sampler())
+
+    def _sampler(self):
+        return BatchSampler(sampler=self.order, batch_size=self.batch_size, drop_last=self.drop_last)
+
+    def __call__(self, epoch):
+        """Iterate the batches of an epoch: lists, each item with the batch as its first dimension.
+
+        Raises:
+            UserError: the reader failed, or there is not a single batch.
+        """
+        count = 0
+        for batch in self._load(epoch):
+            if isinstance(batch, dict) and FAILURE in batch:
+                raise UserError(f"reading {self.folder}: {_decode(batch[FAILURE])}")
+            if not isinstance(batch, (list, tuple)):
+                raise UserError(f"reading {self.folder}: a sample must be a list or tuple, one item for each input.")
+            count += 1
+            yield list(batch)
+        if not count:
+            found = "an unknown number of" if self.order is None else len(self.order)
+            raise UserError(f"{self.folder}: not one batch; it has {found} examples, and a batch has "
+                            f"{self.batch_size}" + (", partial ones being dropped. Set a smaller batch size, or "
+                                                    "drop_last to false." if self.drop_last else "."))
+
+    def _load(self, epoch):
+        common = {"places": self.place, "num_workers": self.workers, "collate_fn": _collate, "return_list": True}
+        if self.order is None:
+            self.dataset.epoch = epoch
+            loader = DataLoader(self.dataset, batch_size=self.batch_size, drop_last=self.drop_last, **common)
+        else:
+            self.order.epoch = epoch
+            loader = DataLoader(self.dataset, batch_sampler=self._sampler(), **common)
+        try:
+            yield from loader
+        except SystemError as error:  # how Paddle reports a dead worker
+            raise UserError(f"reading {self.folder}: a worker process ended ({error}). "
+                            "Set runner.num_workers to 0 to see why.") from error
+
+
+class CustomBatches:
+    """Batches of a package's own loader (``create_data_loader``): dicts or lists, as it gives them."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def steps(self):
+        return None
+
+    def __call__(self, epoch):
+        count = 0
+        with blaming("create_data_loader"):
+            for batch in self.loader():
+                count += 1
+                yield batch
+        if not count:
+            raise UserError("the loader of create_data_loader gives not one batch.")
+
+
+class _Order(Sampler):
+    """Indices of an epoch: in order, or a permutation that depends on seed and epoch alone."""
+
+    def __init__(self, size, seed):
+        self.size, self.seed, self.epoch = size, seed, 0
+
+    def __iter__(self):
+        if self.seed is None:
+            return iter(range(self.size))
+        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist())
+
+    def __len__(self):
+        return self.size
+
+
+class _Failure:
+    """Stands for a sample that could not be read."""
+
+    def __init__(self, error, what):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        self.message = f"{what}: {error} ({type(error).__name__} at {place})"
+
+
+class _GuardedItems(paddle.io.Dataset):
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        try:
+            return self.dataset[index]
+        except Exception as error:
+            return _Failure(error, f"example {index}")
+
+
+class _GuardedStream(IterableDataset):
+    def __init__(self, dataset, batch_size, seed):
+        self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, 0
+
+    def __iter__(self):
+        samples = self._guarded()
+        if self.seed is None:
+            return samples
+        return _shuffled(samples, np.random.default_rng([self.seed, self.epoch]))
+
+    def _guarded(self):
+        count = 0
+        try:
+            for sample in self.dataset:
+                yield sample
+                count += 1
+        except Exception as error:
+            failure = _Failure(error, f"after {count} examples")
+            for _ in range(self.batch_size):  # a whole batch, or drop_last would swallow it
+                yield failure
+
+
+def _shuffled(samples, rng):
+    """Give the samples in another order, keeping SHUFFLE_BUFFER of them at a time; failures pass at once."""
+    kept = []
+    for sample in samples:
+        if isinstance(sample, _Failure):
+            yield sample
+        elif len(kept) < SHUFFLE_BUFFER:
+            kept.append(sample)
+        else:
+            i = rng.integers(len(kept))
+            kept[i], sample = sample, kept[i]
+            yield sample
+    for i in rng.permutation(len(kept)):
+        yield kept[i]
+
+
+def _collate(samples):
+    failures = [sample for sample in samples if isinstance(sample, _Failure)]
+    if failures:
+        return _encode(failures[0].message)
+    try:
+        batch = default_collate_fn(samples)
+    except Exception as error:
+        return _encode(_Failure(error, "the examples of a batch do not fit together").message)
+    if isinstance(batch, list) and any(getattr(x, "dtype", None) == object for x in batch):
+        return _encode("the items of an example must be numbers or arrays of numbers")
+    return batch
+
+
+def _encode(message):
+    return {FAILURE: np.frombuffer(message.encode(), np.uint8)}
+
+
+def _decode(tensor):
+    return bytes(np.asarray(tensor)).decode()

@@ -1,0 +1,47 @@
+"""Chooses where to compute, and sets what must be set once a process: device and seeds."""
+import logging
+import os
+import random
+
+import numpy as np
+import paddle
+
+from engine.errors import UserError
+
+LOG = logging.getLogger("engine")
+
+
+def set_device(settings):
+    """Set Paddle's device by ``use_xpu``, ``use_npu``, ``use_gpu``.
+
+    Returns:
+        Paddle's place.
+    Raises:
+        UserError: the device asked for is not there.
+    """
+    name = _device_name(settings)
+    try:
+        place = paddle.set_device(name)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"the device {name} cannot be used: {error} Set runner.use_{name.split(':')[0]} to "
+                        "false.") from error
+    LOG.info("device: %s", name)
+    return place
+
+
+def _device_name(settings):
+    for kind in ("xpu", "npu"):
+        if getattr(settings, f"use_{kind}"):
+            return f"{kind}:{os.environ.get(f'FLAGS_selected_{kind}s', '0')}"
+    gpu_found = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
+    if settings.use_gpu is True and not gpu_found:
+        raise UserError("runner.use_gpu is true, but Paddle finds no GPU. Set it to auto or false to compute on "
+                        "the CPU, or install paddlepaddle-gpu where there is a GPU.")
+    return "gpu" if settings.use_gpu and gpu_found else "cpu"
+
+
+def set_seeds(seed):
+    """Seed paddle, numpy and random alike."""
+    paddle.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    random.seed(seed)

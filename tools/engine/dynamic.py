@@ -1,0 +1,109 @@
+"""The dynamic graph: a package's ``DygraphModel``, trained and evaluated eagerly."""
+import os
+
+import numpy as np
+import paddle
+
+from engine import checkpoint
+from engine.errors import NotFinite, blaming
+from engine.meter import Step
+
+
+class DynamicGraph:
+    """Same methods as ``StaticGraph``: the tools drive either.
+
+    Args:
+        package: engine.package.Package.
+        config: flat config dict, passed on to the package.
+        settings: the tools' own settings.
+        job: "train" or "infer".
+        place: not used: Paddle's current device holds.
+    """
+
+    name = "dynamic"
+
+    def __init__(self, package, config, settings, job, place):
+        self.config, self.settings = config, settings
+        self.model = package.find("dygraph_model", "DygraphModel", "the wrapper for the dynamic graph")()
+        with blaming(config["yaml_path"]):
+            self.net = self.model.create_model(config)
+        if job == "train":
+            if settings.model_init_path is not None:
+                self.read(settings.model_init_path, partly=True)
+            with blaming(config["yaml_path"]):
+                self.optimizer = self.model.create_optimizer(self.net, config)
+
+    def begin_epoch(self):
+        """Train mode, and metrics from zero."""
+        self.net.train()
+        self._new_metrics()
+
+    def begin_evaluation(self):
+        """Evaluation mode, and metrics from zero."""
+        self.net.eval()
+        self._new_metrics()
+
+    def _new_metrics(self):
+        self.metrics_list, self.metric_names = self.model.create_metrics()
+
+    def train_step(self, batch):
+        """One step of training.
+
+        Returns:
+            (Step, number of examples).
+        Raises:
+            NotFinite: the loss is nan or infinite; nothing has been updated.
+        """
+        self.optimizer.clear_grad()
+        loss, self.metrics_list, tensors = self._forward(self.model.train_forward, batch)
+        if not np.isfinite(np.asarray(loss)).all():
+            raise NotFinite(f"the loss is {np.asarray(loss)}")
+        loss.backward()
+        self.optimizer.step()
+        self._move_schedule("batch")
+        return Step(tensors or {}, self.metrics), len(batch[0])
+
+    def infer_step(self, batch):
+        """One step of evaluation: (Step, number of examples)."""
+        self.metrics_list, tensors = self._forward(self.model.infer_forward, batch)
+        return Step(tensors or {}, self.metrics), len(batch[0])
+
+    def _forward(self, forward, batch):
+        return forward(self.net, self.metrics_list, batch, self.config)
+
+    def end_epoch(self):
+        self._move_schedule("epoch")
+
+    def _move_schedule(self, when):
+        rate = self.optimizer._learning_rate  # Paddle has no public name for the schedule
+        if self.settings.lr_step == when and isinstance(rate, paddle.optimizer.lr.LRScheduler):
+            rate.step()
+
+    def metrics(self):
+        """The metrics so far: name -> float."""
+        return {name: float(metric.accumulate()) for name, metric in zip(self.metric_names, self.metrics_list)}
+
+    def write(self, folder):
+        """Write the weights and the optimizer's state."""
+        paddle.save(self.net.state_dict(), os.path.join(folder, checkpoint.DYNAMIC + ".pdparams"))
+        paddle.save(self.optimizer.state_dict(), os.path.join(folder, checkpoint.DYNAMIC + ".pdopt"))
+
+    def write_data(self, parent):
+        """Nothing: ``use_save_data`` is a key of the static tools."""
+
+    def read(self, folder, partly=False):
+        """Load the weights of an epoch folder of either graph.
+
+        Raises:
+            UserError: they are missing, broken, or another network's.
+        """
+        weights = checkpoint.read_weights(folder)
+        state = self.net.state_dict()
+        if weights.by_structured is not None:
+            chosen = checkpoint.fit(state, weights.by_structured, weights.path, partly)
+        else:
+            structured = {tensor.name: key for key, tensor in state.items()}
+            by_name = {tensor.name: tensor for tensor in state.values()}
+            chosen = {structured[name]: value for name, value in
+                      checkpoint.fit(by_name, weights.by_name, weights.path, partly).items()}
+        self.net.set_state_dict({**state, **chosen})

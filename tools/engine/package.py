@@ -1,0 +1,33 @@
+"""Finds a model package's wrapper and reader beside its YAML. The only place that touches ``sys.path``."""
+import importlib
+import os
+import sys
+
+from engine.errors import UserError
+
+
+class Package:
+    """The folder of a YAML file, seen as PaddleRec's interface (wrappers, ``RecDataset``).
+
+    Args:
+        folder: absolute path. It goes to the front of ``sys.path``, after the tools' own modules
+            are imported, so that ``import net`` finds the package's and nothing shadows it.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        sys.path.insert(0, folder)
+        sys.path.append(os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))))
+
+    def find(self, module_name, class_name, what):
+        """Import ``class_name`` from the package's ``module_name``, or say that ``what`` is missing."""
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name != module_name:
+                raise UserError(f"{self.folder}: {module_name}.py needs the module {error.name}, which is not "
+                                f"installed. Try: pip install {error.name}") from error
+            raise UserError(f"{self.folder}: there is no {module_name}.py, {what}.") from error
+        if not hasattr(module, class_name):
+            raise UserError(f"{module.__file__}: there is no class {class_name}, {what}.")
+        return getattr(module, class_name)

@@ -1,0 +1,177 @@
+"""The static graph: a package's ``StaticModel``, built once and run by Paddle's executor."""
+import os
+
+import numpy as np
+import paddle
+
+from engine import checkpoint, export
+from engine.errors import NotFinite, UserError, blaming
+from engine.meter import Step
+
+
+class StaticGraph:
+    """Same methods as ``DynamicGraph``: the tools drive either.
+
+    Args:
+        package: engine.package.Package.
+        config: flat config dict, passed on to the package.
+        settings: the tools' own settings.
+        job: "train" or "infer".
+        place: Paddle's place, for the executor.
+    """
+
+    name = "static"
+
+    def __init__(self, package, config, settings, job, place):
+        paddle.enable_static()
+        self.package, self.config, self.settings, self.job = package, config, settings, job
+        self._build()
+        self.place = place
+        self.executor = paddle.static.Executor(place)
+        paddle.seed(settings.seed)  # again, for the building may have drawn
+        self.executor.run(paddle.static.default_startup_program())
+        self.program = paddle.static.default_main_program()
+        self.auc_states = _auc_states(self.program)
+        self.saved_data = []
+        if job == "train":
+            self._start_from_files()
+
+    def _build(self):
+        with blaming(self.config["yaml_path"]):
+            make = self.package.find("static_model", "StaticModel", "the wrapper for the static graph")
+            self.model = make(self.config)
+            if self.job == "train":
+                self.feeds = list(self.model.create_feeds())
+                self.fetches = self.model.net(self.feeds)
+                self.model.create_optimizer()
+            else:
+                self.feeds = list(self.model.create_feeds(is_infer=True))
+                self.fetches = self.model.infer_net(self.feeds)
+        self.feed_names = [variable.name for variable in self.feeds]
+
+    def _start_from_files(self):
+        settings = self.settings
+        if settings.model_init_path is not None:
+            self.read(settings.model_init_path, partly=True)
+            state = checkpoint.read_optimizer_state(settings.model_init_path)
+            mine = self._state("opt")
+            self._set({name: value for name, value in state.items() if name in mine})
+        if settings.use_out_vec:
+            self._set(_vectors(settings, self._state("param")))
+
+    def begin_epoch(self):
+        if self.settings.use_auc:
+            self._reset_auc()
+        self.saved_data = []
+
+    def begin_evaluation(self):
+        self._reset_auc()
+        self.saved_data = []
+
+    def _reset_auc(self):
+        self._set({name: np.zeros_like(value) for name, value in self._values(self.auc_states).items()})
+
+    def train_step(self, batch):
+        """One step of training.
+
+        Returns:
+            (Step, number of examples).
+        Raises:
+            NotFinite: a number among the fetches is nan or infinite.
+        """
+        step, examples = self._run(batch)
+        for name, value in step.tensors.items():
+            if value.size == 1 and value.dtype.kind == "f" and not np.isfinite(value).all():
+                raise NotFinite(f"{name} is {value}")
+        self._move_schedule("batch")
+        return step, examples
+
+    def infer_step(self, batch):
+        """One step of evaluation: (Step, number of examples)."""
+        return self._run(batch)
+
+    def _run(self, batch):
+        feed = self._feed(batch)
+        values = self.executor.run(self.program, feed=feed, fetch_list=list(self.fetches.values()))
+        tensors = dict(zip(self.fetches, map(np.asarray, values)))
+        if self.settings.use_save_data:
+            self.saved_data.append(list(tensors.values()))
+        return Step(tensors, self.metrics), len(feed[self.feed_names[0]])
+
+    def _feed(self, batch):
+        if isinstance(batch, (list, tuple)) and len(batch) == 1 and isinstance(batch[0], dict):
+            batch = batch[0]  # as Paddle's from_generator loaders give it
+        if isinstance(batch, dict):
+            return {name: np.asarray(value) for name, value in batch.items()}
+        if len(batch) < len(self.feed_names):
+            raise UserError(f"an example has {len(batch)} items, but create_feeds asks for "
+                            f"{len(self.feed_names)}: {', '.join(self.feed_names)}.")
+        return {name: np.asarray(value) for name, value in zip(self.feed_names, batch)}
+
+    def end_epoch(self):
+        self._move_schedule("epoch")
+
+    def _move_schedule(self, when):
+        schedule = getattr(self.program, "lr_scheduler", None)
+        if self.settings.lr_step == when and schedule is not None:
+            schedule.step()
+
+    def metrics(self):
+        """None: a static package's numbers are fetched."""
+        return {}
+
+    def write(self, folder):
+        """Write weights, all other state, and the program; an exported model too if the config asks for it."""
+        paddle.static.save(self.program, os.path.join(folder, checkpoint.STATIC))
+        if self.settings.use_inference:
+            export.write(folder, self)
+
+    def write_data(self, parent):
+        """With ``use_save_data``, write the fetches of all batches of the epoch to ``parent``/result.npy."""
+        if self.settings.use_save_data:
+            rows = np.empty([len(self.saved_data), len(self.fetches)], object)
+            for i, values in enumerate(self.saved_data):
+                rows[i] = values
+            checkpoint.write_file(os.path.join(parent, "result.npy"), lambda file: np.save(file, rows))
+
+    def read(self, folder, partly=False):
+        """Load the weights of an epoch folder of either graph.
+
+        Raises:
+            UserError: they are missing, broken, or another network's.
+        """
+        weights = checkpoint.read_weights(folder)
+        mine = {name: value for name, value in self._state("param").items()
+                if not name.startswith("learning_rate_")}  # under PIR a schedule's rate counts as one
+        self._set(checkpoint.fit(mine, weights.by_name, weights.path, partly))
+
+    def _state(self, kind):
+        state = self.program.state_dict(kind, paddle.static.global_scope())
+        return {name: np.asarray(value) for name, value in state.items()}
+
+    def _values(self, names):
+        scope = paddle.static.global_scope()
+        return {name: np.asarray(scope.find_var(name).get_tensor()) for name in names}
+
+    def _set(self, values):
+        scope = paddle.static.global_scope()
+        for name, value in values.items():
+            scope.find_var(name).get_tensor().set(value, self.place)
+
+
+def _auc_states(program):
+    """Names of the variables that the program's auc ops accumulate in; none under PIR, where AUC is per batch."""
+    if paddle.framework.in_pir_mode():
+        return []
+    return [name for op in program.global_block().ops if op.type == "auc"
+            for slot in ("StatPos", "StatNeg") for name in op.input(slot)]
+
+
+def _vectors(settings, parameters):
+    """The parameter that ``use_out_vec`` sets: name -> array."""
+    name, path = settings.emb_weight_name, settings.out_vec_path
+    if name not in parameters:
+        raise UserError(f"runner.emb_weight_name is {name!r}, but the parameters are: {', '.join(sorted(parameters))}.")
+    with blaming(f"runner.out_vec_path: {path}"):
+        values = np.load(path or "", allow_pickle=False)
+    return checkpoint.fit({name: parameters[name]}, {name: values}, path)
