@@ -122,7 +122,14 @@ class StaticGraph:
 
     def write(self, folder):
         """Write weights, all other state, and the program; an exported model too if the config asks for it."""
-        paddle.static.save(self.program, os.path.join(folder, checkpoint.STATIC))
+        prefix = os.path.join(folder, checkpoint.STATIC)
+        if _has_branch(self.program):
+            # Paddle 3.3.1 aborts the process when it writes a program with a branch's gradient
+            # ("Destroyed a op_result that is still in use"); no tool reads that file back.
+            paddle.save(self._state("param"), prefix + ".pdparams")
+            paddle.save(self._state("opt"), prefix + ".pdopt")
+        else:
+            paddle.static.save(self.program, prefix)
         if self.settings.use_inference:
             export.write(folder, self)
 
@@ -157,6 +164,11 @@ class StaticGraph:
         scope = paddle.static.global_scope()
         for name, value in values.items():
             scope.find_var(name).get_tensor().set(value, self.place)
+
+
+def _has_branch(program):
+    return paddle.framework.in_pir_mode() and any(
+        op.name() in ("pd_op.if", "pd_op.while") for op in program.global_block().ops)
 
 
 def _auc_states(program):
