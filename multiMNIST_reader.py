@@ -102,7 +102,8 @@ class _ArrayUnpickler(pickle.Unpickler):
     """Builds NumPy arrays and plain containers, and refuses by name whatever else a file asks for."""
 
     ALLOWED = {
-        ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
+        ("numpy", "ndarray"), ("numpy", "dtype"),
+        ("_codecs", "encode"), ("__builtin__", "bytes"), ("builtins", "bytes"),
         ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"),
         ("numpy.core.numeric", "_frombuffer"), ("numpy._core.numeric", "_frombuffer"),
     }

@@ -1,0 +1,151 @@
+"""tools/engine/config.py: YAML, overrides, and the tools' own settings."""
+
+import logging
+
+import pytest
+from engine.config import RUNNER_KEYS, load_config, read_settings
+from engine.errors import UserError
+
+BASE = {
+    "runner.train_data_dir": "data",
+    "runner.train_batch_size": 2,
+    "runner.epochs": 1,
+    "runner.print_interval": 1,
+    "config_abs_dir": "/package",
+}
+
+
+@pytest.fixture(autouse=True)
+def _engine_log(caplog):
+    logger = logging.getLogger("engine")
+    logger.addHandler(caplog.handler)
+    yield
+    logger.removeHandler(caplog.handler)
+
+
+def load(tmp_path, text, *overrides):
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(str(path), overrides)
+
+
+def test_sections_become_dotted_keys_and_others_are_left_out(tmp_path, caplog):
+    text = """
+workspace: here
+runner: {epochs: 3, files: [a, b]}
+hyper_parameters: {optimizer: {learning_rate: 1e-3, class: Adam}, size: 5}
+phase: [{name: one, model: x}]
+wroom: {x: 1}
+"""
+    config = load(tmp_path, text)
+    assert config == {
+        "workspace": "here",
+        "runner.epochs": 3,
+        "runner.files": ["a", "b"],
+        "hyper_parameters.optimizer.learning_rate": 0.001,
+        "hyper_parameters.optimizer.class": "Adam",
+        "hyper_parameters.size": 5,
+        "config_abs_dir": str(tmp_path),
+        "yaml_path": str(tmp_path / "config.yaml"),
+    }
+    assert "wroom" in caplog.text
+
+
+def test_a_list_of_named_mappings_is_flattened(tmp_path):
+    config = load(tmp_path, "runner: [{name: train, epochs: 3}, {name: infer, n: 1}]")
+    assert config["runner.train.epochs"] == 3 and config["runner.infer.n"] == 1
+    with pytest.raises(UserError, match="name"):
+        load(tmp_path, "runner: [{epochs: 3}]")
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n- 2", "just text", "a: [", "a: b: c", "x: !!python/object:os.system {}"])
+def test_yaml_that_is_no_config_is_refused_by_name(tmp_path, text):
+    with pytest.raises(UserError, match="config.yaml"):
+        load(tmp_path, text)
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
+    (tmp_path / "config.yaml").write_bytes(b"\xef\xbb\xbfrunner:\r\n  epochs: 2\r\n")
+    assert load_config(str(tmp_path / "config.yaml"))["runner.epochs"] == 2
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="nowhere.yaml"):
+        load_config(str(tmp_path / "nowhere.yaml"))
+
+
+YAML = """
+runner: {epochs: 3, use_gpu: auto, names: [a], save: path, shuffle: false, none: null}
+hyper_parameters: {rate: 0.5, size: 5, flag: true, name: x}
+"""
+
+
+@pytest.mark.parametrize(
+    "override,key,value",
+    [
+        ("runner.epochs=7", "runner.epochs", 7),
+        ("runner.epochs=1.0", "runner.epochs", 1.0),
+        ("runner.use_gpu=False", "runner.use_gpu", False),
+        ("runner.shuffle=true", "runner.shuffle", True),
+        ("runner.names=[c, d]", "runner.names", ["c", "d"]),
+        ("runner.model_save_path=a=b", "runner.model_save_path", "a=b"),
+        ("runner.none=3", "runner.none", 3),
+        ("runner.new=False", "runner.new", False),
+        ("hyper_parameters.rate=1", "hyper_parameters.rate", 1.0),
+        ("hyper_parameters.rate=1e-3", "hyper_parameters.rate", 0.001),
+        ("hyper_parameters.size=6", "hyper_parameters.size", 6),
+        ("hyper_parameters.size=0.5", "hyper_parameters.size", 0.5),
+        ("hyper_parameters.flag=FALSE", "hyper_parameters.flag", False),
+        ("hyper_parameters.name=3", "hyper_parameters.name", "3"),
+        ("hyper_parameters.new=1e-3", "hyper_parameters.new", 0.001),
+        ("auto_cast=False", "auto_cast", False),
+    ],
+)
+def test_overrides_take_the_type_of_what_they_replace(tmp_path, override, key, value):
+    result = load(tmp_path, YAML, override)[key]
+    assert result == value and type(result) is type(value)
+
+
+@pytest.mark.parametrize(
+    "override", ["runner.epochs", "=3", "hyper_parameters.size=x", "hyper_parameters.flag=maybe", "runner.names=[a"]
+)
+def test_bad_overrides_are_refused(tmp_path, override):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, YAML, override)
+    assert f"-o {override}" in str(caught.value)
+
+
+def test_defaults_and_paths():
+    settings = read_settings(dict(BASE), "train")
+    assert settings.train_data_dir == "/package/data"
+    assert settings.model_save_path == "model_output" and settings.seed == 12345 and settings.drop_last is True
+    assert settings.use_gpu == "auto" and settings.infer_drop_last is False
+
+
+@pytest.mark.parametrize("key", ["train_data_dir", "train_batch_size", "epochs", "print_interval"])
+def test_a_missing_key_is_named(key):
+    config = {k: v for k, v in BASE.items() if k != f"runner.{key}"}
+    with pytest.raises(UserError, match=f"runner.{key} is missing"):
+        read_settings(config, "train")
+
+
+def bad_values(kind):
+    if isinstance(kind, tuple):
+        return ["nonsense", 3]
+    return {bool: ["maybe", 1], str: [[], {}], list: ["text", 3]}.get(kind, ["x", 1.5, -1, True])
+
+
+@pytest.mark.parametrize("key", RUNNER_KEYS)
+def test_bad_values_are_refused_by_name(key):
+    for value in bad_values(RUNNER_KEYS[key].kind):
+        with pytest.raises(UserError) as caught:
+            read_settings({**BASE, f"runner.{key}": value}, "train")
+        assert f"runner.{key} is {value!r}" in str(caught.value)
+
+
+def test_an_unknown_key_is_a_warning_or_under_strict_an_error(caplog):
+    config = {**BASE, "runner.epoch": 3}
+    read_settings(config, "train")
+    assert "runner.epoch" in caplog.text and "runner.epochs" in caplog.text
+    with pytest.raises(UserError, match="runner.epochs"):
+        read_settings({**config, "runner.strict": True}, "train")

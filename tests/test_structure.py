@@ -1,0 +1,76 @@
+"""Who imports whom: the model never imports the tools, the tools know no model, nothing is cyclic."""
+
+import ast
+import sys
+
+import pytest
+from conftest import ROOT
+
+MODEL = ["net", "dygraph_model", "static_model", "multiMNIST_reader"]
+LIBRARIES = {"paddle", "numpy", "yaml"}
+# file of tools/engine -> those it may import from there
+ENGINE = {
+    "errors": set(),
+    "config": {"errors"},
+    "package": {"errors"},
+    "device": {"errors"},
+    "batches": {"errors"},
+    "checkpoint": {"errors"},
+    "visual": {"errors"},
+    "meter": set(),
+    "loop": {"errors"},
+    "export": {"errors"},
+    "dynamic": {"errors", "checkpoint", "meter"},
+    "static": {"errors", "checkpoint", "export", "meter"},
+    "cli": {"errors", "config", "package", "device", "batches", "checkpoint", "visual", "meter", "loop"},
+    "__init__": set(),
+}
+TOOLS = ["trainer", "infer", "static_trainer", "static_infer"]
+
+
+def imports(path):
+    """Dotted names that a file imports, at its top or within functions."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            if node.module == "engine":
+                yield from (f"engine.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+
+
+def is_standard(name):
+    if sys.version_info >= (3, 10):
+        return name in sys.stdlib_module_names
+    return name in {"collections", "dataclasses", "logging", "math", "gzip", "os", "pickle"}
+
+
+@pytest.mark.parametrize("name", MODEL)
+def test_model_files_import_libraries_and_each_other_only(name):
+    for module in imports(ROOT / f"{name}.py"):
+        top = module.split(".")[0]
+        assert top in LIBRARIES or top in MODEL or is_standard(top), f"{name}.py imports {module}"
+
+
+def test_only_the_wrappers_import_net_and_nobody_imports_the_reader():
+    for path in [*ROOT.glob("*.py"), *ROOT.glob("tools/**/*.py")]:
+        names = set(imports(path))
+        assert "multiMNIST_reader" not in names, path
+        if path.stem not in ("dygraph_model", "static_model"):
+            assert "net" not in names, path
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tools").glob("**/*.py")), ids=lambda p: p.stem)
+def test_tools_import_along_the_arrows_and_no_model(path):
+    mine = {module[len("engine.") :] for module in imports(path) if module.startswith("engine.")}
+    if path.parent.name == "engine":
+        assert mine == ENGINE[path.stem]
+    else:
+        assert path.stem in TOOLS and mine <= {"cli", "dynamic", "static"}
+    assert not set(imports(path)) & set(MODEL)
+
+
+def test_the_loop_imports_no_paddle():
+    assert not any(m.startswith("paddle") for m in imports(ROOT / "tools" / "engine" / "loop.py"))

@@ -1,0 +1,195 @@
+"""The three ways to run the package, behind one interface: eager, to_static, static.
+
+All that is compared goes by parameter names, which are the same in all three.
+"""
+
+import contextlib
+import os
+
+import numpy as np
+import paddle
+
+import net
+from dygraph_model import DygraphModel
+from static_model import StaticModel
+
+WAYS = ("eager", "to_static", "static")
+LEGACY_3 = os.environ.get("FLAGS_enable_pir_api") == "0" and not paddle.__version__.startswith("2.")
+
+
+def config(**keys):
+    """A flat config; ``optimizer__x`` stands for ``optimizer.x``, ``runner__x`` for ``runner.x``."""
+    flat = {}
+    for key, value in keys.items():
+        section = "" if key.startswith("runner__") else "hyper_parameters."
+        flat[section + key.replace("__", ".")] = value
+    return flat
+
+
+def make_batches(rng, number, size=8, task_num=2):
+    """Batches [image, label, ...] of noise."""
+    return [
+        [rng.rand(size, 1, 36, 36).astype("float32")] + [rng.randint(0, 10, [size]) for _ in range(task_num)]
+        for _ in range(number)
+    ]
+
+
+def start(way, flat, seed=1):
+    """A fresh network, with its optimizer, in one of ``WAYS``."""
+    return StaticRun(flat, seed) if way == "static" else EagerRun(flat, seed, compiled=way == "to_static")
+
+
+class EagerRun:
+    """The dynamic graph, compiled by ``paddle.jit.to_static`` or not."""
+
+    def __init__(self, flat, seed=1, compiled=False):
+        self.flat = flat
+        with paddle.utils.unique_name.guard():
+            paddle.seed(seed)
+            self.wrapper = DygraphModel()
+            self.net = self.wrapper.create_model(flat)
+            self.optimizer = self.wrapper.create_optimizer(self.net, flat)
+        self.names = {key: tensor.name for key, tensor in self.net.state_dict().items()}
+        if compiled:
+            self.net.forward = paddle.jit.to_static(self.net.forward, full_graph=True)
+
+    def step(self, batch):
+        """One training step: (loss, number of experts used)."""
+        self.net.train()
+        self.optimizer.clear_grad()
+        metrics, _ = self.wrapper.create_metrics()
+        loss, _, printed = self.wrapper.train_forward(self.net, metrics, self._tensors(batch), self.flat)
+        loss.backward()
+        with paddle.utils.unique_name.guard():  # the optimizer names its state now, as in a fresh process
+            self.optimizer.step()
+        return float(loss), int(printed["experts_used"])
+
+    def gradients(self):
+        """Of the last step, by parameter name."""
+        return {p.name: p.grad.numpy().copy() for p in self.net.parameters() if not p.stop_gradient}
+
+    def evaluate(self, batch):
+        """(accuracies, loss, logits of each task) in evaluation mode."""
+        self.net.eval()
+        metrics, _ = self.wrapper.create_metrics()
+        metrics, printed = self.wrapper.infer_forward(self.net, metrics, self._tensors(batch), self.flat)
+        with paddle.no_grad():
+            logits = self.net(paddle.to_tensor(batch[0]))
+        return [m.accumulate() for m in metrics], float(printed["loss"]), [z.numpy() for z in logits]
+
+    def state(self):
+        return {tensor.name: tensor.numpy().copy() for tensor in self.net.state_dict().values()}
+
+    def set(self, values):
+        for tensor in self.net.state_dict().values():
+            if tensor.name in values:
+                tensor.set_value(np.asarray(values[tensor.name]))
+
+    def reopened(self, folder):
+        """A fresh run that goes on from this one's saved files."""
+        paddle.save(self.net.state_dict(), f"{folder}/rec.pdparams")
+        paddle.save(self.optimizer.state_dict(), f"{folder}/rec.pdopt")
+        other = EagerRun(self.flat, seed=99)
+        other.net.set_state_dict(paddle.load(f"{folder}/rec.pdparams"))
+        other.optimizer.set_state_dict(paddle.load(f"{folder}/rec.pdopt"))
+        if self.net.forward.__class__.__name__ == "StaticFunction":
+            other.net.forward = paddle.jit.to_static(other.net.forward, full_graph=True)
+        return other
+
+    @staticmethod
+    def _tensors(batch):
+        return [paddle.to_tensor(item) for item in batch]
+
+
+class StaticRun:
+    """The static graph: a training and an inference program over one scope."""
+
+    def __init__(self, flat, seed=1):
+        self.flat = flat
+        self.scope = paddle.static.Scope()
+        with self._on():
+            self.program, startup = paddle.static.Program(), paddle.static.Program()
+            with paddle.utils.unique_name.guard(), paddle.static.program_guard(self.program, startup):
+                self.wrapper = StaticModel(flat)
+                self.feeds = self.wrapper.create_feeds()
+                self.fetches = self.wrapper.net(self.feeds)
+                self.wrapper.create_optimizer()
+            self.names = {key: tensor.name for key, tensor in self.wrapper.network.state_dict().items()}
+            self.infer_program = paddle.static.Program()
+            with (
+                paddle.utils.unique_name.guard(),
+                paddle.static.program_guard(self.infer_program, paddle.static.Program()),
+            ):
+                wrapper = StaticModel(flat)
+                self.infer_fetches = wrapper.infer_net(wrapper.create_feeds(is_infer=True))
+                self.logits = [wrapper.export_vars[f"logits{t + 1}"] for t in range(wrapper.hyper.task_num)]
+            self.executor = paddle.static.Executor(paddle.CPUPlace())
+            paddle.seed(seed)
+            self.executor.run(startup)
+
+    @contextlib.contextmanager
+    def _on(self):
+        paddle.enable_static()
+        try:
+            with paddle.static.scope_guard(self.scope):
+                yield
+        finally:
+            paddle.disable_static()
+
+    def _run(self, program, batch, fetches):
+        feed = {variable.name: item for variable, item in zip(self.feeds, batch)}
+        with self._on():
+            return [np.asarray(x) for x in self.executor.run(program, feed=feed, fetch_list=fetches)]
+
+    def step(self, batch):
+        loss, used = self._run(self.program, batch, [self.fetches["loss"], self.fetches["experts_used"]])
+        return float(loss), int(used)
+
+    def evaluate(self, batch):
+        fetches = list(self.infer_fetches.values())
+        values = self._run(self.infer_program, batch, fetches + self.logits)
+        printed = dict(zip(self.infer_fetches, values))
+        accuracies = [float(v) for name, v in printed.items() if name.startswith("Accuracy")]
+        return accuracies, float(printed["loss"]), values[len(fetches) :]
+
+    def state(self):
+        return {name: self._array(name).copy() for name in self.names.values()}
+
+    def _array(self, name):
+        return np.asarray(self.scope.find_var(name).get_tensor())
+
+    def set(self, values):
+        for name, value in values.items():
+            self.scope.find_var(name).get_tensor().set(np.asarray(value), paddle.CPUPlace())
+
+    def reopened(self, folder):
+        with self._on():
+            state = self.program.state_dict("all", self.scope)
+            np.savez(f"{folder}/state.npz", **{name: np.asarray(value) for name, value in state.items()})
+        other = StaticRun(self.flat, seed=99)
+        other.set(np.load(f"{folder}/state.npz"))
+        return other
+
+
+def gate_values(run, selector_logits, mixing_logits=None):
+    """Values to ``set`` so that every task's static gate has these logits: [k, m], [k]."""
+    values = {}
+    for key, name in run.names.items():
+        if key.endswith("selector_logits"):
+            values[name] = np.asarray(selector_logits, "float32").reshape(-1)
+        if key.endswith("mixing_logits") and mixing_logits is not None:
+            values[name] = np.asarray(mixing_logits, "float32")
+    return values
+
+
+def code_logits(codes, digits, distance):
+    """Selector logits [k, m] that point at experts ``codes``, each digit ``distance`` away from 0."""
+    return [[distance if code >> (digits - 1 - j) & 1 else -distance for j in range(digits)] for code in codes]
+
+
+def is_running_statistic(key):
+    return key.endswith(("_mean", "_variance"))
+
+
+def count_digits(expert_num):
+    return net.digit_num(expert_num)
