@@ -1,4 +1,5 @@
 """The dynamic-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py``."""
+
 import paddle
 
 import net
@@ -70,8 +71,7 @@ class DygraphModel:
         image, labels = self.create_feeds(batch_data, config)
         logits, gate_weights, _ = dy_model(image, details=True)
         _update(metrics_list, logits, labels)
-        return metrics_list, {"loss": self.create_loss(logits, labels),
-                              "experts_used": net.experts_used(gate_weights)}
+        return metrics_list, {"loss": self.create_loss(logits, labels), "experts_used": net.experts_used(gate_weights)}
 
 
 def _update(metrics_list, logits, labels):

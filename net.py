@@ -14,6 +14,7 @@ On paddlepaddle 3.x the legacy program mode (``FLAGS_enable_pir_api=0``, which P
 set) no longer builds ``paddle.sum``, ``log``, ``cos``, ``maximum`` and others, so this file does
 with what every mode builds: operators, ``clip``, ``max``, ``einsum``, ``@``, ``cross_entropy``.
 """
+
 import dataclasses
 import logging
 import math
@@ -29,6 +30,7 @@ LOG = logging.getLogger("dselect_k")
 
 # ---------------------------------------------------------------------------- hyper-parameters
 
+
 def _key(default, kind, meaning, low=None, above=None, choices=None):
     """One ``hyper_parameters`` key: its default, type and range. ``low`` is allowed, ``above`` is not."""
     return dataclasses.field(
@@ -41,9 +43,13 @@ def _key(default, kind, meaning, low=None, above=None, choices=None):
 class HyperParameters:
     """Every ``hyper_parameters.*`` key of the config, checked. A field ``optimizer_x`` is the key ``optimizer.x``."""
 
-    gate: str = _key("dselect_k", str, "kind of gate: dselect_k has free parameters, the same for "
-                     "every example; dselect_k_per_example computes them from the image",
-                     choices=("dselect_k", "dselect_k_per_example"))
+    gate: str = _key(
+        "dselect_k",
+        str,
+        "kind of gate: dselect_k has free parameters, the same for "
+        "every example; dselect_k_per_example computes them from the image",
+        choices=("dselect_k", "dselect_k_per_example"),
+    )
     task_num: int = _key(2, int, "number of tasks, each with a gate and a tower of its own", low=1)
     class_num: int = _key(10, int, "number of classes of each task", low=2)
     expert_num: int = _key(8, int, "number of experts, shared by all tasks", low=1)
@@ -53,17 +59,23 @@ class HyperParameters:
     tower_size: int = _key(50, int, "width of a tower's hidden layers", low=1)
     task_weights: tuple = _key((), tuple, "weight of each task in the loss; empty: 1 for each")
     entropy_weight: float = _key(0.1, float, "strength of the pull of each selector to one expert", low=0)
-    entropy_schedule: str = _key("constant", str, "how that strength grows from 0 over entropy_ramp_steps",
-                                 choices=("constant", "linear", "cosine"))
+    entropy_schedule: str = _key(
+        "constant",
+        str,
+        "how that strength grows from 0 over entropy_ramp_steps",
+        choices=("constant", "linear", "cosine"),
+    )
     entropy_ramp_steps: int = _key(1000, int, "training steps until entropy_weight is reached", low=1)
     optimizer_class: str = _key("adam", str, "which optimizer", choices=("adam", "adamw", "sgd"))
     optimizer_learning_rate: float = _key(0.001, float, "the rate; with a schedule, its highest", above=0)
-    optimizer_schedule: str = _key("constant", str, "course of the rate over the whole training",
-                                   choices=("constant", "cosine", "one_cycle"))
+    optimizer_schedule: str = _key(
+        "constant", str, "course of the rate over the whole training", choices=("constant", "cosine", "one_cycle")
+    )
     optimizer_warmup_steps: int = _key(0, int, "training steps over which the rate rises from 0", low=0)
     optimizer_gate_learning_rate_factor: float = _key(1.0, float, "the gates' rate over the others'", above=0)
-    optimizer_weight_decay: float = _key(0.0, float, "L2 penalty (adam, sgd) or decoupled decay (adamw) "
-                                         "of all but the gates", low=0)
+    optimizer_weight_decay: float = _key(
+        0.0, float, "L2 penalty (adam, sgd) or decoupled decay (adamw) of all but the gates", low=0
+    )
     optimizer_momentum: float = _key(0.9, float, "momentum of sgd", low=0)
     optimizer_clip_norm: float = _key(0.0, float, "greatest norm of all gradients together; 0: no limit", low=0)
 
@@ -79,32 +91,41 @@ class HyperParameters:
             ValueError: a key is unknown, a value has the wrong type or is out of range.
         """
         prefix = "hyper_parameters."
-        given = {key[len(prefix):]: value for key, value in config.items() if key.startswith(prefix)}
+        given = {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
         given = _translate_paddlerec(given)
         fields = {f.name.replace("optimizer_", "optimizer."): f for f in dataclasses.fields(cls)}
         for key in given:
             if key not in fields:
-                raise ValueError(f"{prefix}{key} is not a key of this model. Remove it, or use one of: "
-                                 + ", ".join(sorted(fields)) + ".")
-        values = {f.name: _checked(prefix + key, given[key], f.metadata)
-                  for key, f in fields.items() if key in given}
+                raise ValueError(
+                    f"{prefix}{key} is not a key of this model. Remove it, or use one of: "
+                    + ", ".join(sorted(fields))
+                    + "."
+                )
+        values = {f.name: _checked(prefix + key, given[key], f.metadata) for key, f in fields.items() if key in given}
         return cls(**values)._consistent()
 
     def _consistent(self):
         if self.top_k > self.expert_num:
-            raise ValueError(f"hyper_parameters.top_k is {self.top_k}, but there are only {self.expert_num} experts "
-                             f"(expert_num). Set top_k to a whole number from 1 to {self.expert_num}.")
+            raise ValueError(
+                f"hyper_parameters.top_k is {self.top_k}, but there are only {self.expert_num} experts "
+                f"(expert_num). Set top_k to a whole number from 1 to {self.expert_num}."
+            )
         if self.task_weights and len(self.task_weights) != self.task_num:
-            raise ValueError(f"hyper_parameters.task_weights has {len(self.task_weights)} numbers, but there are "
-                             f"{self.task_num} tasks (task_num). Give one for each task, or an empty list.")
+            raise ValueError(
+                f"hyper_parameters.task_weights has {len(self.task_weights)} numbers, but there are "
+                f"{self.task_num} tasks (task_num). Give one for each task, or an empty list."
+            )
         if self.optimizer_schedule == "one_cycle" and self.optimizer_warmup_steps:
-            raise ValueError(f"hyper_parameters.optimizer.warmup_steps is {self.optimizer_warmup_steps}, but the "
-                             "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule.")
+            raise ValueError(
+                f"hyper_parameters.optimizer.warmup_steps is {self.optimizer_warmup_steps}, but the "
+                "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule."
+            )
         return self
 
 
 def _checked(key, value, rule):
     """``value`` as the type that ``rule`` asks for, or a ValueError that names ``key``."""
+
     def wrong(wanted):
         return ValueError(f"{key} is {value!r}, but must be {wanted}: {rule['meaning']}.")
 
@@ -155,12 +176,15 @@ def _translate_paddlerec(given):
     if notes:
         if "entropy_weight" not in given:
             notes.append("the gates have an entropy regulariser (set entropy_weight: 0 for none)")
-        LOG.warning("this config was written for PaddleRec's DSelect-k: %s; softmax is applied once, in the loss.",
-                    "; ".join(notes))
+        LOG.warning(
+            "this config was written for PaddleRec's DSelect-k: %s; softmax is applied once, in the loss.",
+            "; ".join(notes),
+        )
     return given
 
 
 # ------------------------------------------------------------------------------------- the gate
+
 
 def smooth_step(t, gamma=1.0):
     """Rise from exactly 0 to exactly 1 over a band of width ``gamma`` around 0.
@@ -210,7 +234,7 @@ def single_expert_selectors(selector_logits, expert_num, gamma=1.0):
     # Digit by digit: paddle.prod's gradient is NaN where a factor is exactly 0 (2.6.2, 3.3.1).
     selectors = smooth_step(selector_logits[..., 0:1] * sign[0], gamma)
     for j in range(1, digits):
-        selectors = selectors * smooth_step(selector_logits[..., j:j + 1] * sign[j], gamma)
+        selectors = selectors * smooth_step(selector_logits[..., j : j + 1] * sign[j], gamma)
     return selectors
 
 
@@ -238,8 +262,9 @@ def selector_entropy(selectors):
     column = paddle.reshape(selectors, [-1, 1])
     # -log(r + 1e-6) as the cross-entropy of a one-class distribution: legacy programs of
     # Paddle 3.x cannot build paddle.log.
-    surprise = F.cross_entropy(column + 1e-6, paddle.zeros_like(column, dtype="int64"),
-                               use_softmax=False, reduction="none")
+    surprise = F.cross_entropy(
+        column + 1e-6, paddle.zeros_like(column, dtype="int64"), use_softmax=False, reduction="none"
+    )
     # mean over examples, selectors and experts, times k n: independent of the batch size
     return paddle.mean(column * paddle.reshape(surprise, [-1, 1])) * float(np.prod(selectors.shape[-2:]))
 
@@ -301,8 +326,9 @@ class DSelectKGate(nn.Layer):
     def _add(self, name, shape, bound, learning_rate_factor):
         # No weight decay: it would pull a settled logit back into the band, where no gradient
         # had asked it to be.
-        attr = paddle.ParamAttr(initializer=_uniform(bound), learning_rate=learning_rate_factor,
-                                regularizer=paddle.regularizer.L2Decay(0.0))
+        attr = paddle.ParamAttr(
+            initializer=_uniform(bound), learning_rate=learning_rate_factor, regularizer=paddle.regularizer.L2Decay(0.0)
+        )
         self.add_parameter(name, self.create_parameter(shape, attr=attr))
 
     def forward(self, features=None):
@@ -332,12 +358,13 @@ class DSelectKGate(nn.Layer):
     def regularisation(self, selectors, entropy_weight):
         """This gate's term of the loss: ``entropy_weight`` x entropy, and reachability if n is no power of two."""
         term = entropy_weight * selector_entropy(selectors)
-        if self.expert_num != 2 ** self.digits:
+        if self.expert_num != 2**self.digits:
             term = term + selector_reachability(selectors)
         return term
 
 
 # ------------------------------------------------------------------------- sparse execution
+
 
 def greatest_weights(weights):
     """Each expert's greatest weight over all tasks and examples: it is needed if that is > 0.
@@ -413,13 +440,11 @@ def mix_experts(outputs, weights):
         T tensors [B, H].
     """
     stacked = paddle.stack(outputs, axis=1)  # [B, n, H]
-    return [
-        paddle.squeeze(paddle.reshape(w, [-1, 1, len(outputs)]) @ stacked, axis=1)
-        for w in weights
-    ]
+    return [paddle.squeeze(paddle.reshape(w, [-1, 1, len(outputs)]) @ stacked, axis=1) for w in weights]
 
 
 # -------------------------------------------------------------------------------- the network
+
 
 def _linear(in_size, out_size):
     init = nn.initializer.TruncatedNormal(std=1.0 / math.sqrt(in_size))
@@ -446,8 +471,10 @@ class Expert(nn.Layer):
             _convolution(1, 10),  # [B, 10, 16, 16]
             _convolution(10, 20),  # [B, 20, 6, 6]
             nn.Flatten(),
-            _linear(720, 50), nn.ReLU(),
-            _linear(50, expert_size), nn.ReLU(),
+            _linear(720, 50),
+            nn.ReLU(),
+            _linear(50, expert_size),
+            nn.ReLU(),
         )
 
     def forward(self, image):
@@ -460,8 +487,10 @@ class Tower(nn.Layer):
     def __init__(self, expert_size, tower_size, class_num):
         super().__init__()
         self.layers = nn.Sequential(
-            _linear(expert_size, tower_size), nn.ReLU(),
-            _linear(tower_size, tower_size), nn.ReLU(),
+            _linear(expert_size, tower_size),
+            nn.ReLU(),
+            _linear(tower_size, tower_size),
+            nn.ReLU(),
             _linear(tower_size, class_num),
         )
 
@@ -484,19 +513,23 @@ class MultiGateMixture(nn.Layer):
         super().__init__()
         self.expert_size = hyper.expert_size
         self.experts = nn.LayerList([Expert(hyper.expert_size) for _ in range(hyper.expert_num)])
-        self.gates = nn.LayerList([
-            DSelectKGate(hyper.expert_num, hyper.top_k, hyper.gamma,
-                         IMAGE_SIZE ** 2 if hyper.gate == "dselect_k_per_example" else 0,
-                         hyper.optimizer_gate_learning_rate_factor)
-            for _ in range(hyper.task_num)
-        ])
-        self.towers = nn.LayerList([
-            Tower(hyper.expert_size, hyper.tower_size, hyper.class_num) for _ in range(hyper.task_num)
-        ])
-        self.entropy_weights = entropy_weights(
-            hyper.entropy_weight, hyper.entropy_schedule, hyper.entropy_ramp_steps)
-        self.step = self.create_parameter(
-            [1], dtype="int64", default_initializer=nn.initializer.Constant(0))
+        self.gates = nn.LayerList(
+            [
+                DSelectKGate(
+                    hyper.expert_num,
+                    hyper.top_k,
+                    hyper.gamma,
+                    IMAGE_SIZE**2 if hyper.gate == "dselect_k_per_example" else 0,
+                    hyper.optimizer_gate_learning_rate_factor,
+                )
+                for _ in range(hyper.task_num)
+            ]
+        )
+        self.towers = nn.LayerList(
+            [Tower(hyper.expert_size, hyper.tower_size, hyper.class_num) for _ in range(hyper.task_num)]
+        )
+        self.entropy_weights = entropy_weights(hyper.entropy_weight, hyper.entropy_schedule, hyper.entropy_ramp_steps)
+        self.step = self.create_parameter([1], dtype="int64", default_initializer=nn.initializer.Constant(0))
         self.step.stop_gradient = True
 
     def forward(self, image, details=False):
@@ -548,8 +581,10 @@ def entropy_weights(entropy_weight, schedule, ramp_steps):
 def check_label_num(label_num, hyper):
     """Raise ValueError if the reader does not give one label for each task."""
     if label_num != hyper.task_num:
-        raise ValueError(f"the reader gives {label_num} labels, but hyper_parameters.task_num is {hyper.task_num}. "
-                         f"Set task_num to {label_num}, or use a reader with {hyper.task_num} labels.")
+        raise ValueError(
+            f"the reader gives {label_num} labels, but hyper_parameters.task_num is {hyper.task_num}. "
+            f"Set task_num to {label_num}, or use a reader with {hyper.task_num} labels."
+        )
 
 
 def accuracy_names(hyper):
@@ -565,6 +600,7 @@ def experts_used(gate_weights_of_tasks):
 
 # ------------------------------------------------------------------------ loss and optimizer
 
+
 def task_loss(logits, labels, task_weights=()):
     """Sum over the tasks of weight x cross-entropy, each a mean over the batch.
 
@@ -576,10 +612,12 @@ def task_loss(logits, labels, task_weights=()):
         Scalar.
     """
     weights = task_weights or [1.0] * len(logits)
-    return paddle.add_n([
-        weight * F.cross_entropy(z, paddle.reshape(label, [-1, 1]))
-        for weight, z, label in zip(weights, logits, labels)
-    ])
+    return paddle.add_n(
+        [
+            weight * F.cross_entropy(z, paddle.reshape(label, [-1, 1]))
+            for weight, z, label in zip(weights, logits, labels)
+        ]
+    )
 
 
 class TrainingSchedule(paddle.optimizer.lr.LRScheduler):
@@ -616,8 +654,11 @@ def learning_rate_schedule(hyper, total_steps):
     """
     rate, name, warmup = hyper.optimizer_learning_rate, hyper.optimizer_schedule, hyper.optimizer_warmup_steps
     if name != "constant" and total_steps is None:
-        LOG.warning("the %s schedule of the learning rate is not followed: the number of steps is unknown. "
-                    "Set runner.steps_per_epoch.", name)
+        LOG.warning(
+            "the %s schedule of the learning rate is not followed: the number of steps is unknown. "
+            "Set runner.steps_per_epoch.",
+            name,
+        )
         name = "constant"
     schedule = rate
     if name == "one_cycle":
@@ -633,7 +674,7 @@ def learning_rate_schedule(hyper, total_steps):
 
 
 def total_steps(config):
-    """Training steps in all, from the flat config: epochs x ``runner.steps_per_epoch`` (our tools count it), or None."""
+    """Training steps in all: epochs x ``runner.steps_per_epoch``, which our tools count; None if that is unknown."""
     steps, epochs = config.get("runner.steps_per_epoch"), config.get("runner.epochs")
     return int(steps) * int(epochs) if steps and epochs else None
 
@@ -649,15 +690,18 @@ def build_optimizer(net, hyper, learning_rate, parameters=None):
         ValueError: clipping by norm in a legacy program of Paddle 3.x, which cannot build it.
     """
     if hyper.optimizer_clip_norm and not _can_branch():
-        raise ValueError("hyper_parameters.optimizer.clip_norm cannot be used in the legacy program mode of "
-                         "Paddle 3.x (FLAGS_enable_pir_api=0). Set it to 0, or leave the flag alone.")
+        raise ValueError(
+            "hyper_parameters.optimizer.clip_norm cannot be used in the legacy program mode of "
+            "Paddle 3.x (FLAGS_enable_pir_api=0). Set it to 0, or leave the flag alone."
+        )
     clip = nn.ClipGradByGlobalNorm(hyper.optimizer_clip_norm) if hyper.optimizer_clip_norm else None
     common = {"learning_rate": learning_rate, "parameters": parameters, "grad_clip": clip}
     decay = hyper.optimizer_weight_decay
     if hyper.optimizer_class == "adamw":
         spared = {p.name for p in net.gates.parameters()}
-        return paddle.optimizer.AdamW(weight_decay=decay, apply_decay_param_fun=lambda name: name not in spared,
-                                      **common)
+        return paddle.optimizer.AdamW(
+            weight_decay=decay, apply_decay_param_fun=lambda name: name not in spared, **common
+        )
     if hyper.optimizer_class == "sgd":
         return paddle.optimizer.Momentum(momentum=hyper.optimizer_momentum, weight_decay=decay or None, **common)
     return paddle.optimizer.Adam(weight_decay=decay or None, **common)

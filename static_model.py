@@ -1,4 +1,5 @@
 """The static-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py``."""
+
 import paddle
 import paddle.nn.functional as F
 
@@ -42,8 +43,9 @@ class StaticModel:
         if not is_infer:
             loss = loss + regularisation
         self.loss = loss
-        self.export_vars = _by_task(logits=logits, gate_weights=gate_weights,
-                                    probabilities=[F.softmax(z) for z in logits])
+        self.export_vars = _by_task(
+            logits=logits, gate_weights=gate_weights, probabilities=[F.softmax(z) for z in logits]
+        )
         fetches = {
             name: paddle.static.accuracy(input=z, label=paddle.reshape(label, [-1, 1]))
             for name, z, label in zip(net.accuracy_names(self.hyper), logits, labels)
@@ -62,6 +64,7 @@ class StaticModel:
         optimizer = net.build_optimizer(self.network, self.hyper, rate)
         if strategy is not None:
             import paddle.distributed.fleet as fleet
+
             optimizer = fleet.distributed_optimizer(optimizer, strategy)
         optimizer.minimize(self.loss)
         if isinstance(rate, _MovedByExecutor):

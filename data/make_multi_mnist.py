@@ -5,6 +5,7 @@ The recipe, recovered from the published images (data/README.md has the whole of
 digit runs through the MNIST images in turn, the bottom-right one is a random image of the same part
 with another label; both lie on the diagonal of a 36 x 36 canvas, and pixels are added and clipped.
 """
+
 import argparse
 import gzip
 import hashlib
@@ -44,7 +45,7 @@ def compose(digits, digit_labels, example_num, rng):
         corner = np.array(corners)[rng.randint(len(corners), size=example_num)]
         for c in corners:
             rows = np.flatnonzero(corner == c)
-            box = np.s_[rows, c:c + DIGIT_SIZE, c:c + DIGIT_SIZE]
+            box = np.s_[rows, c : c + DIGIT_SIZE, c : c + DIGIT_SIZE]
             sums = canvas[box].astype(np.uint16) + digits[chosen[rows]]
             canvas[box] = np.minimum(sums, 255)
     return canvas, np.stack([digit_labels[left], digit_labels[right]], axis=1).astype(np.int32)
@@ -68,8 +69,9 @@ def read_idx(folder, name, dims):
         with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
             content = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({error}). --mnist must be a folder with the four "
-                         "files of MNIST, gzipped or not.") from error
+        raise ValueError(
+            f"{path}: cannot be read ({error}). --mnist must be a folder with the four files of MNIST, gzipped or not."
+        ) from error
     header = 4 + 4 * dims
     shape = np.frombuffer(content[4:header].ljust(4 * dims, b"\0"), ">u4").astype(int)
     if content[:4] != bytes([0, 0, 8, dims]) or len(content) != header + shape.prod():

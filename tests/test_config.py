@@ -3,6 +3,7 @@
 import logging
 
 import pytest
+
 from engine.config import RUNNER_KEYS, load_config, read_settings
 from engine.errors import UserError
 

@@ -114,9 +114,7 @@ def test_learning_rate_follows_the_schedule(way, rng):
     batch = make_batches(rng, 1)[0]
     moves = {}
     for schedule in ("constant", "cosine"):
-        flat = config(
-            **SMALL, **keys, optimizer__schedule=schedule, runner__steps_per_epoch=4, runner__epochs=1
-        )
+        flat = config(**SMALL, **keys, optimizer__schedule=schedule, runner__steps_per_epoch=4, runner__epochs=1)
         run = start(way, flat)
         start_values = run.state()
         name = run.names["towers.0.layers.4.bias"]

@@ -40,9 +40,9 @@ def test_each_image_is_the_clipped_sum_of_two_on_the_diagonal():
     assert made.dtype == np.uint8 and pairs.dtype == np.int32 and made.max() == 255
     for i in range(600):
         assert pairs[i, 0] == labels[i % 300] != pairs[i, 1]
-        assert any(
-            (decompose(made[i], images[i % 300], a, images[labels == pairs[i, 1]]) for a in (1, 2, 3, 4))
-        ), f"image {i} is no sum of its top-left digit and one of the other label"
+        assert any(decompose(made[i], images[i % 300], a, images[labels == pairs[i, 1]]) for a in (1, 2, 3, 4)), (
+            f"image {i} is no sum of its top-left digit and one of the other label"
+        )
 
 
 def decompose(made, left, a, candidates):

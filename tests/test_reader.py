@@ -73,7 +73,9 @@ def test_other_contents_are_refused_by_name(tmp_path, content, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"\x80\x04", pickle.dumps((1, 2))[:-4], b"\x80\x05K\x01."])
+@pytest.mark.parametrize(
+    "content", [b"", b"<!DOCTYPE html>", b"\x80\x04", pickle.dumps((1, 2))[:-4], b"\x80\x05K\x01."]
+)
 @pytest.mark.parametrize("suffix", [".pickle", ".pickle.gz"])
 def test_broken_files_are_refused_by_name(tmp_path, content, suffix):
     path = tmp_path / f"x{suffix}"

@@ -116,10 +116,8 @@ class StaticRun:
                 self.wrapper.create_optimizer()
             self.names = {key: tensor.name for key, tensor in self.wrapper.network.state_dict().items()}
             self.infer_program = paddle.static.Program()
-            with (
-                paddle.utils.unique_name.guard(),
-                paddle.static.program_guard(self.infer_program, paddle.static.Program()),
-            ):
+            unused_startup = paddle.static.Program()
+            with paddle.utils.unique_name.guard(), paddle.static.program_guard(self.infer_program, unused_startup):
                 wrapper = StaticModel(flat)
                 self.infer_fetches = wrapper.infer_net(wrapper.create_feeds(is_infer=True))
                 self.logits = [wrapper.export_vars[f"logits{t + 1}"] for t in range(wrapper.hyper.task_num)]

@@ -1,4 +1,5 @@
 """Evaluate saved epochs on the dynamic graph: python tools/infer.py -m config.yaml"""
+
 from engine.cli import main
 from engine.dynamic import DynamicGraph
 

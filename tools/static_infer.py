@@ -1,4 +1,5 @@
 """Evaluate saved epochs on the static graph: python tools/static_infer.py -m config.yaml"""
+
 from engine.cli import main
 from engine.static import StaticGraph
 

@@ -1,4 +1,5 @@
 """Train on the static graph: python tools/static_trainer.py -m config.yaml"""
+
 from engine.cli import main
 from engine.static import StaticGraph
 

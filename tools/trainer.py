@@ -1,4 +1,5 @@
 """Train on the dynamic graph: python tools/trainer.py -m config.yaml"""
+
 from engine.cli import main
 from engine.dynamic import DynamicGraph
 

@@ -1,4 +1,5 @@
 """A package's ``RecDataset`` -> batches, an epoch at a time."""
+
 import logging
 import os
 import traceback
@@ -27,8 +28,10 @@ def open_dataset(package, settings, config, job):
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
-        raise UserError(f"runner.{'train' if job == 'train' else 'test'}_data_dir: {folder} cannot be read "
-                        f"({error.strerror}). Point it at the folder of the data.") from error
+        raise UserError(
+            f"runner.{'train' if job == 'train' else 'test'}_data_dir: {folder} cannot be read "
+            f"({error.strerror}). Point it at the folder of the data."
+        ) from error
     if not names:
         raise UserError(f"{folder} is empty. Put the data there, or point the config at another folder.")
     reader = package.find(module, "RecDataset", f"the reader that runner.{job}_reader_path names")
@@ -58,9 +61,12 @@ class Batches:
         self.place, self.workers = place, settings.num_workers
         if isinstance(dataset, IterableDataset):
             if self.workers and not getattr(dataset, "shards_by_worker", False):
-                LOG.warning("runner.num_workers is %d, but the reader is iterable and does not say that it shards "
-                            "(shards_by_worker = True): 0 is used, or every example would come %d times.",
-                            self.workers, self.workers)
+                LOG.warning(
+                    "runner.num_workers is %d, but the reader is iterable and does not say that it shards "
+                    "(shards_by_worker = True): 0 is used, or every example would come %d times.",
+                    self.workers,
+                    self.workers,
+                )
                 self.workers = 0
             self.dataset = _GuardedStream(dataset, self.batch_size, settings.seed if shuffle else None)
             self.order = None
@@ -93,9 +99,15 @@ class Batches:
             yield list(batch)
         if not count:
             found = "an unknown number of" if self.order is None else len(self.order)
-            raise UserError(f"{self.folder}: not one batch; it has {found} examples, and a batch has "
-                            f"{self.batch_size}" + (", partial ones being dropped. Set a smaller batch size, or "
-                                                    "drop_last to false." if self.drop_last else "."))
+            raise UserError(
+                f"{self.folder}: not one batch; it has {found} examples, and a batch has "
+                f"{self.batch_size}"
+                + (
+                    ", partial ones being dropped. Set a smaller batch size, or drop_last to false."
+                    if self.drop_last
+                    else "."
+                )
+            )
 
     def _load(self, epoch):
         common = {"places": self.place, "num_workers": self.workers, "collate_fn": _collate, "return_list": True}
@@ -108,8 +120,9 @@ class Batches:
         try:
             yield from loader
         except SystemError as error:  # how Paddle reports a dead worker
-            raise UserError(f"reading {self.folder}: a worker process ended ({error}). "
-                            "Set runner.num_workers to 0 to see why.") from error
+            raise UserError(
+                f"reading {self.folder}: a worker process ended ({error}). Set runner.num_workers to 0 to see why."
+            ) from error
 
 
 class CustomBatches:
@@ -215,7 +228,7 @@ def _collate(samples):
         batch = default_collate_fn(samples)
     except Exception as error:
         return _encode(_Failure(error, "the examples of a batch do not fit together").message)
-    if isinstance(batch, list) and any(getattr(x, "dtype", None) == object for x in batch):
+    if isinstance(batch, list) and any(np.asarray(x).dtype.kind == "O" for x in batch):
         return _encode("the items of an example must be numbers or arrays of numbers")
     return batch
 

@@ -5,6 +5,7 @@ rec_static.pdparams  static graph: weights by parameter name
 Parameter names are given in the order of creation, so a package whose two wrappers build the same
 network has the same names in both graphs; that is how the one is read into the other.
 """
+
 import collections
 import contextlib
 import logging
@@ -78,11 +79,12 @@ def saved_epochs(parent):
     if not os.path.isdir(parent):
         return []
     for name in os.listdir(parent):
-        number = name[1:-len(".old")]
+        number = name[1 : -len(".old")]
         if name.endswith(".old") and number.isdigit() and not os.path.exists(os.path.join(parent, number)):
             os.rename(os.path.join(parent, name), os.path.join(parent, number))
-    return sorted(int(name) for name in os.listdir(parent)
-                  if name.isdigit() and os.path.isdir(os.path.join(parent, name)))
+    return sorted(
+        int(name) for name in os.listdir(parent) if name.isdigit() and os.path.isdir(os.path.join(parent, name))
+    )
 
 
 def read_weights(folder):
@@ -97,8 +99,10 @@ def read_weights(folder):
         if os.path.exists(path):
             break
     else:
-        raise UserError(f"{folder}: there is neither {DYNAMIC}.pdparams nor {STATIC}.pdparams in it. "
-                        "Give an epoch folder that a trainer saved.")
+        raise UserError(
+            f"{folder}: there is neither {DYNAMIC}.pdparams nor {STATIC}.pdparams in it. "
+            "Give an epoch folder that a trainer saved."
+        )
     content = _load(path)
     if prefix == STATIC:
         return Weights(path, None, content)
@@ -116,8 +120,9 @@ def _load(path):
     try:
         content = paddle.load(path, return_numpy=True, keep_name_table=True)
     except Exception as error:  # a broken pickle can raise nearly anything
-        raise UserError(f"{path}: this cannot be read as a checkpoint ({type(error).__name__}: {error}). "
-                        "Take another epoch.") from error
+        raise UserError(
+            f"{path}: this cannot be read as a checkpoint ({type(error).__name__}: {error}). Take another epoch."
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: this is no checkpoint: it holds a {type(content).__name__}. Take another epoch.")
     return content
@@ -139,8 +144,9 @@ def fit(expected, found, path, partly=False):
     missing = sorted(set(expected) - set(found))
     surplus = sorted(name for name in set(found) - set(expected) if not name.startswith("learning_rate_"))
     if missing and (not partly or len(missing) == len(expected)):
-        raise UserError(f"{path}: it has no {_some(missing)}. It was saved by another network; "
-                        "give the config it was trained with.")
+        raise UserError(
+            f"{path}: it has no {_some(missing)}. It was saved by another network; give the config it was trained with."
+        )
     if missing:
         LOG.warning("%s: it has no %s; these keep their initial values", path, _some(missing))
     if surplus:
@@ -149,8 +155,10 @@ def fit(expected, found, path, partly=False):
     for name in set(expected) & set(found):
         want, have = np.asarray(expected[name]), np.asarray(found[name])
         if want.shape != have.shape or want.dtype.kind != have.dtype.kind:
-            raise UserError(f"{path}: {name} is {list(have.shape)} {have.dtype}, but the network's is "
-                            f"{list(want.shape)} {want.dtype}. Give the config it was trained with.")
+            raise UserError(
+                f"{path}: {name} is {list(have.shape)} {have.dtype}, but the network's is "
+                f"{list(want.shape)} {want.dtype}. Give the config it was trained with."
+            )
         chosen[name] = have.astype(want.dtype)
     return chosen
 

@@ -1,4 +1,5 @@
 """The command line of all four tools: ``-m config.yaml -o key=value ...``"""
+
 import argparse
 import logging
 import os
@@ -26,8 +27,9 @@ def main(graph_class, job):
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("-m", "--config_yaml", required=True, metavar="PATH", help="YAML file of a model package")
-    parser.add_argument("-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE",
-                        help="override keys of the YAML")
+    parser.add_argument(
+        "-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the YAML"
+    )
     args = parser.parse_args()
     _start_log()
     try:
@@ -81,9 +83,11 @@ def _infer(graph, batches, meter, settings):
     there = saved_epochs(settings.infer_load_path)
     found = [epoch for epoch in wanted if epoch in there]
     if not found:
-        raise UserError(f"runner.infer_load_path: {settings.infer_load_path} has none of the epochs "
-                        f"{wanted.start} to {wanted.stop - 1} (infer_start_epoch, infer_end_epoch). It has: "
-                        f"{', '.join(map(str, there)) or 'none'}.")
+        raise UserError(
+            f"runner.infer_load_path: {settings.infer_load_path} has none of the epochs "
+            f"{wanted.start} to {wanted.stop - 1} (infer_start_epoch, infer_end_epoch). It has: "
+            f"{', '.join(map(str, there)) or 'none'}."
+        )
     for epoch in set(wanted) - set(found):
         LOG.warning("epoch %d is not in %s and left out", epoch, settings.infer_load_path)
 
@@ -98,12 +102,21 @@ def _log_banner(graph_name, job, settings):
     names = ["use_gpu", "use_xpu"] + (["use_npu"] if graph_name == "dynamic" else []) + ["use_visual"]
     values = {name: getattr(settings, name) for name in names}
     if job == "train":
-        values.update({name: getattr(settings, name) for name in (
-            "train_batch_size", "train_data_dir", "epochs", "print_interval", "model_save_path")})
+        values.update(
+            {
+                name: getattr(settings, name)
+                for name in ("train_batch_size", "train_data_dir", "epochs", "print_interval", "model_save_path")
+            }
+        )
     else:
-        values.update(infer_batch_size=settings.infer_batch_size, test_data_dir=settings.test_data_dir,
-                      start_epoch=settings.infer_start_epoch, end_epoch=settings.infer_end_epoch,
-                      print_interval=settings.print_interval, model_load_path=settings.infer_load_path)
+        values.update(
+            infer_batch_size=settings.infer_batch_size,
+            test_data_dir=settings.test_data_dir,
+            start_epoch=settings.infer_start_epoch,
+            end_epoch=settings.infer_end_epoch,
+            print_interval=settings.print_interval,
+            model_load_path=settings.infer_load_path,
+        )
     if graph_name == "static":
         LOG.info("cpu_num: %s", os.environ.get("CPU_NUM"))
     LOG.info(BANNER)

@@ -1,4 +1,5 @@
 """YAML file and ``-o`` overrides -> the flat dict that packages read, and the tools' own settings, checked."""
+
 import collections
 import difflib
 import logging
@@ -64,8 +65,8 @@ class _Loader(yaml.SafeLoader):
 
 
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def load_config(path, overrides=()):
@@ -105,8 +106,9 @@ def _read_yaml(path):
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: this is no valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected sections such as runner: and hyper_parameters:, "
-                        f"found {type(content).__name__}.")
+        raise UserError(
+            f"{path}: expected sections such as runner: and hyper_parameters:, found {type(content).__name__}."
+        )
     return content
 
 
@@ -126,7 +128,7 @@ def _flatten(node, prefix, flat, path):
 
 def _parse_override(key, text, present):
     """The override's value, of the kind the key has in the table, or of its present value's type."""
-    known = RUNNER_KEYS.get(key[len("runner."):]) if key.startswith("runner.") else None
+    known = RUNNER_KEYS.get(key[len("runner.") :]) if key.startswith("runner.") else None
     if known is not None:
         return text if known.kind is str else _yaml_value(key, text)
     if isinstance(present, str):
@@ -173,9 +175,10 @@ def read_settings(config, job):
         UserError: a value has the wrong type or is out of range, a needed key is missing, or,
             under ``runner.strict``, a key is unknown.
     """
-    given = {key[len("runner."):]: value for key, value in config.items() if key.startswith("runner.")}
-    settings = types.SimpleNamespace(**{
-        name: _checked(name, given.get(name), key, job) for name, key in RUNNER_KEYS.items()})
+    given = {key[len("runner.") :]: value for key, value in config.items() if key.startswith("runner.")}
+    settings = types.SimpleNamespace(
+        **{name: _checked(name, given.get(name), key, job) for name, key in RUNNER_KEYS.items()}
+    )
     for name in sorted(set(given) - set(RUNNER_KEYS)):
         near = difflib.get_close_matches(name, RUNNER_KEYS, 1)
         message = f"runner.{name} is no key of these tools" + (f"; did you mean runner.{near[0]}?" if near else ".")

@@ -1,4 +1,5 @@
 """Chooses where to compute, and sets what must be set once a process: device and seeds."""
+
 import logging
 import os
 import random
@@ -23,8 +24,9 @@ def set_device(settings):
     try:
         place = paddle.set_device(name)
     except (ValueError, RuntimeError) as error:
-        raise UserError(f"the device {name} cannot be used: {error} Set runner.use_{name.split(':')[0]} to "
-                        "false.") from error
+        raise UserError(
+            f"the device {name} cannot be used: {error} Set runner.use_{name.split(':')[0]} to false."
+        ) from error
     LOG.info("device: %s", name)
     return place
 
@@ -35,13 +37,15 @@ def _device_name(settings):
             return f"{kind}:{os.environ.get(f'FLAGS_selected_{kind}s', '0')}"
     gpu_found = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if settings.use_gpu is True and not gpu_found:
-        raise UserError("runner.use_gpu is true, but Paddle finds no GPU. Set it to auto or false to compute on "
-                        "the CPU, or install paddlepaddle-gpu where there is a GPU.")
+        raise UserError(
+            "runner.use_gpu is true, but Paddle finds no GPU. Set it to auto or false to compute on "
+            "the CPU, or install paddlepaddle-gpu where there is a GPU."
+        )
     return "gpu" if settings.use_gpu and gpu_found else "cpu"
 
 
 def set_seeds(seed):
     """Seed paddle, numpy and random alike."""
     paddle.seed(seed)
-    np.random.seed(seed % 2 ** 32)
+    np.random.seed(seed % 2**32)
     random.seed(seed)

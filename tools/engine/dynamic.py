@@ -1,11 +1,12 @@
 """The dynamic graph: a package's ``DygraphModel``, trained and evaluated eagerly."""
+
 import os
 
 import numpy as np
 import paddle
 
 from engine import checkpoint
-from engine.errors import NotFinite, blaming
+from engine.errors import NotFinite, blaming, heeding
 from engine.meter import Step
 
 
@@ -23,7 +24,7 @@ class DynamicGraph:
     name = "dynamic"
 
     def __init__(self, package, config, settings, job, place):
-        self.config, self.settings = config, settings
+        self.package, self.config, self.settings = package, config, settings
         self.model = package.find("dygraph_model", "DygraphModel", "the wrapper for the dynamic graph")()
         with blaming(config["yaml_path"]):
             self.net = self.model.create_model(config)
@@ -69,7 +70,8 @@ class DynamicGraph:
         return Step(tensors or {}, self.metrics), len(batch[0])
 
     def _forward(self, forward, batch):
-        return forward(self.net, self.metrics_list, batch, self.config)
+        with heeding(self.package.folder):
+            return forward(self.net, self.metrics_list, batch, self.config)
 
     def end_epoch(self):
         self._move_schedule("epoch")
@@ -104,6 +106,8 @@ class DynamicGraph:
         else:
             structured = {tensor.name: key for key, tensor in state.items()}
             by_name = {tensor.name: tensor for tensor in state.values()}
-            chosen = {structured[name]: value for name, value in
-                      checkpoint.fit(by_name, weights.by_name, weights.path, partly).items()}
+            chosen = {
+                structured[name]: value
+                for name, value in checkpoint.fit(by_name, weights.by_name, weights.path, partly).items()
+            }
         self.net.set_state_dict({**state, **chosen})

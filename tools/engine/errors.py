@@ -1,5 +1,8 @@
 """The user's mistakes, told apart from ours."""
+
 import contextlib
+import os
+import traceback
 
 
 class UserError(Exception):
@@ -15,9 +18,25 @@ def blaming(where):
     """Turn a package's ValueError or OSError into a UserError that begins with ``where``.
 
     For the time in which a package reads its config, is built, or reads data: there these two are
-    the user's mistakes. An error inside a training step is a bug and keeps its traceback.
+    the user's mistakes.
     """
     try:
         yield
     except (ValueError, OSError) as error:
         raise UserError(f"{where}: {error}") from error
+
+
+@contextlib.contextmanager
+def heeding(folder):
+    """Turn a ValueError that a file in ``folder`` itself raises into a UserError.
+
+    For a package's step: what its own code refuses (a batch of other labels, say) is meant for the
+    user; an error that comes up in a library is a bug and keeps its traceback.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
+        if os.path.dirname(os.path.abspath(raised_in)) == os.path.abspath(folder):
+            raise UserError(str(error)) from error
+        raise

@@ -1,4 +1,5 @@
 """``runner.use_inference``: an exported model beside the weights of an epoch."""
+
 import os
 
 import paddle
@@ -25,8 +26,12 @@ def write(folder, graph):
     if unknown:
         program, inputs, outputs = graph.program, *_training_variables(graph, unknown, inputs, outputs)
     paddle.static.save_inference_model(
-        os.path.join(folder, PREFIX), [inputs[name] for name in feed_names], [outputs[name] for name in fetch_names],
-        graph.executor, program=program)
+        os.path.join(folder, PREFIX),
+        [inputs[name] for name in feed_names],
+        [outputs[name] for name in fetch_names],
+        graph.executor,
+        program=program,
+    )
 
 
 def _inference_program(graph):
@@ -44,6 +49,8 @@ def _training_variables(graph, unknown, inputs, outputs):
     variables = {} if paddle.framework.in_pir_mode() else graph.program.global_block().vars
     missing = [name for name in unknown if name not in variables]
     if missing:
-        raise UserError(f"runner.save_inference_…_varnames: there is no {', '.join(missing)}. "
-                        f"Inputs are {', '.join(inputs)}; outputs are {', '.join(outputs)}.")
+        raise UserError(
+            f"runner.save_inference_…_varnames: there is no {', '.join(missing)}. "
+            f"Inputs are {', '.join(inputs)}; outputs are {', '.join(outputs)}."
+        )
     return variables, variables

@@ -1,4 +1,5 @@
 """One epoch loop for training and evaluation, in both graphs. Imports no paddle and knows no files."""
+
 import time
 
 from engine.errors import NotFinite, UserError
@@ -32,8 +33,10 @@ def _run(epoch, batches, take_step, meter):
         try:
             step, examples = take_step(batch)
         except NotFinite as error:
-            raise UserError(f"epoch {epoch}, batch {batch_id}: {error}. Training has stopped; the epochs saved "
-                            "before are as they were. A lower learning rate may help.") from error
+            raise UserError(
+                f"epoch {epoch}, batch {batch_id}: {error}. Training has stopped; the epochs saved "
+                "before are as they were. A lower learning rate may help."
+            ) from error
         done = time.perf_counter()
         meter.add(epoch, batch_id, step, examples, loaded - asked, done - loaded)
         asked = time.perf_counter()

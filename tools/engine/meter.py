@@ -2,6 +2,7 @@
 
 Paddle's scripts look for the words ``ips:`` and ``auc:``, each followed by a blank and the number.
 """
+
 import collections
 import logging
 import time
@@ -76,19 +77,27 @@ class Meter:
 
     def _write_interval(self, epoch, batch_id, metrics):
         style, cost = self.style, self.reader_s + self.step_s
-        LOG.info("epoch: %d, batch_id: %d, %s%s%savg_reader_cost: %.5f sec, avg_batch_cost: %.5f sec, "
-                 "avg_samples: %.5f, ips: %s ins/s",
-                 epoch, batch_id,
-                 "".join(style.metric.format(name, value) for name, value in metrics.items()),
-                 self._tensor_texts(), style.gap, self.reader_s / self.batches, cost / self.batches,
-                 self.interval_examples / self.batches, style.ips.format(self.interval_examples / max(cost, 1e-9)))
+        LOG.info(
+            "epoch: %d, batch_id: %d, %s%s%savg_reader_cost: %.5f sec, avg_batch_cost: %.5f sec, "
+            "avg_samples: %.5f, ips: %s ins/s",
+            epoch,
+            batch_id,
+            "".join(style.metric.format(name, value) for name, value in metrics.items()),
+            self._tensor_texts(),
+            style.gap,
+            self.reader_s / self.batches,
+            cost / self.batches,
+            self.interval_examples / self.batches,
+            style.ips.format(self.interval_examples / max(cost, 1e-9)),
+        )
         if self.scalars is not None:
             self._record(metrics)
         self._begin_interval()
 
     def _tensor_texts(self):
-        return "".join(self.style.tensor.format(name, _text(value, self.style.brackets))
-                       for name, value in self.tensors.items())
+        return "".join(
+            self.style.tensor.format(name, _text(value, self.style.brackets)) for name, value in self.tensors.items()
+        )
 
     def _record(self, metrics):
         numbers = {name: np.asarray(value) for name, value in self.tensors.items()}
@@ -103,11 +112,19 @@ class Meter:
             metrics: name -> float, over the epoch.
         """
         if self.takes_means:
-            LOG.info("epoch: %d mean, %s", epoch, ", ".join(
-                f"{name}: {total / self.examples:.6f}" for name, total in self.sums.items()))
-        LOG.info("epoch: %d done, %s%s%sepoch time: %.2f s", epoch,
-                 "".join(DONE_METRIC.format(name, value) for name, value in metrics.items()),
-                 self._tensor_texts(), self.style.gap, time.perf_counter() - self.started)
+            LOG.info(
+                "epoch: %d mean, %s",
+                epoch,
+                ", ".join(f"{name}: {total / self.examples:.6f}" for name, total in self.sums.items()),
+            )
+        LOG.info(
+            "epoch: %d done, %s%s%sepoch time: %.2f s",
+            epoch,
+            "".join(DONE_METRIC.format(name, value) for name, value in metrics.items()),
+            self._tensor_texts(),
+            self.style.gap,
+            time.perf_counter() - self.started,
+        )
 
 
 # What a graph gives for a step: name -> tensor, and a function without arguments for the metrics so

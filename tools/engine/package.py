@@ -1,4 +1,5 @@
 """Finds a model package's wrapper and reader beside its YAML. The only place that touches ``sys.path``."""
+
 import importlib
 import os
 import sys
@@ -25,8 +26,10 @@ class Package:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:
             if error.name != module_name:
-                raise UserError(f"{self.folder}: {module_name}.py needs the module {error.name}, which is not "
-                                f"installed. Try: pip install {error.name}") from error
+                raise UserError(
+                    f"{self.folder}: {module_name}.py needs the module {error.name}, which is not "
+                    f"installed. Try: pip install {error.name}"
+                ) from error
             raise UserError(f"{self.folder}: there is no {module_name}.py, {what}.") from error
         if not hasattr(module, class_name):
             raise UserError(f"{module.__file__}: there is no class {class_name}, {what}.")

@@ -1,4 +1,5 @@
 """The static graph: a package's ``StaticModel``, built once and run by Paddle's executor."""
+
 import os
 
 import numpy as np
@@ -104,8 +105,10 @@ class StaticGraph:
         if isinstance(batch, dict):
             return {name: np.asarray(value) for name, value in batch.items()}
         if len(batch) < len(self.feed_names):
-            raise UserError(f"an example has {len(batch)} items, but create_feeds asks for "
-                            f"{len(self.feed_names)}: {', '.join(self.feed_names)}.")
+            raise UserError(
+                f"an example has {len(batch)} items, but create_feeds asks for "
+                f"{len(self.feed_names)}: {', '.join(self.feed_names)}."
+            )
         return {name: np.asarray(value) for name, value in zip(self.feed_names, batch)}
 
     def end_epoch(self):
@@ -148,8 +151,9 @@ class StaticGraph:
             UserError: they are missing, broken, or another network's.
         """
         weights = checkpoint.read_weights(folder)
-        mine = {name: value for name, value in self._state("param").items()
-                if not name.startswith("learning_rate_")}  # under PIR a schedule's rate counts as one
+        mine = {
+            name: value for name, value in self._state("param").items() if not name.startswith("learning_rate_")
+        }  # under PIR a schedule's rate counts as one
         self._set(checkpoint.fit(mine, weights.by_name, weights.path, partly))
 
     def _state(self, kind):
@@ -168,15 +172,21 @@ class StaticGraph:
 
 def _has_branch(program):
     return paddle.framework.in_pir_mode() and any(
-        op.name() in ("pd_op.if", "pd_op.while") for op in program.global_block().ops)
+        op.name() in ("pd_op.if", "pd_op.while") for op in program.global_block().ops
+    )
 
 
 def _auc_states(program):
     """Names of the variables that the program's auc ops accumulate in; none under PIR, where AUC is per batch."""
     if paddle.framework.in_pir_mode():
         return []
-    return [name for op in program.global_block().ops if op.type == "auc"
-            for slot in ("StatPos", "StatNeg") for name in op.input(slot)]
+    return [
+        name
+        for op in program.global_block().ops
+        if op.type == "auc"
+        for slot in ("StatPos", "StatNeg")
+        for name in op.input(slot)
+    ]
 
 
 def _vectors(settings, parameters):

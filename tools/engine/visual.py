@@ -1,4 +1,5 @@
 """``runner.use_visual``: the numbers of the log, for VisualDL as well."""
+
 import os
 
 from engine.errors import UserError
@@ -13,7 +14,8 @@ def open_log(folder, job):
     try:
         from visualdl import LogWriter
     except ImportError as error:
-        raise UserError(f"runner.use_visual is true, but visualdl cannot be imported ({error}). "
-                        "Run: pip install visualdl") from error
+        raise UserError(
+            f"runner.use_visual is true, but visualdl cannot be imported ({error}). Run: pip install visualdl"
+        ) from error
     writer = LogWriter(os.path.join(folder, "visualDL_log", job))
     return lambda name, value, step: writer.add_scalar(tag=f"{job}/{name}", step=step, value=value)

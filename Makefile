@@ -1,0 +1,44 @@
+# `make` lists the targets. Each sets up what it needs; CI (.ci/run) calls the same ones.
+PYTHON ?= python3
+PADDLE ?= 3.3.1
+VENV := .venv
+VENV26 := .venv-paddle26
+export GLOG_minloglevel ?= 2
+
+help:  ## this list
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+env: $(VENV)/ready  ## the environment, in .venv
+
+train: env  ## train on the sample data, then evaluate every epoch
+	$(VENV)/bin/python tools/trainer.py -m config.yaml
+	$(VENV)/bin/python tools/infer.py -m config.yaml
+
+test: env  ## the tests
+	$(VENV)/bin/python -m pytest
+
+test-legacy: env  ## the package's own tests in the legacy program mode, which PaddleRec's tools set
+	FLAGS_enable_pir_api=0 $(VENV)/bin/python -m pytest tests/test_gate.py tests/test_sparse.py tests/test_graphs.py \
+		tests/test_hyper_parameters.py tests/test_tools.py
+
+test-paddle26: $(VENV26)/ready  ## the tests on paddlepaddle 2.6.2, in an environment of its own
+	$(VENV26)/bin/python -m pytest
+
+check: env  ## lint and format
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean:  ## remove the environments and what training wrote
+	rm -rf $(VENV) $(VENV26) output output_bigdata .pytest_cache .ruff_cache
+
+$(VENV)/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet 'paddlepaddle==$(PADDLE)' '.[test]'
+	touch $@
+
+$(VENV26)/ready: pyproject.toml Makefile
+	$(PYTHON) -m venv $(VENV26)
+	$(VENV26)/bin/python -m pip install --quiet 'paddlepaddle==2.6.2' 'numpy<2' 'setuptools<81' '.[test]'
+	touch $@
+
+.PHONY: help env train test test-legacy test-paddle26 check clean

@@ -1,0 +1,148 @@
+"""tools/engine/batches.py: every example once, in the order asked for; a failing reader never hangs."""
+
+import logging
+import signal
+import types
+
+import numpy as np
+import paddle
+import pytest
+from paddle.io import Dataset, IterableDataset
+
+from engine.batches import Batches
+from engine.errors import UserError
+
+HANG_S = 60
+
+
+@pytest.fixture(autouse=True)
+def _no_hang():
+    """A reader's exception hangs Paddle's own loader for ever; here that would fail the test."""
+
+    def give_up(*_):
+        raise AssertionError(f"hung for {HANG_S} s")
+
+    signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(HANG_S)
+    yield
+    signal.alarm(0)
+
+
+class Items(Dataset):
+    def __init__(self, size=10, bad=None):
+        self.size, self.bad = size, bad
+
+    def __len__(self):
+        return self.size
+
+    def __getitem__(self, i):
+        if i == self.bad:
+            raise KeyError("a broken line")
+        return [np.float32(i), np.int64(i)]
+
+
+class Stream(IterableDataset):
+    def __init__(self, size=10, bad=None):
+        self.items = Items(size, bad)
+
+    def __iter__(self):
+        for i in range(len(self.items)):
+            yield self.items[i]
+
+
+def make(dataset, job="train", **settings):
+    values = {
+        "train_data_dir": "/train",
+        "test_data_dir": "/test",
+        "train_batch_size": 4,
+        "infer_batch_size": 4,
+        "drop_last": True,
+        "infer_drop_last": False,
+        "shuffle": False,
+        "num_workers": 0,
+        "seed": 3,
+        **settings,
+    }
+    return Batches(dataset, types.SimpleNamespace(**values), job, paddle.CPUPlace())
+
+
+def numbers(batches, epoch=0):
+    return [[int(x) for x in np.asarray(batch[1])] for batch in batches(epoch)]
+
+
+def flat(batches, epoch=0):
+    return [i for batch in numbers(batches, epoch) for i in batch]
+
+
+@pytest.mark.parametrize("kind", [Items, Stream])
+def test_training_drops_the_partial_batch_and_evaluation_keeps_it(kind):
+    assert numbers(make(kind())) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert numbers(make(kind(), drop_last=False))[-1] == [8, 9]
+    assert numbers(make(kind(), job="infer")) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert numbers(make(kind(), job="infer", infer_drop_last=True)) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+@pytest.mark.parametrize("kind", [Items, Stream])
+def test_shuffling_is_another_order_each_epoch_and_the_same_for_a_seed(kind):
+    batches = make(kind(50), shuffle=True, drop_last=False)
+    first, second = flat(batches, 0), flat(batches, 1)
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second != list(range(50)) != first
+    assert first == flat(make(kind(50), shuffle=True, drop_last=False), 0)
+    assert first != flat(make(kind(50), shuffle=True, drop_last=False, seed=4), 0)
+    assert flat(make(kind(50), job="infer", shuffle=True)) == list(range(50)), "evaluation keeps the order"
+
+
+def test_steps_are_counted_where_they_can_be():
+    assert make(Items()).steps() == 2 and make(Items(), drop_last=False).steps() == 3
+    assert make(Stream()).steps() is None
+
+
+def test_worker_processes_give_every_example_once():
+    batches = make(Items(50), shuffle=True, drop_last=False, num_workers=2)
+    assert sorted(flat(batches)) == list(range(50))
+    assert flat(batches) == flat(make(Items(50), shuffle=True, drop_last=False))
+
+
+def test_an_iterable_reader_that_does_not_shard_gets_no_workers(caplog):
+    logger = logging.getLogger("engine")
+    logger.addHandler(caplog.handler)
+    batches = make(Stream(10), drop_last=False, num_workers=2)
+    logger.removeHandler(caplog.handler)
+    assert "num_workers" in caplog.text and flat(batches) == list(range(10))
+
+
+@pytest.mark.parametrize("bad", [0, 5, 9])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("kind", [Items, Stream])
+def test_a_readers_exception_ends_in_one_message(kind, workers, bad):
+    dataset = kind(10, bad=bad)
+    dataset.shards_by_worker = True
+    with pytest.raises(UserError) as caught:
+        flat(make(dataset, drop_last=kind is Stream, num_workers=workers))
+    for word in ("/train", str(bad), "a broken line", "KeyError", "test_batches.py"):
+        assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "samples,words",
+    [
+        ([[np.zeros(2)], [np.zeros(3)]], "do not fit"),
+        ([[np.array(["a"], object)]], "numbers"),
+        ([np.zeros(2)], "list or tuple"),
+    ],
+)
+def test_samples_that_make_no_batch_are_refused(samples, words):
+    class Odd(IterableDataset):
+        def __iter__(self):
+            return iter(samples * 4)
+
+    with pytest.raises(UserError, match=words):
+        list(make(Odd())(0))
+
+
+@pytest.mark.parametrize("kind", [Items, Stream])
+def test_not_one_batch_is_an_error_that_says_why(kind):
+    with pytest.raises(UserError) as caught:
+        flat(make(kind(3)))
+    assert "/train" in str(caught.value) and "4" in str(caught.value) and "drop_last" in str(caught.value)

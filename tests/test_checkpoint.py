@@ -1,0 +1,115 @@
+"""tools/engine/checkpoint.py: an epoch folder is whole or absent, and what does not fit is refused by name."""
+
+import logging
+import os
+
+import numpy as np
+import pytest
+
+from engine import checkpoint
+from engine.errors import UserError
+
+
+def save(parent, epoch, text):
+    with checkpoint.new_epoch(str(parent), epoch) as folder:
+        with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def content(parent, epoch):
+    return (parent / str(epoch) / "file").read_text(encoding="utf-8")
+
+
+def test_an_epoch_replaces_an_earlier_one_as_a_whole(tmp_path):
+    save(tmp_path, 0, "old")
+    (tmp_path / "0" / "extra").write_text("of the old one")
+    save(tmp_path, 0, "new")
+    save(tmp_path, 12, "other")
+    assert content(tmp_path, 0) == "new" and not (tmp_path / "0" / "extra").exists()
+    assert checkpoint.saved_epochs(str(tmp_path)) == [0, 12]
+    assert sorted(os.listdir(tmp_path)) == ["0", "12"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError, ValueError])
+def test_a_failure_while_writing_leaves_the_old_epoch(tmp_path, error):
+    save(tmp_path, 0, "old")
+    with pytest.raises(UserError if error is OSError else error):
+        with checkpoint.new_epoch(str(tmp_path), 0) as folder:
+            with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
+                file.write("half")
+            raise error("no space left")
+    assert content(tmp_path, 0) == "old" and checkpoint.saved_epochs(str(tmp_path)) == [0]
+    save(tmp_path, 0, "new")
+    assert content(tmp_path, 0) == "new"
+
+
+@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5, 6])
+def test_a_crash_at_any_call_of_the_swap_loses_no_epoch(tmp_path, monkeypatch, calls):
+    """The process ends before the n-th of the calls that change the folder; the next one finds old or new."""
+    save(tmp_path, 0, "old")
+    left = [calls]
+
+    def counted(function):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                raise KeyboardInterrupt
+            return function(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for module, name in ((os, "rename"), (os, "fsync"), (checkpoint.shutil, "rmtree")):
+            patch.setattr(module, name, counted(getattr(module, name)))
+        try:
+            save(tmp_path, 0, "new")
+        except KeyboardInterrupt:
+            pass
+    assert checkpoint.saved_epochs(str(tmp_path)) == [0]
+    assert content(tmp_path, 0) in ("old", "new")
+    save(tmp_path, 0, "newer")
+    assert content(tmp_path, 0) == "newer"
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="file"):
+        save(tmp_path / "file", 0, "x")
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x80\x04nonsense", b"<html>", b"\x80\x05K\x01."])
+@pytest.mark.parametrize("name", ["rec.pdparams", "rec_static.pdparams"])
+def test_a_broken_checkpoint_is_refused_by_name(tmp_path, raw, name):
+    (tmp_path / name).write_bytes(raw)
+    with pytest.raises(UserError, match=name):
+        checkpoint.read_weights(str(tmp_path))
+
+
+def test_a_folder_without_a_checkpoint_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match=str(tmp_path)):
+        checkpoint.read_weights(str(tmp_path))
+
+
+def test_what_does_not_fit_is_named():
+    network = {"a": np.zeros([2, 3], "float32"), "b": np.zeros([4], "int64")}
+    good = {"a": np.ones([2, 3]), "b": np.ones([4], "int32")}
+    chosen = checkpoint.fit(network, good, "file")
+    assert chosen["a"].dtype == np.float32 and chosen["b"].dtype == np.int64
+    for found, words in (
+        ({"a": good["a"]}, "no b"),
+        ({**good, "a": np.ones([3, 2])}, r"a is \[3, 2\]"),
+        ({**good, "b": np.ones([4])}, "b is .* float64"),
+    ):
+        with pytest.raises(UserError, match=words):
+            checkpoint.fit(network, found, "file")
+
+
+def test_a_warm_start_may_be_partial_but_not_empty(caplog):
+    logger = logging.getLogger("engine")
+    logger.addHandler(caplog.handler)
+    network = {"a": np.zeros(2), "b": np.zeros(2)}
+    assert list(checkpoint.fit(network, {"a": np.ones(2), "c": np.ones(1)}, "file", partly=True)) == ["a"]
+    logger.removeHandler(caplog.handler)
+    assert "no b" in caplog.text and "not used: c" in caplog.text
+    with pytest.raises(UserError):
+        checkpoint.fit(network, {"c": np.ones(1)}, "file", partly=True)

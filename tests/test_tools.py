@@ -1,0 +1,279 @@
+"""The four tools on our package, as processes: what they print, save, load and refuse."""
+
+import pickle
+import re
+import shutil
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from toolbox import assert_refused, run_tool
+from ways import LEGACY_3
+
+from multiMNIST_reader import read_file
+
+CONFIG = ROOT / "config.yaml"
+SMALL = ["hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32"]
+TEST_NUM = 50  # no multiple of the batch: the last batch is partial
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The overrides that point the tools at a part of the sample."""
+    folder = tmp_path_factory.mktemp("data ü 数据")
+    for name, number in (("train", 70), ("test", TEST_NUM)):
+        images, labels = read_file(str(ROOT / "data" / "sample" / name / "multi_mnist.pickle.gz"))
+        (folder / name).mkdir()
+        with open(folder / name / "part.pickle", "wb") as file:
+            pickle.dump((images[:number], labels[:number]), file)
+    return [*SMALL, f"runner.train_data_dir={folder / 'train'}", f"runner.test_data_dir={folder / 'test'}"]
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """Two epochs of training in each graph: graph -> (folder, the trainer's log)."""
+    result = {}
+    for graph, tool in (("dynamic", "trainer"), ("static", "static_trainer")):
+        folder = tmp_path_factory.mktemp(graph)
+        process = run_tool(tool, CONFIG, *data, "runner.epochs=2", "runner.print_interval=2", cwd=folder)
+        assert process.returncode == 0, process.stderr
+        result[graph] = folder, process.stderr
+    return result
+
+
+def infer(tool, folder, data, *overrides):
+    process = run_tool(tool, CONFIG, *data, "runner.infer_end_epoch=2", *overrides, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    return process.stderr
+
+
+COST = r"avg_reader_cost: \d+\.\d{5} sec, avg_batch_cost: \d+\.\d{5} sec, avg_samples: 16\.00000, ips: \d+\.\d{5} ins/s"
+
+
+def test_the_trainers_lines_are_paddlerecs(runs):
+    time = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - INFO - "
+    dynamic, static = (log for _, log in runs.values())
+    for log, lines in (
+        (dynamic, [
+            r"epoch: 1, batch_id: 2, Accuracy1:0\.\d{6}, Accuracy2:0\.\d{6}, loss:\d+\.\d+,experts_used:\d, " + COST,
+            r"epoch: 0 done, Accuracy1: 0\.\d{6},Accuracy2: 0\.\d{6},loss:\d+\.\d+,experts_used:\d, "
+            r"epoch time: \d+\.\d\d s",
+            r"use_gpu: False, use_xpu: False, use_npu: False, use_visual: False, train_batch_size: 16, "
+            r"train_data_dir: .*, epochs: 2, print_interval: 2, model_save_path: output",
+        ]),
+        (static, [
+            r"epoch: 1, batch_id: 2, Accuracy1: 0\.\d+, Accuracy2: 0\.\d+, loss: \d+\.\d+, experts_used: \d, " + COST,
+            r"epoch: 0 mean, Accuracy1: 0\.\d{6}, Accuracy2: 0\.\d{6}, loss: \d+\.\d{6}, experts_used: \d\.\d{6}",
+            r"epoch: 0 done, Accuracy1: 0\.\d+, Accuracy2: 0\.\d+, loss: \d+\.\d+, experts_used: \d, "
+            r"epoch time: \d+\.\d\d s",
+            r"cpu_num: 1",
+        ]),
+    ):  # fmt: skip
+        for line in [*lines, r"\*{14}common\.configs\*{10}", "Already save model in output.1", "device: cpu",
+                     "reader path:multiMNIST_reader"]:  # fmt: skip
+            assert re.search(time + line + "$", log, re.MULTILINE), line
+
+
+def test_the_first_losses_agree_between_the_graphs(runs):
+    first = [re.search(r"batch_id: 0, .*?loss: ?(\d+\.\d+)", log).group(1) for _, log in runs.values()]
+    assert float(first[0]) == pytest.approx(float(first[1]), abs=2e-6)
+
+
+def test_either_checkpoint_gives_the_same_accuracy_in_both_graphs(runs, data):
+    for folder, _ in runs.values():
+        done = re.findall(r"epoch: (\d) done, Accuracy1: (\S+),Accuracy2: (\S+),loss", infer("infer", folder, data))
+        mean = re.findall(r"epoch: (\d) mean, Accuracy1: (\S+), Accuracy2: (\S+), loss",
+                          infer("static_infer", folder, data))  # fmt: skip
+        assert done == mean and [epoch for epoch, _, _ in done] == ["0", "1"]
+        for _, *accuracies in done:
+            for accuracy in accuracies:  # over all examples, the partial batch included
+                assert float(accuracy) * TEST_NUM == pytest.approx(round(float(accuracy) * TEST_NUM), abs=1e-4)
+
+
+def test_two_trainings_are_the_same_to_the_last_digit(runs, data, tmp_path):
+    again = run_tool("trainer", CONFIG, *data, "runner.epochs=2", "runner.print_interval=2", cwd=tmp_path)
+    losses = [re.findall(r"loss: ?(\S+?),", log) for log in (runs["dynamic"][1], again.stderr)]
+    assert losses[0] == losses[1] and len(losses[0]) > 4
+
+
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+@pytest.mark.parametrize("graph", ["dynamic", "static"])
+def test_a_warm_start_goes_on_from_either_graphs_weights(runs, data, tmp_path, tool, graph):
+    start = runs[graph][0] / "output" / "1"
+    options = ["runner.epochs=1", "runner.print_interval=1", f"runner.model_init_path={start}", "runner.shuffle=false"]
+    process = run_tool(tool, CONFIG, *data, *options, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    cold = run_tool(tool, CONFIG, *data, *[o for o in options if "init" not in o], cwd=tmp_path)
+    first = [float(re.search(r"loss: ?(\S+?),", p.stderr).group(1)) for p in (process, cold)]
+    assert first[0] < first[1]
+
+
+def test_static_data_of_all_batches_is_saved(runs, data):
+    folder, _ = runs["static"]
+    infer("static_infer", folder, data, "runner.use_save_data=true", "runner.infer_start_epoch=1")
+    rows = np.load(folder / "output" / "result.npy", allow_pickle=True)
+    assert len(rows) == 2 and float(rows[0][2]) > 0  # 50 examples in batches of 32
+
+
+def test_export_gives_the_network_without_guessed_names(runs, data, tmp_path):
+    process = run_tool(
+        "static_trainer", CONFIG, *data, "runner.epochs=1", "runner.use_inference=true",
+        "runner.save_inference_feed_varnames=[image]",
+        "runner.save_inference_fetch_varnames=[logits1, probabilities2]", cwd=tmp_path,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    import paddle
+    from ways import config, start
+
+    run = start("eager", {**config(expert_num=4), "runner.epochs": 1})
+    weights = paddle.load(str(tmp_path / "output" / "0" / "rec_static.pdparams"), return_numpy=True)
+    run.set(weights)
+    batch = [np.random.RandomState(0).rand(5, 1, 36, 36).astype("float32")] + [np.zeros(5, "int64")] * 2
+    expected = run.evaluate(batch)[2]
+    paddle.enable_static()
+    executor = paddle.static.Executor(paddle.CPUPlace())
+    with paddle.static.scope_guard(paddle.static.Scope()):
+        program, feeds, fetches = paddle.static.load_inference_model(
+            str(tmp_path / "output" / "0" / "rec_inference"), executor
+        )
+        assert feeds == ["image"]
+        logits, probabilities = executor.run(program, feed={"image": batch[0]}, fetch_list=fetches)
+    np.testing.assert_allclose(logits, expected[0], atol=1e-5)
+    e = np.exp(expected[1] - expected[1].max(axis=1, keepdims=True))
+    np.testing.assert_allclose(probabilities, e / e.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+def test_the_layer_can_be_exported_as_paddlerec_does(tmp_path, rng):
+    """``to_static.py``: one positional argument, ``jit.save``; two predictions come back."""
+    import paddle
+    from ways import config, start
+
+    run = start("eager", config(expert_num=4, gate="dselect_k_per_example"))
+    run.net.eval()
+    image = rng.rand(3, 1, 36, 36).astype("float32")
+    expected = [z.numpy() for z in run.net(paddle.to_tensor(image))]
+    layer = paddle.jit.to_static(
+        run.net, input_spec=[paddle.static.InputSpec([None, 1, 36, 36], "float32")], full_graph=True
+    )
+    paddle.jit.save(layer, str(tmp_path / "tostatic"))
+    for ours, theirs in zip(paddle.jit.load(str(tmp_path / "tostatic"))(paddle.to_tensor(image)), expected):
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
+
+
+def test_both_configs_have_the_same_keys_and_the_tools_and_net_read_them_all():
+    import net
+    from engine.config import load_config, read_settings
+
+    small, big = (load_config(str(ROOT / name)) for name in ("config.yaml", "config_bigdata.yaml"))
+    assert small.keys() == big.keys()
+    for config in (small, big):
+        assert config["runner.strict"] is True
+        for job in ("train", "infer"):
+            read_settings(config, job)
+        net.HyperParameters.from_config(config)
+
+
+# ---------------------------------------------------------------------------- the user's mistakes
+
+THREE_TASKS = ["hyper_parameters.task_num=3", "hyper_parameters.task_weights=[]"]
+MISTAKES = {
+    "no file": ("trainer", ["runner.epochs=1"], "nowhere.yaml", ["nowhere.yaml"]),
+    "misspelt runner key": ("trainer", ["runner.epoch=3"], CONFIG, ["runner.epoch", "runner.epochs"]),
+    "misspelt hyper-parameter": ("static_trainer", ["hyper_parameters.gama=3"], CONFIG, ["hyper_parameters.gama"]),
+    "too many selectors": ("trainer", ["hyper_parameters.top_k=9"], CONFIG, ["top_k", "9", "expert_num"]),
+    "bad value, static": ("static_infer", ["hyper_parameters.gamma=0"], CONFIG, ["hyper_parameters.gamma", "0"]),
+    "no data folder": ("trainer", ["runner.train_data_dir=nowhere"], CONFIG, ["train_data_dir", "nowhere"]),
+    "no reader": ("trainer", ["runner.train_reader_path=nothing"], CONFIG, ["nothing.py", "train_reader_path"]),
+    "nothing saved": ("infer", ["runner.infer_load_path=none"], CONFIG, ["none", "infer_load_path"]),
+    "no equals sign": ("trainer", ["runner.epochs"], CONFIG, ["-o runner.epochs"]),
+    "fleet": ("trainer", ["runner.use_fleet=true"], CONFIG, ["runner.use_fleet"]),
+    "other reader type": ("static_trainer", ["runner.reader_type=QueueDataset"], CONFIG, ["reader_type"]),
+    "batch too large": ("trainer", ["runner.train_batch_size=5000"], CONFIG, ["4000", "5000", "drop_last"]),
+    "wrong task number": ("static_trainer", THREE_TASKS, CONFIG, ["items", "label3"]),
+    "wrong task number, dynamic": ("trainer", THREE_TASKS, CONFIG, ["2 labels", "task_num"]),
+    "out_vec without a name": ("static_trainer", ["runner.use_out_vec=true"], CONFIG, ["emb_weight_name"]),
+    "no visualdl": ("trainer", ["runner.use_visual=true"], CONFIG, ["use_visual", "pip install visualdl"]),
+}
+
+
+@pytest.mark.parametrize("tool,overrides,config,words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_message_and_code_2(tool, overrides, config, words, tmp_path):
+    process = run_tool(tool, config, *overrides, cwd=tmp_path)
+    assert_refused(process, *words)
+    assert not list(tmp_path.iterdir()), "nothing should have been written"
+
+
+def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without(tmp_path, data):
+    import paddle
+
+    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+        pytest.skip("there is one")
+    assert_refused(run_tool("trainer", CONFIG, "runner.use_gpu=true", cwd=tmp_path), "use_gpu", "auto")
+    process = run_tool("trainer", CONFIG, *data, "runner.use_gpu=auto", "runner.epochs=1", cwd=tmp_path)
+    assert process.returncode == 0 and "device: cpu" in process.stderr
+
+
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+def test_a_loss_that_is_not_finite_stops_and_keeps_what_was_saved(tool, data, tmp_path, runs):
+    shutil.copytree(runs["dynamic"][0] / "output" / "0", tmp_path / "output" / "0")
+    before = (tmp_path / "output" / "0" / "rec.pdparams").read_bytes()
+    process = run_tool(
+        tool, CONFIG, *data, "hyper_parameters.optimizer.learning_rate=1e38", "hyper_parameters.optimizer.class=sgd",
+        "hyper_parameters.optimizer.schedule=constant", cwd=tmp_path,
+    )  # fmt: skip
+    assert_refused(process, "epoch 0, batch", "loss is")
+    assert (tmp_path / "output" / "0" / "rec.pdparams").read_bytes() == before
+
+
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+def test_a_save_path_that_cannot_be_written_is_named(tool, data, tmp_path):
+    (tmp_path / "file").write_text("")
+    process = run_tool(tool, CONFIG, *data, "runner.epochs=1", "runner.model_save_path=file/x", cwd=tmp_path)
+    assert_refused(process, "file/x")
+
+
+@pytest.mark.parametrize("tool", ["infer", "static_infer"])
+def test_another_networks_checkpoint_is_refused(tool, data, runs):
+    folder, _ = runs["dynamic"]
+    process = run_tool(tool, CONFIG, *data, "hyper_parameters.expert_size=51", cwd=folder)
+    assert_refused(process, "rec.pdparams", "50", "51")
+
+
+def test_a_missing_epoch_is_a_warning(data, runs):
+    log = infer("infer", runs["dynamic"][0], data, "runner.infer_end_epoch=4")
+    assert "epoch 2 is not in" in log and "epoch: 1 done" in log
+
+
+def test_a_broken_data_file_is_named(data, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "x.pickle").write_bytes(b"<html>")
+    process = run_tool("trainer", CONFIG, *data, f"runner.train_data_dir={tmp_path / 'train'}", cwd=tmp_path)
+    assert_refused(process, "x.pickle")
+
+
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+def test_three_tasks_train_with_a_reader_of_three_labels(tool, data, tmp_path):
+    """A folder with our package and another reader, as a user would make it."""
+    for name in ("net.py", "dygraph_model.py", "static_model.py", "multiMNIST_reader.py"):
+        shutil.copy(ROOT / name, tmp_path)
+    (tmp_path / "three_reader.py").write_text(
+        "import multiMNIST_reader\n"
+        "class RecDataset(multiMNIST_reader.RecDataset):\n"
+        "    def __getitem__(self, i):\n"
+        "        image, left, right = super().__getitem__(i)\n"
+        "        return [image, left, right, (left + right) % 10]\n"
+    )
+    content = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    content["hyper_parameters"].update(task_num=3, task_weights=[1.0, 1.0, 0.5], expert_num=6, top_k=3)
+    content["runner"].update(train_reader_path="three_reader", epochs=1)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    overrides = [o for o in data if "expert_num" not in o]
+    process = run_tool(tool, tmp_path / "config.yaml", *overrides, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "Accuracy3" in process.stderr
+
+
+@pytest.mark.skipif(not LEGACY_3, reason="PaddleRec's tools set this mode on Paddle 3.x")
+def test_the_tools_run_in_legacy_mode_too(runs):
+    assert "epoch: 1 done" in runs["static"][1]

@@ -1,0 +1,31 @@
+"""Runs a tool as a user does, as a process."""
+
+import os
+import subprocess
+import sys
+
+from conftest import ROOT
+
+TIMEOUT_S = 120  # a hang is a failure
+
+
+def run_tool(name, config, *overrides, cwd, env=None):
+    """The finished process of ``python tools/<name>.py -m config -o overrides``."""
+    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "-m", str(config)]
+    if overrides:
+        command += ["-o", *map(str, overrides)]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=TIMEOUT_S
+    )
+
+
+def assert_refused(process, *words):
+    """Exit code 2, one message with ``words``, no traceback."""
+    assert process.returncode == 2, process.stderr
+    assert "Traceback" not in process.stderr and "Error:" not in process.stderr.replace("ValueError: ", ""), (
+        process.stderr
+    )
+    messages = [line for line in process.stderr.splitlines() if line.startswith("error: ")]
+    assert len(messages) == 1, process.stderr
+    for word in words:
+        assert str(word) in process.stderr[process.stderr.index("error: ") :], process.stderr
