@@ -3,6 +3,8 @@
 import pickle
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -202,6 +204,13 @@ def test_a_mistake_is_one_message_and_code_2(tool, overrides, config, words, tmp
     process = run_tool(tool, config, *overrides, cwd=tmp_path)
     assert_refused(process, *words)
     assert not list(tmp_path.iterdir()), "nothing should have been written"
+
+
+def test_repeated_o_add_up_and_a_value_may_hold_an_equals_sign(tmp_path):
+    command = [sys.executable, ROOT / "tools" / "infer.py", "-m", CONFIG]
+    command += ["-o", "runner.infer_load_path=a=b", "-o", "runner.infer_start_epoch=3", "runner.infer_end_epoch=5"]
+    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert_refused(process, "a=b", "3 to 4")
 
 
 def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without(tmp_path, data):

@@ -1,5 +1,6 @@
 """The static graph: a package's ``StaticModel``, built once and run by Paddle's executor."""
 
+import logging
 import os
 
 import numpy as np
@@ -8,6 +9,8 @@ import paddle
 from engine import checkpoint, export
 from engine.errors import NotFinite, UserError, blaming
 from engine.meter import Step
+
+LOG = logging.getLogger("engine")
 
 
 class StaticGraph:
@@ -179,6 +182,8 @@ def _has_branch(program):
 def _auc_states(program):
     """Names of the variables that the program's auc ops accumulate in; none under PIR, where AUC is per batch."""
     if paddle.framework.in_pir_mode():
+        if any(op.name() == "pd_op.auc" for op in program.global_block().ops):
+            LOG.warning("paddle.static.auc is per batch in this Paddle's static graph; the dynamic graph's is not")
         return []
     return [
         name
