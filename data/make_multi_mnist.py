@@ -1,54 +1,69 @@
 """Make Multi-MNIST from MNIST: python data/make_multi_mnist.py --mnist FOLDER --out FOLDER
 
-Writes OUT/train, OUT/validation and OUT/test, each with one file that multiMNIST_reader.py reads.
-The recipe, recovered from the published images (data/README.md has the whole of it): the top-left
-digit runs through the MNIST images in turn, the bottom-right one is a random image of the same part
-with another label; both lie on the diagonal of a 36 x 36 canvas, and pixels are added and clipped.
+Writes OUT/train, OUT/validation and OUT/test for multiMNIST_reader.py; with --download it fetches
+MNIST first, into the same folder. --kind fashion makes pairs of fashion items, --kind mixed a digit
+(top left) and a fashion item. The recipe, recovered from the published images (data/README.md has the
+whole of it): the top-left image runs through the source in turn, the bottom-right one is a random
+image of the same part with another label; both lie on the diagonal of a 36 x 36 canvas, and pixels
+are added and clipped.
 """
 
 import argparse
-import gzip
 import hashlib
 import os
 import pickle
 import sys
-import zlib
 
 import numpy as np
 
-DIGIT_SIZE, CANVAS_SIZE = 28, 36  # pixels a side
+import mnist_files
+
+ITEM_SIZE, CANVAS_SIZE = 28, 36  # pixels a side
 LEFT_CORNERS, RIGHT_CORNERS = (1, 2, 3, 4), (5, 6, 7, 8)
-TRAIN_SOURCES = 50000  # MNIST training images 0..49999 make train, 50000..59999 validation
-# name -> (MNIST part, first and last source image, number of examples in full and in the sample)
+TRAIN_SOURCES = 50000  # training images 0..49999 make train, 50000..59999 validation
+# name -> (part of the source, its images, number of examples in full and in the sample)
 SETS = {
     "train": ("train", slice(0, TRAIN_SOURCES), 100000, 4000),
     "validation": ("train", slice(TRAIN_SOURCES, 60000), 20000, 0),
     "test": ("t10k", slice(0, 10000), 20000, 1000),
 }
+SAMPLE_FILE = 1000  # examples in a file of the sample
+# kind -> the collections of the top-left and the bottom-right image
+KINDS = {
+    "digits": (mnist_files.MNIST, mnist_files.MNIST),
+    "fashion": (mnist_files.FASHION, mnist_files.FASHION),
+    "mixed": (mnist_files.MNIST, mnist_files.FASHION),
+}
 
 
-def compose(digits, digit_labels, example_num, rng):
-    """Put pairs of digits together.
+def compose(left_source, right_source, example_num, rng):
+    """Put pairs of images together.
 
     Args:
-        digits: uint8 [M, 28, 28], the images to draw from.
-        digit_labels: uint8 [M].
-        example_num: N; image i has digit i modulo M at the top left.
+        left_source, right_source: (images uint8 [M, 28, 28], labels uint8 [M]) to draw from. If they
+            are the same object, the two labels of a pair differ.
+        example_num: N; example i has image i modulo M of the left source at the top left.
         rng: numpy.random.RandomState, whose stream no NumPy release may change (NEP 19).
     Returns:
         (images uint8 [N, 36, 36], labels int32 [N, 2]).
     """
-    left = np.arange(example_num) % len(digits)
-    right = _draw_other_label(digit_labels, left, rng)
+    left = np.arange(example_num) % len(left_source[0])
+    if left_source is right_source:
+        right = _draw_other_label(left_source[1], left, rng)
+    else:
+        right = rng.randint(len(right_source[0]), size=example_num)
     canvas = np.zeros((example_num, CANVAS_SIZE, CANVAS_SIZE), np.uint8)
-    for chosen, corners in ((left, LEFT_CORNERS), (right, RIGHT_CORNERS)):
+    for (items, _), chosen, corners in (
+        (left_source, left, LEFT_CORNERS),
+        (right_source, right, RIGHT_CORNERS),
+    ):
         corner = np.array(corners)[rng.randint(len(corners), size=example_num)]
         for c in corners:
             rows = np.flatnonzero(corner == c)
-            box = np.s_[rows, c : c + DIGIT_SIZE, c : c + DIGIT_SIZE]
-            sums = canvas[box].astype(np.uint16) + digits[chosen[rows]]
+            box = np.s_[rows, c : c + ITEM_SIZE, c : c + ITEM_SIZE]
+            sums = canvas[box].astype(np.uint16) + items[chosen[rows]]
             canvas[box] = np.minimum(sums, 255)
-    return canvas, np.stack([digit_labels[left], digit_labels[right]], axis=1).astype(np.int32)
+    return canvas, np.stack([left_source[1][left], right_source[1][right]], axis=1).astype(np.int32)
 
 
 def _draw_other_label(labels, left, rng):
@@ -60,63 +75,88 @@ def _draw_other_label(labels, left, rng):
     return by_label[np.where(draw < first, draw, draw + end - first)]
 
 
-def read_idx(folder, name, dims):
-    """One of MNIST's files, gzipped or not, as uint8 [N, ...] of ``dims`` dimensions."""
-    path = os.path.join(folder, name)
-    if not os.path.exists(path):
-        path += ".gz"
-    try:
-        with (gzip.open if path.endswith(".gz") else open)(path, "rb") as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error}). --mnist must be a folder with the four files of MNIST, gzipped or not."
-        ) from error
-    header = 4 + 4 * dims
-    shape = np.frombuffer(content[4:header].ljust(4 * dims, b"\0"), ">u4").astype(int)
-    if content[:4] != bytes([0, 0, 8, dims]) or len(content) != header + shape.prod():
-        raise ValueError(f"{path}: this is no whole MNIST file of {dims} dimensions. Get it anew.")
-    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
+class _Pickler(pickle.Pickler):
+    """Writes an array as a call of numpy.ndarray: the same bytes from every NumPy, read by every one."""
+
+    def reducer_override(self, value):
+        if isinstance(value, np.ndarray):
+            little = value.astype(value.dtype.newbyteorder("<"))
+            return np.ndarray, (value.shape, little.dtype.str, little.tobytes())
+        return NotImplemented
 
 
 def write(path, images, labels):
-    """Write beside ``path`` and rename, so that no half file ever bears the name."""
-    content = pickle.dumps((images, labels), protocol=4)
-    if path.endswith(".gz"):
-        content = gzip.compress(content, mtime=0)
-    temporary = path + ".tmp"
-    with open(temporary, "wb") as file:
-        file.write(content)
+    """Write beside ``path`` and rename, so that no half file ever bears the name; give its SHA-256."""
+    temporary = path + ".part"
+    with mnist_files.naming(temporary), open(temporary, "wb") as file:
+        _Pickler(file, protocol=3).dump((images, labels))
         file.flush()
         os.fsync(file.fileno())
+    with open(temporary, "rb") as file:
+        digest = hashlib.sha256(file.read()).hexdigest()
     os.replace(temporary, path)
+    return digest
 
 
-def make(mnist, out, sample=False, seed=0):
-    """Make all sets; see the command line. Raises ValueError or OSError."""
-    for index, (name, (part, sources, full_num, sample_num)) in enumerate(SETS.items()):
+def make(kind, folders, out, sample=False, seed=0, unchecked=False):
+    """Make the sets of a kind and report them.
+
+    Args:
+        kind: one of ``KINDS``.
+        folders: collection -> folder of its files.
+    Raises:
+        ValueError: a source file is missing or not the known one.
+        OSError: writing failed.
+    """
+    for index, (name, (part, chosen, full_num, sample_num)) in enumerate(SETS.items()):
         example_num = sample_num if sample else full_num
         if not example_num:
             continue
-        digits = read_idx(mnist, f"{part}-images-idx3-ubyte", 3)[sources]
-        digit_labels = read_idx(mnist, f"{part}-labels-idx1-ubyte", 1)[sources]
-        images, labels = compose(digits, digit_labels, example_num, np.random.RandomState([seed, index]))
-        os.makedirs(os.path.join(out, name), exist_ok=True)
-        path = os.path.join(out, name, "multi_mnist.pickle" + (".gz" if sample else ""))
-        write(path, images, labels)
-        digest = hashlib.sha256(images.tobytes() + labels.astype("<i4").tobytes()).hexdigest()
-        print(f"{path}: {len(images)} examples, SHA-256 of the arrays {digest}")
+        sources = {}
+        for collection in KINDS[kind]:
+            if collection not in sources:
+                images, labels = mnist_files.read_part(collection, folders[collection], part, unchecked)
+                sources[collection] = images[chosen], labels[chosen]
+        left, right = (sources[collection] for collection in KINDS[kind])
+        images, labels = compose(left, right, example_num, np.random.RandomState([seed, index]))
+        folder = os.path.join(out, name)
+        os.makedirs(folder, exist_ok=True)
+        step = SAMPLE_FILE if sample else example_num
+        for number, begin in enumerate(range(0, example_num, step)):
+            path = os.path.join(folder, f"part-{number}.pickle")
+            digest = write(path, images[begin : begin + step], labels[begin : begin + step])
+            print(f"{path}: {step} examples, SHA-256 {digest}")
+        print(describe(name, labels))
+
+
+def describe(name, labels):
+    """Counts of a set and the balance of its classes, a line a task."""
+    lines = [f"{name}: {len(labels)} examples"]
+    for task in range(labels.shape[1]):
+        counts = np.bincount(labels[:, task], minlength=10)
+        lines.append(f"  label {task + 1}: " + ", ".join(f"{c}: {n}" for c, n in enumerate(counts)))
+    return "\n".join(lines)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--mnist", required=True, help="folder with MNIST's four IDX files, gzipped or not")
+    parser.add_argument("--mnist", default="data/mnist", help="folder of MNIST's four IDX files, gzipped or not")
+    parser.add_argument("--fashion", default="data/fashion", help="folder of Fashion-MNIST's four files, gzipped")
     parser.add_argument("--out", required=True, help="folder to make train, validation and test in")
-    parser.add_argument("--sample", action="store_true", help="4000 train and 1000 test examples only, gzipped")
+    parser.add_argument("--kind", choices=KINDS, default="digits", help="what the pairs are of (default: digits)")
+    parser.add_argument("--sample", action="store_true", help="4000 train and 1000 test examples only")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices (default: 0)")
+    parser.add_argument("--download", action="store_true", help="fetch the source files that are missing")
+    parser.add_argument(
+        "--mirror", action="append", default=[], help="address to fetch from, instead of the known ones"
+    )
+    parser.add_argument("--unchecked", action="store_true", help="take source files of any SHA-256")
     args = parser.parse_args()
+    folders = {mnist_files.MNIST: args.mnist, mnist_files.FASHION: args.fashion}
     try:
-        make(args.mnist, args.out, args.sample, args.seed)
+        for collection in KINDS[args.kind] if args.download else ():
+            mnist_files.download(collection, folders[collection], args.mirror)
+        make(args.kind, folders, args.out, args.sample, args.seed, args.unchecked)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

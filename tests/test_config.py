@@ -4,7 +4,7 @@ import logging
 
 import pytest
 
-from engine.config import RUNNER_KEYS, load_config, read_settings
+from engine.config import RUNNER_KEYS, check_unknown_keys, load_config, read_settings
 from engine.errors import UserError
 
 BASE = {
@@ -146,7 +146,8 @@ def test_bad_values_are_refused_by_name(key):
 
 def test_an_unknown_key_is_a_warning_or_under_strict_an_error(caplog):
     config = {**BASE, "runner.epoch": 3}
-    read_settings(config, "train")
+    check_unknown_keys(config, strict=False)
     assert "runner.epoch" in caplog.text and "runner.epochs" in caplog.text
     with pytest.raises(UserError, match="runner.epochs"):
-        read_settings({**config, "runner.strict": True}, "train")
+        check_unknown_keys(config, strict=True)
+    check_unknown_keys(config, strict=True, declared=("epoch",))

@@ -13,7 +13,7 @@ from conftest import ROOT
 from toolbox import assert_refused, run_tool
 from ways import LEGACY_3
 
-from multiMNIST_reader import read_file
+from multiMNIST_reader import read_set
 
 CONFIG = ROOT / "config.yaml"
 SMALL = ["hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32"]
@@ -25,10 +25,10 @@ def data(tmp_path_factory):
     """The overrides that point the tools at a part of the sample."""
     folder = tmp_path_factory.mktemp("data ü 数据")
     for name, number in (("train", 70), ("test", TEST_NUM)):
-        images, labels = read_file(str(ROOT / "data" / "sample" / name / "multi_mnist.pickle.gz"))
+        part = read_set(str(ROOT / "data" / "sample" / name / "part-0.pickle"))
         (folder / name).mkdir()
         with open(folder / name / "part.pickle", "wb") as file:
-            pickle.dump((images[:number], labels[:number]), file)
+            pickle.dump((part.images[:number], part.labels[:number]), file)
     return [*SMALL, f"runner.train_data_dir={folder / 'train'}", f"runner.test_data_dir={folder / 'test'}"]
 
 

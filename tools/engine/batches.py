@@ -16,15 +16,20 @@ SHUFFLE_BUFFER = 4096  # examples an iterable reader is shuffled among
 FAILURE = "reader failure"  # key of the batch that carries an exception's message
 
 
-def open_dataset(package, settings, config, job):
-    """Build the package's dataset over its data folder.
+def find_reader(package, settings, job):
+    """The class ``RecDataset`` of the module that the config names."""
+    module = settings.train_reader_path if job == "train" else settings.infer_reader_path
+    LOG.info("reader path:%s", module)
+    return package.find(module, "RecDataset", f"the reader that runner.{job}_reader_path names")
+
+
+def open_dataset(reader, settings, config, job):
+    """Build a reader over its data folder.
 
     Raises:
         UserError: the folder is missing or empty, or the reader refuses what is in it.
     """
     folder = settings.train_data_dir if job == "train" else settings.test_data_dir
-    module = settings.train_reader_path if job == "train" else settings.infer_reader_path
-    LOG.info("reader path:%s", module)
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
@@ -34,7 +39,6 @@ def open_dataset(package, settings, config, job):
         ) from error
     if not names:
         raise UserError(f"{folder} is empty. Put the data there, or point the config at another folder.")
-    reader = package.find(module, "RecDataset", f"the reader that runner.{job}_reader_path names")
     with blaming(f"reading {folder}"):
         return reader([os.path.join(folder, name) for name in names], config=config)
 

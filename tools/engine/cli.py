@@ -6,9 +6,9 @@ import os
 import sys
 
 from engine import loop, visual
-from engine.batches import Batches, CustomBatches, open_dataset
+from engine.batches import Batches, CustomBatches, find_reader, open_dataset
 from engine.checkpoint import new_epoch, saved_epochs
-from engine.config import load_config, read_settings
+from engine.config import check_unknown_keys, load_config, read_settings
 from engine.device import set_device, set_seeds
 from engine.errors import UserError
 from engine.meter import Meter
@@ -56,8 +56,11 @@ def _run(graph_class, job, args):
     package = Package(config["config_abs_dir"])
     place = set_device(settings)
     set_seeds(settings.seed)
+    config["runner.job"] = job  # for readers whose files hold more than one part
     custom = graph_class.name == "static" and settings.reader_type == "CustomizeDataLoader"
-    batches = None if custom else Batches(open_dataset(package, settings, config, job), settings, job, place)
+    reader = None if custom else find_reader(package, settings, job)
+    check_unknown_keys(config, settings.strict, getattr(reader, "config_keys", ()))
+    batches = None if custom else Batches(open_dataset(reader, settings, config, job), settings, job, place)
     if batches is not None and settings.steps_per_epoch is None:
         config["runner.steps_per_epoch"] = batches.steps()  # for packages with a schedule
     set_seeds(settings.seed)  # again, for the reader may have drawn

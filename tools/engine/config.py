@@ -172,23 +172,37 @@ def read_settings(config, job):
     Returns:
         A namespace with one attribute for each of ``RUNNER_KEYS``.
     Raises:
-        UserError: a value has the wrong type or is out of range, a needed key is missing, or,
-            under ``runner.strict``, a key is unknown.
+        UserError: a value has the wrong type or is out of range, or a needed key is missing.
     """
     given = {key[len("runner.") :]: value for key, value in config.items() if key.startswith("runner.")}
     settings = types.SimpleNamespace(
         **{name: _checked(name, given.get(name), key, job) for name, key in RUNNER_KEYS.items()}
     )
-    for name in sorted(set(given) - set(RUNNER_KEYS)):
-        near = difflib.get_close_matches(name, RUNNER_KEYS, 1)
-        message = f"runner.{name} is no key of these tools" + (f"; did you mean runner.{near[0]}?" if near else ".")
-        if settings.strict:
-            raise UserError(message + " (runner.strict is true; set it to false to pass unknown keys on.)")
-        LOG.warning("%s It is passed on to the package.", message)
     for name in ("train_data_dir", "test_data_dir"):
         if getattr(settings, name) is not None:
             setattr(settings, name, os.path.join(config["config_abs_dir"], getattr(settings, name)))
     return settings
+
+
+def check_unknown_keys(config, strict, declared=()):
+    """Warn of each ``runner.*`` key that neither the tools nor the package know, or refuse it.
+
+    Args:
+        config: from ``load_config``.
+        strict: refuse.
+        declared: names, without ``runner.``, that the package's reader says it reads
+            (``RecDataset.config_keys``).
+    Raises:
+        UserError: under ``strict``.
+    """
+    known = [*RUNNER_KEYS, *declared]
+    given = {key[len("runner.") :] for key in config if key.startswith("runner.")}
+    for name in sorted(given - set(known)):
+        near = difflib.get_close_matches(name, known, 1)
+        message = f"runner.{name} is no key of these tools" + (f"; did you mean runner.{near[0]}?" if near else ".")
+        if strict:
+            raise UserError(message + " (runner.strict is true; set it to false to pass unknown keys on.)")
+        LOG.warning("%s It is passed on to the package.", message)
 
 
 def _checked(name, value, key, job):

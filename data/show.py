@@ -1,0 +1,63 @@
+"""Look at a Multi-MNIST folder: python data/show.py FOLDER
+
+Prints counts and class balance per task, and writes a contact sheet, a PNG of examples with their
+labels (top left, bottom right). Needs matplotlib.
+"""
+
+import argparse
+import os
+import sys
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from make_multi_mnist import describe  # noqa: E402  (beside this file)
+from multiMNIST_reader import RecDataset  # noqa: E402  (found by the line above)
+
+ROWS, COLUMNS = 5, 10
+
+
+def contact_sheet(images, labels, path):
+    """Write the first examples, with their labels, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(ROWS, COLUMNS, figsize=(COLUMNS * 1.1, ROWS * 1.3))
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, pair in zip(axes.flat, images, labels):
+        axis.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axis.set_title(f"{pair[0]}, {pair[1]}", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+
+
+def fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("folder")
+    parser.add_argument("--out", default="contact_sheet.png", help="the PNG (default: contact_sheet.png)")
+    parser.add_argument("--part", choices=("train", "test"), help="the half of a four-array file")
+    args = parser.parse_args()
+    try:
+        if not os.listdir(args.folder):
+            raise ValueError(f"{args.folder} is empty")
+        paths = [os.path.join(args.folder, name) for name in sorted(os.listdir(args.folder))]
+        data = RecDataset(paths, config={"runner.data_part": args.part})
+        print(describe(args.folder, data.labels))
+        contact_sheet(data.images, data.labels, args.out)
+    except (ValueError, OSError) as error:
+        fail(error)
+    except ImportError as error:
+        fail(f"{error}. The contact sheet needs matplotlib: pip install matplotlib")
+    print(f"contact sheet: {args.out}")
+
+
+if __name__ == "__main__":
+    main()
