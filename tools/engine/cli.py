@@ -56,10 +56,10 @@ def _run(graph_class, job, args):
     package = Package(config["config_abs_dir"])
     place = set_device(settings)
     set_seeds(settings.seed)
-    config["runner.job"] = job  # for readers whose files hold more than one part
     custom = graph_class.name == "static" and settings.reader_type == "CustomizeDataLoader"
     reader = None if custom else find_reader(package, settings, job)
     check_unknown_keys(config, settings.strict, getattr(reader, "config_keys", ()))
+    config["runner.job"] = job  # for readers whose files hold more than one part
     batches = None if custom else Batches(open_dataset(reader, settings, config, job), settings, job, place)
     if batches is not None and settings.steps_per_epoch is None:
         config["runner.steps_per_epoch"] = batches.steps()  # for packages with a schedule
