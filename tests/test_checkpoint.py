@@ -11,7 +11,7 @@ from engine.errors import UserError
 
 
 def save(parent, epoch, text):
-    with checkpoint.new_epoch(str(parent), epoch) as folder:
+    with checkpoint.new_folder(str(parent), epoch) as folder:
         with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
             file.write(text)
 
@@ -34,7 +34,7 @@ def test_an_epoch_replaces_an_earlier_one_as_a_whole(tmp_path):
 def test_a_failure_while_writing_leaves_the_old_epoch(tmp_path, error):
     save(tmp_path, 0, "old")
     with pytest.raises(UserError if error is OSError else error):
-        with checkpoint.new_epoch(str(tmp_path), 0) as folder:
+        with checkpoint.new_folder(str(tmp_path), 0) as folder:
             with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
                 file.write("half")
             raise error("no space left")
@@ -43,7 +43,7 @@ def test_a_failure_while_writing_leaves_the_old_epoch(tmp_path, error):
     assert content(tmp_path, 0) == "new"
 
 
-@pytest.mark.parametrize("calls", [1, 2, 3, 4, 5, 6])
+@pytest.mark.parametrize("calls", range(1, 9))
 def test_a_crash_at_any_call_of_the_swap_loses_no_epoch(tmp_path, monkeypatch, calls):
     """The process ends before the n-th of the calls that change the folder; the next one finds old or new."""
     save(tmp_path, 0, "old")

@@ -20,9 +20,10 @@ ENGINE = {
     "meter": set(),
     "loop": {"errors"},
     "export": {"errors"},
+    "session": {"errors", "checkpoint", "device"},
     "dynamic": {"errors", "checkpoint", "meter"},
     "static": {"errors", "checkpoint", "export", "meter"},
-    "cli": {"errors", "config", "package", "device", "batches", "checkpoint", "visual", "meter", "loop"},
+    "cli": {"errors", "config", "package", "device", "batches", "checkpoint", "visual", "meter", "loop", "session"},
     "__init__": set(),
 }
 TOOLS = ["trainer", "infer", "static_trainer", "static_infer"]

@@ -1,5 +1,6 @@
 """A package's ``RecDataset`` -> batches, an epoch at a time."""
 
+import itertools
 import logging
 import os
 import traceback
@@ -82,26 +83,31 @@ class Batches:
         """Number of batches in an epoch, or None for an iterable reader."""
         if self.order is None:
             return None
+        self.order.begin = 0
         return len(self._sampler())
 
     def _sampler(self):
         return BatchSampler(sampler=self.order, batch_size=self.batch_size, drop_last=self.drop_last)
 
-    def __call__(self, epoch):
+    def __call__(self, epoch, begin=0):
         """Iterate the batches of an epoch: lists, each item with the batch as its first dimension.
+
+        Args:
+            epoch: decides the order, if it is shuffled.
+            begin: how many batches to leave out at the start.
 
         Raises:
             UserError: the reader failed, or there is not a single batch.
         """
         count = 0
-        for batch in self._load(epoch):
+        for batch in self._load(epoch, begin):
             if isinstance(batch, dict) and FAILURE in batch:
                 raise UserError(f"reading {self.folder}: {_decode(batch[FAILURE])}")
             if not isinstance(batch, (list, tuple)):
                 raise UserError(f"reading {self.folder}: a sample must be a list or tuple, one item for each input.")
             count += 1
             yield list(batch)
-        if not count:
+        if not count and not begin:
             found = "an unknown number of" if self.order is None else len(self.order)
             raise UserError(
                 f"{self.folder}: not one batch; it has {found} examples, and a batch has "
@@ -113,16 +119,18 @@ class Batches:
                 )
             )
 
-    def _load(self, epoch):
+    def _load(self, epoch, begin):
         common = {"places": self.place, "num_workers": self.workers, "collate_fn": _collate, "return_list": True}
         if self.order is None:
             self.dataset.epoch = epoch
+            passed_over = begin
             loader = DataLoader(self.dataset, batch_size=self.batch_size, drop_last=self.drop_last, **common)
         else:
-            self.order.epoch = epoch
+            self.order.epoch, self.order.begin = epoch, begin * self.batch_size
+            passed_over = 0
             loader = DataLoader(self.dataset, batch_sampler=self._sampler(), **common)
         try:
-            yield from loader
+            yield from itertools.islice(loader, passed_over, None)
         except SystemError as error:  # how Paddle reports a dead worker
             raise UserError(
                 f"reading {self.folder}: a worker process ended ({error}). Set runner.num_workers to 0 to see why."
@@ -138,29 +146,30 @@ class CustomBatches:
     def steps(self):
         return None
 
-    def __call__(self, epoch):
+    def __call__(self, epoch, begin=0):
         count = 0
         with blaming("create_data_loader"):
             for batch in self.loader():
                 count += 1
-                yield batch
+                if count > begin:
+                    yield batch
         if not count:
             raise UserError("the loader of create_data_loader gives not one batch.")
 
 
 class _Order(Sampler):
-    """Indices of an epoch: in order, or a permutation that depends on seed and epoch alone."""
+    """Indices of an epoch, from ``begin``: in order, or a permutation that depends on seed and epoch alone."""
 
     def __init__(self, size, seed):
-        self.size, self.seed, self.epoch = size, seed, 0
+        self.size, self.seed, self.epoch, self.begin = size, seed, 0, 0
 
     def __iter__(self):
         if self.seed is None:
-            return iter(range(self.size))
-        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.size).tolist())
+            return iter(range(self.begin, self.size))
+        return iter(np.random.default_rng([self.seed, self.epoch]).permutation(self.size)[self.begin :].tolist())
 
     def __len__(self):
-        return self.size
+        return self.size - self.begin
 
 
 class _Failure:

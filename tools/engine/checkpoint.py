@@ -1,15 +1,22 @@
-"""Epoch folders, written and read: whole or absent, and each graph reads the other's.
+"""Saved folders, written and read: whole or absent, and each graph reads the other's.
 
 rec.pdparams         dynamic graph: weights by structured name, with the map to parameter names
 rec_static.pdparams  static graph: weights by parameter name
+rec….pdopt           the optimizer's state, for going on
+manifest.json        the position in the training, the config, and the SHA-256 of each file; a folder
+                     of PaddleRec's own tools has none and loads all the same
 Parameter names are given in the order of creation, so a package whose two wrappers build the same
 network has the same names in both graphs; that is how the one is read into the other.
 """
 
+import codecs
 import collections
 import contextlib
+import hashlib
+import json
 import logging
 import os
+import pickle
 import shutil
 
 import numpy as np
@@ -19,6 +26,7 @@ from engine.errors import UserError
 
 LOG = logging.getLogger("engine")
 DYNAMIC, STATIC = "rec", "rec_static"  # what the file names begin with
+MANIFEST, FORMAT = "manifest.json", 1
 NAME_TABLE = "StructuredToParameterName@@"
 
 # by_structured is None for a checkpoint of the static graph
@@ -26,13 +34,13 @@ Weights = collections.namedtuple("Weights", "path by_structured by_name")
 
 
 @contextlib.contextmanager
-def new_epoch(parent, epoch):
-    """Give a folder to write an epoch's files in; put it in place once they are all on the disk.
+def new_folder(parent, name):
+    """Give a folder to write files in; put it in place as ``parent``/``name`` once all are on the disk.
 
-    An earlier folder of that epoch stays until then. Raises UserError where writing fails.
+    An earlier folder of that name stays until then. Raises UserError where writing fails.
     """
-    final = os.path.join(parent, str(epoch))
-    beside = os.path.join(parent, f".{epoch}.new")
+    final = os.path.join(parent, str(name))
+    beside = os.path.join(parent, f".{name}.new")
     try:
         shutil.rmtree(beside, ignore_errors=True)
         os.makedirs(beside)
@@ -41,8 +49,51 @@ def new_epoch(parent, epoch):
         _swap(beside, final)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        raise UserError(f"{final}: cannot be saved ({error}). The epochs saved before are as they were.") from error
+        raise UserError(f"{final}: cannot be saved ({error}). What was saved before is as it was.") from error
     LOG.info("Already save model in %s", final)
+
+
+def write_manifest(folder, **facts):
+    """Add manifest.json: ``facts``, versions, and the SHA-256 of each file that ``folder`` has by now."""
+    files = {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    versions = {"paddle": paddle.__version__, "numpy": np.__version__}
+    with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
+        json.dump({"format": FORMAT, **facts, "versions": versions, "files": files}, file, indent=1)
+
+
+def read_manifest(folder):
+    """The manifest of a saved folder, its files checked against it; None if it has none.
+
+    Raises:
+        UserError: the manifest or a file is missing, cut or changed; it is named.
+    """
+    path = os.path.join(folder, MANIFEST)
+    if not os.path.exists(path):
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            manifest = json.load(file)
+        wanted = {str(name): str(digest) for name, digest in manifest["files"].items()}
+        known = manifest["format"] == FORMAT
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot be read as a manifest ({error}). Take another folder.") from error
+    if not known:
+        raise UserError(f"{path}: its format is {manifest['format']!r}; these tools read {FORMAT}.")
+    for name, digest in wanted.items():
+        file = os.path.join(folder, name)
+        if os.path.basename(name) != name or not os.path.isfile(file):
+            raise UserError(f"{file}: the manifest lists it, but it is not there. Take another folder.")
+        if _digest(file) != digest:
+            raise UserError(f"{file}: it is cut or changed: its SHA-256 is not the manifest's. Take another folder.")
+    return manifest
+
+
+def _digest(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        for chunk in iter(lambda: file.read(1 << 20), b""):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def write_file(path, write):
@@ -63,6 +114,17 @@ def _flush(folder):
         for name in names:
             with open(os.path.join(root, name), "rb+") as file:
                 os.fsync(file.fileno())
+    _flush_names(folder)
+
+
+def _flush_names(folder):
+    """Have the folder's own entries on the disk, where the system can do that (not on Windows)."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _swap(new, final):
@@ -71,19 +133,25 @@ def _swap(new, final):
     if os.path.isdir(final):
         os.rename(final, old)
     os.rename(new, final)
+    _flush_names(os.path.dirname(final) or ".")
     shutil.rmtree(old, ignore_errors=True)
 
 
+def mend(parent):
+    """Finish a swap that a crash cut short: the old folder takes its name again where the new one has not."""
+    for name in os.listdir(parent) if os.path.isdir(parent) else ():
+        final = os.path.join(parent, name[1 : -len(".old")])
+        if name.startswith(".") and name.endswith(".old") and not os.path.exists(final):
+            os.rename(os.path.join(parent, name), final)
+
+
 def saved_epochs(parent):
-    """Numbers of the epoch folders in ``parent``, sorted; finishes a swap that a crash cut short."""
-    if not os.path.isdir(parent):
-        return []
-    for name in os.listdir(parent):
-        number = name[1 : -len(".old")]
-        if name.endswith(".old") and number.isdigit() and not os.path.exists(os.path.join(parent, number)):
-            os.rename(os.path.join(parent, name), os.path.join(parent, number))
+    """Numbers of the epoch folders in ``parent``, sorted."""
+    mend(parent)
     return sorted(
-        int(name) for name in os.listdir(parent) if name.isdigit() and os.path.isdir(os.path.join(parent, name))
+        int(name)
+        for name in (os.listdir(parent) if os.path.isdir(parent) else ())
+        if name.isdigit() and os.path.isdir(os.path.join(parent, name))
     )
 
 
@@ -94,6 +162,7 @@ def read_weights(folder):
         UserError: there is none, or its file cannot be read.
     """
     LOG.info("start load model from %s", folder)
+    read_manifest(folder)
     for prefix in (DYNAMIC, STATIC):
         path = os.path.join(folder, prefix + ".pdparams")
         if os.path.exists(path):
@@ -110,15 +179,16 @@ def read_weights(folder):
     return Weights(path, content, {table[key]: value for key, value in content.items() if key in table})
 
 
-def read_optimizer_state(folder):
-    """The static graph's optimizer state by variable name, or {} if the folder has none."""
-    path = os.path.join(folder, STATIC + ".pdopt")
+def read_optimizer_state(folder, prefix):
+    """The optimizer state that a graph (``DYNAMIC`` or ``STATIC``) saved, by name, or {} if there is none."""
+    path = os.path.join(folder, prefix + ".pdopt")
     return _load(path) if os.path.exists(path) else {}
 
 
 def _load(path):
     try:
-        content = paddle.load(path, return_numpy=True, keep_name_table=True)
+        with open(path, "rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
     except Exception as error:  # a broken pickle can raise nearly anything
         raise UserError(
             f"{path}: this cannot be read as a checkpoint ({type(error).__name__}: {error}). Take another epoch."
@@ -126,6 +196,33 @@ def _load(path):
     if not isinstance(content, dict):
         raise UserError(f"{path}: this is no checkpoint: it holds a {type(content).__name__}. Take another epoch.")
     return content
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Calls NumPy's builders of arrays and nothing else: no code of a file runs."""
+
+    def find_class(self, module, name):
+        known = module.replace("numpy._core", "numpy.core"), name
+        if known in (("numpy", "ndarray"), ("numpy", "dtype")):
+            return getattr(np, name)
+        if known == ("numpy.core.multiarray", "_reconstruct"):
+            return _reconstruct
+        if known == ("numpy.core.multiarray", "scalar"):
+            return _scalar
+        if known == ("_codecs", "encode"):
+            return codecs.encode
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
+
+
+def _reconstruct(kind, shape, code):
+    """An empty array, as every pickled one begins; its state says the rest."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError("an array is described wrongly")
+    return np.empty((0,), "b")
+
+
+def _scalar(dtype, raw):
+    return np.frombuffer(raw, dtype, 1)[0]
 
 
 def fit(expected, found, path, partly=False):

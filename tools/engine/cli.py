@@ -7,12 +7,13 @@ import sys
 
 from engine import loop, visual
 from engine.batches import Batches, CustomBatches, find_reader, open_dataset
-from engine.checkpoint import new_epoch, saved_epochs
+from engine.checkpoint import saved_epochs
 from engine.config import check_unknown_keys, load_config, read_settings
 from engine.device import set_device, set_seeds
-from engine.errors import UserError
+from engine.errors import Stopped, UserError
 from engine.meter import Meter
 from engine.package import Package
+from engine.session import Session
 
 LOG = logging.getLogger("engine")
 BANNER = "**************common.configs**********"
@@ -37,6 +38,9 @@ def main(graph_class, job):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except Stopped as stop:
+        LOG.info("stopped; go on with -o runner.resume=auto")
+        sys.exit(128 + stop.signal_number)
 
 
 def _start_log():
@@ -69,19 +73,17 @@ def _run(graph_class, job, args):
         batches = CustomBatches(graph.model.create_data_loader())
     scalars = visual.open_log(config["config_abs_dir"], job) if settings.use_visual else None
     meter = Meter(graph.name, job, settings.print_interval, scalars)
-    (_train if job == "train" else _infer)(graph, batches, meter, settings)
+    (_train if job == "train" else _infer)(graph, batches, meter, settings, config)
 
 
-def _train(graph, batches, meter, settings):
-    def after_epoch(epoch):
-        with new_epoch(settings.model_save_path, epoch) as folder:
-            graph.write(folder)
-        graph.write_data(settings.model_save_path)
-
-    loop.train(graph, batches, range(settings.epochs), meter, after_epoch)
+def _train(graph, batches, meter, settings, config):
+    session = Session(graph, config, settings)
+    first = session.first()
+    session.listen()
+    loop.train(graph, batches, first, settings.epochs, meter, session)
 
 
-def _infer(graph, batches, meter, settings):
+def _infer(graph, batches, meter, settings, config):
     wanted = range(settings.infer_start_epoch, settings.infer_end_epoch)
     there = saved_epochs(settings.infer_load_path)
     found = [epoch for epoch in wanted if epoch in there]

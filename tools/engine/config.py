@@ -43,6 +43,8 @@ RUNNER_KEYS = {
     "infer_drop_last": Key(bool, False, "infer", "leave it out when evaluating"),
     "lr_step": Key(("none", "batch", "epoch"), "none", "train", "when the tool moves on a package's schedule"),
     "steps_per_epoch": Key(1, None, "train", "training steps an epoch; counted by the tool where it can be"),
+    "resume": Key(str, "off", "train", "go on where a run ended: off, auto (from the newest save) or a folder"),
+    "save_interval_steps": Key(0, 0, "train", "also save inside an epoch, every so many steps; 0: only after it"),
     "strict": Key(bool, False, "", "refuse unknown runner keys instead of warning"),
     "use_auc": Key(bool, False, "", "static training: start every auc op afresh in each epoch"),
     "auc_num": Key(0, 1, "", "not needed: the state of every auc op is found"),
@@ -64,6 +66,18 @@ class _Loader(yaml.SafeLoader):
     """Reads ``1e-3`` as a number, which YAML 1.1 takes for text."""
 
 
+def _mapping_without_repeats(loader, node, deep=False):
+    seen = set()
+    for key_node, _ in node.value:
+        if key_node.value in seen:
+            raise yaml.YAMLError(f"the key {key_node.value} stands twice in one mapping,{key_node.start_mark}")
+        seen.add(key_node.value) if isinstance(key_node.value, str) else None
+    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+
+
+_Loader.add_constructor(
+    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: _mapping_without_repeats(loader, node, True)
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -221,6 +235,8 @@ def _checked(name, value, key, job):
     elif isinstance(key.kind, type):
         if isinstance(value, key.kind):
             return value
+        if value is False and key.default == "off":  # YAML 1.1 reads off as false
+            return "off"
         if key.kind is str and isinstance(value, (int, float)):  # a folder may be named 0
             return str(value)
         wanted = {bool: "true or false", str: "a text", list: "a list"}[key.kind]

@@ -44,8 +44,9 @@ def _device_name(settings):
     return "gpu" if settings.use_gpu and gpu_found else "cpu"
 
 
-def set_seeds(seed):
-    """Seed paddle, numpy and random alike."""
+def set_seeds(*numbers):
+    """Seed paddle, numpy and random alike, from one or more whole numbers."""
+    seed = numbers[0] if len(numbers) == 1 else int(np.random.SeedSequence(numbers).generate_state(1)[0])
     paddle.seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)

@@ -90,6 +90,14 @@ class DynamicGraph:
         paddle.save(self.net.state_dict(), os.path.join(folder, checkpoint.DYNAMIC + ".pdparams"))
         paddle.save(self.optimizer.state_dict(), os.path.join(folder, checkpoint.DYNAMIC + ".pdopt"))
 
+    def resume(self, folder):
+        """Take up weights and optimizer state from a folder that ``write`` filled."""
+        self.read(folder)
+        self.optimizer.set_state_dict(checkpoint.read_optimizer_state(folder, checkpoint.DYNAMIC))
+
+    def schedule_state(self):
+        """None: the optimizer's state has it."""
+
     def write_data(self, parent):
         """Nothing: ``use_save_data`` is a key of the static tools."""
 

@@ -13,6 +13,14 @@ class NotFinite(Exception):
     """A training step's loss is nan or infinite; the loop adds epoch and batch."""
 
 
+class Stopped(Exception):
+    """A signal asked the run to end; the step under way has been finished and saved."""
+
+    def __init__(self, signal_number):
+        super().__init__(signal_number)
+        self.signal_number = signal_number
+
+
 @contextlib.contextmanager
 def blaming(where):
     """Turn a package's ValueError or OSError into a UserError that begins with ``where``.

@@ -5,14 +5,15 @@ import time
 from engine.errors import NotFinite, UserError
 
 
-def train(graph, batches, epochs, meter, after_epoch):
-    """Train for ``epochs`` (an iterable of numbers), calling ``after_epoch(epoch)`` after each."""
-    for epoch in epochs:
+def train(graph, batches, first, epochs, meter, session):
+    """Train from ``first`` = (epoch, batch) up to ``epochs``; the session saves, and may end the run."""
+    for epoch in range(first[0], epochs):
+        begin = first[1] if epoch == first[0] else 0
         graph.begin_epoch()
-        _run(epoch, batches, graph.train_step, meter)
+        _run(epoch, batches, graph.train_step, meter, begin, session)
         graph.end_epoch()
         meter.close(epoch, graph.metrics())
-        after_epoch(epoch)
+        session.after_epoch(epoch)
 
 
 def infer(graph, batches, epochs, meter, load, after_epoch):
@@ -25,11 +26,13 @@ def infer(graph, batches, epochs, meter, load, after_epoch):
         after_epoch(epoch)
 
 
-def _run(epoch, batches, take_step, meter):
+def _run(epoch, batches, take_step, meter, begin=0, session=None):
     meter.begin()
     asked = time.perf_counter()
-    for batch_id, batch in enumerate(batches(epoch)):
+    for batch_id, batch in enumerate(batches(epoch, begin), begin):
         loaded = time.perf_counter()
+        if session is not None:
+            session.before_step(epoch, batch_id)
         try:
             step, examples = take_step(batch)
         except NotFinite as error:
@@ -39,4 +42,6 @@ def _run(epoch, batches, take_step, meter):
             ) from error
         done = time.perf_counter()
         meter.add(epoch, batch_id, step, examples, loaded - asked, done - loaded)
+        if session is not None:
+            session.after_step(epoch, batch_id)
         asked = time.perf_counter()

@@ -57,9 +57,7 @@ class StaticGraph:
         settings = self.settings
         if settings.model_init_path is not None:
             self.read(settings.model_init_path, partly=True)
-            state = checkpoint.read_optimizer_state(settings.model_init_path)
-            mine = self._state("opt")
-            self._set({name: value for name, value in state.items() if name in mine})
+            self._read_optimizer_state(settings.model_init_path)
         if settings.use_out_vec:
             self._set(_vectors(settings, self._state("param")))
 
@@ -158,6 +156,24 @@ class StaticGraph:
             name: value for name, value in self._state("param").items() if not name.startswith("learning_rate_")
         }  # under PIR a schedule's rate counts as one
         self._set(checkpoint.fit(mine, weights.by_name, weights.path, partly))
+
+    def _read_optimizer_state(self, folder):
+        mine = self._state("opt")
+        found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
+        self._set(checkpoint.fit(mine, found, folder, partly=True) if found else {})
+
+    def resume(self, folder):
+        """Take up weights, optimizer state and schedule from a folder that ``write`` filled."""
+        self.read(folder)
+        self._read_optimizer_state(folder)
+        state = (checkpoint.read_manifest(folder) or {}).get("schedule")
+        if state is not None:
+            self.program.lr_scheduler.set_state_dict(state)
+
+    def schedule_state(self):
+        """Position of the learning rate's schedule, or None if there is none."""
+        schedule = getattr(self.program, "lr_scheduler", None)
+        return None if schedule is None else schedule.state_dict()
 
     def _state(self, kind):
         state = self.program.state_dict(kind, paddle.static.global_scope())

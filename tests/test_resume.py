@@ -1,0 +1,152 @@
+"""A training that was stopped or killed goes on to the same bits; what cannot go on says why."""
+
+import os
+import pathlib
+import pickle
+import shutil
+import signal
+import subprocess
+import time
+
+import kill_resume
+import pytest
+from conftest import ROOT
+from toolbox import assert_refused, run_tool
+
+GRAPHS = list(kill_resume.TOOLS)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """(override of the data, graph -> folder of an undisturbed run)."""
+    folder = tmp_path_factory.mktemp("resume")
+    data = kill_resume.make_data(str(folder / "data"))
+    for graph in GRAPHS:
+        kill_resume.run_through(graph, str(folder / graph), data)
+    return data, {graph: folder / graph for graph in GRAPHS}
+
+
+def tool(graph, cwd, data, *overrides):
+    return run_tool(kill_resume.TOOLS[graph], ROOT / "config.yaml", *kill_resume.OVERRIDES, data, *overrides, cwd=cwd)
+
+
+def wait_for(folder, text, process):
+    log = pathlib.Path(folder) / "log"
+    while process.poll() is None and text not in log.read_text():
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(base, tmp_path, graph, number, code):
+    data, undisturbed = base
+    process = kill_resume.start(graph, str(tmp_path), data, "runner.save_interval_steps=0")
+    wait_for(tmp_path, "epoch: 0, batch_id: 2", process)
+    process.send_signal(number)
+    assert process.wait(60) == code
+    assert (tmp_path / "output" / "last_step" / "manifest.json").exists()
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log and "runner.resume=auto" in log
+    assert tool(graph, tmp_path, data, "runner.resume=auto").returncode == 0
+    assert not kill_resume.differences(kill_resume.state(tmp_path), kill_resume.state(undisturbed[graph]))
+    assert sorted(os.listdir(tmp_path / "output")) == ["0", "1"]
+
+
+def test_kills_at_random_moments_end_in_the_same_bits(tmp_path):
+    """tests/stress/kill_resume.py, which runs a hundred trials outside the suite."""
+    kill_resume.trials(2, seed=1, folder=str(tmp_path))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_one_epoch_and_then_another_is_the_same_as_two(base, tmp_path, graph):
+    data, _ = base
+    for name in ("two", "one"):
+        (tmp_path / name).mkdir()
+    constant = "hyper_parameters.optimizer.schedule=constant"  # a one-cycle's length would change with the epochs
+    assert tool(graph, tmp_path / "two", data, constant).returncode == 0
+    assert tool(graph, tmp_path / "one", data, constant, "runner.epochs=1").returncode == 0
+    again = tool(graph, tmp_path / "one", data, constant, f"runner.resume={tmp_path / 'one' / 'output' / '0'}")
+    assert again.returncode == 0 and "epoch: 0," not in again.stderr
+    assert not kill_resume.differences(kill_resume.state(tmp_path / "one"), kill_resume.state(tmp_path / "two"))
+
+
+def test_nothing_to_resume_is_said_and_training_starts(base, tmp_path):
+    data, _ = base
+    process = tool("dynamic", tmp_path, data, "runner.resume=auto", "runner.epochs=1")
+    assert process.returncode == 0 and "nothing to resume" in process.stderr
+
+
+def test_a_finished_run_has_nothing_left_to_do(base):
+    data, undisturbed = base
+    process = tool("dynamic", undisturbed["dynamic"], data, "runner.resume=auto")
+    assert process.returncode == 0 and "batch_id" not in process.stderr
+
+
+@pytest.mark.parametrize(
+    "overrides,words",
+    [
+        (["hyper_parameters.optimizer.learning_rate=0.5"], ["learning_rate", "0.003", "0.5", "model_init_path"]),
+        (["runner.train_batch_size=8", "hyper_parameters.gamma=2"], ["gamma", "train_batch_size"]),
+        (["runner.resume=nowhere"], ["nowhere", "manifest"]),
+    ],
+)
+def test_a_resume_that_would_not_be_one_is_refused(base, overrides, words):
+    data, undisturbed = base
+    before = kill_resume.state(undisturbed["dynamic"])
+    options = ["runner.epochs=3", f"runner.resume={undisturbed['dynamic'] / 'output' / '0'}", *overrides]
+    assert_refused(tool("dynamic", undisturbed["dynamic"], data, *options), *words)
+    assert not kill_resume.differences(kill_resume.state(undisturbed["dynamic"]), before)
+
+
+def test_the_other_graphs_run_is_not_resumed_but_its_weights_are_offered(base, tmp_path):
+    data, undisturbed = base
+    folder = undisturbed["static"] / "output" / "0"
+    assert_refused(tool("dynamic", tmp_path, data, f"runner.resume={folder}"), "static", "model_init_path")
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "manifest cut", "manifest of another kind"])
+def test_a_damaged_save_is_named_and_resume_takes_an_older_one(base, tmp_path, damage):
+    data, undisturbed = base
+    shutil.copytree(undisturbed["dynamic"] / "output", tmp_path / "output")
+    broken = tmp_path / "output" / "1" / ("manifest.json" if "manifest" in damage else "rec.pdparams")
+    content = broken.read_bytes()
+    if damage == "gone":
+        broken.unlink()
+    elif damage == "manifest of another kind":
+        broken.write_text("[1, 2]")
+    else:
+        broken.write_bytes(content[: len(content) // 2] if "cut" in damage else b"x" + content[1:])
+    refused = run_tool(
+        "infer", ROOT / "config.yaml", *kill_resume.OVERRIDES, "runner.infer_start_epoch=1", cwd=tmp_path
+    )
+    assert_refused(refused, broken.relative_to(tmp_path))
+    process = tool("dynamic", tmp_path, data, "runner.resume=auto")
+    assert process.returncode == 0 and str(broken.relative_to(tmp_path)) in process.stderr
+    assert not kill_resume.differences(kill_resume.state(tmp_path), kill_resume.state(undisturbed["dynamic"]))
+
+
+class Canary:
+    def __reduce__(self):
+        return open, ("canary", "w")
+
+
+@pytest.mark.parametrize("name", ["rec.pdparams", "rec_static.pdparams"])
+def test_no_code_of_a_checkpoint_runs(base, tmp_path, name):
+    """A folder without a manifest, as PaddleRec writes it, is read by the restricted reader all the same."""
+    (tmp_path / "output" / "0").mkdir(parents=True)
+    (tmp_path / "output" / "0" / name).write_bytes(pickle.dumps({"a": Canary()}))
+    assert_refused(run_tool("infer", ROOT / "config.yaml", cwd=tmp_path), name, "open")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_a_second_signal_ends_at_once(base, tmp_path):
+    data, _ = base
+    process = kill_resume.start("dynamic", str(tmp_path), data)
+    wait_for(tmp_path, "epoch: 0, batch_id: 1", process)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    try:
+        assert process.wait(30) in (-15, 143)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
