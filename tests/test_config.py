@@ -65,6 +65,30 @@ def test_yaml_that_is_no_config_is_refused_by_name(tmp_path, text):
         load(tmp_path, text)
 
 
+BOMB = "a0: &a0 [1, 1]\n" + "".join(f"a{i + 1}: &a{i + 1} [*a{i}, *a{i}, *a{i}]\n" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    "text,words",
+    [
+        ("runner: {epochs: 1}\nrunner: {epochs: 2}", "runner stands twice"),
+        ("runner:\n  epochs: 1\n  epochs: 1", "epochs stands twice"),
+        (BOMB + "runner: *a30", "aliases"),
+        (BOMB.replace("[", "{x: ").replace(", *", ", y: *", 1) + "runner: {a: *a30}", "YAML|aliases"),
+        ("runner: &r {again: *r}", "aliases|YAML"),
+        ("a: " + "[" * 5000 + "]" * 5000, "YAML|nested"),
+        ("a: " + "x" * (1 << 20), "longer"),
+        ("a: 2026-99-99", "YAML"),
+        ("? [1, 2]\n: 3", "key"),
+        ("? {a: 1}\n: 3", "key"),
+    ],
+)
+def test_yaml_that_would_hang_or_mislead_is_refused(tmp_path, text, words):
+    with pytest.raises(UserError, match=words) as caught:
+        load(tmp_path, text)
+    assert "config.yaml" in str(caught.value) and len(str(caught.value)) < 2000
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"\xef\xbb\xbfrunner:\r\n  epochs: 2\r\n")
     assert load_config(str(tmp_path / "config.yaml"))["runner.epochs"] == 2

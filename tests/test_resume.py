@@ -1,5 +1,6 @@
 """A training that was stopped or killed goes on to the same bits; what cannot go on says why."""
 
+import json
 import os
 import pathlib
 import pickle
@@ -49,7 +50,7 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(base, tmp_path, gra
     assert "Traceback" not in log and "runner.resume=auto" in log
     assert tool(graph, tmp_path, data, "runner.resume=auto").returncode == 0
     assert not kill_resume.differences(kill_resume.state(tmp_path), kill_resume.state(undisturbed[graph]))
-    assert sorted(os.listdir(tmp_path / "output")) == ["0", "1"]
+    assert sorted(os.listdir(tmp_path / "output")) == [".lock", "0", "1"]
 
 
 def test_kills_at_random_moments_end_in_the_same_bits(tmp_path):
@@ -68,6 +69,23 @@ def test_one_epoch_and_then_another_is_the_same_as_two(base, tmp_path, graph):
     again = tool(graph, tmp_path / "one", data, constant, f"runner.resume={tmp_path / 'one' / 'output' / '0'}")
     assert again.returncode == 0 and "epoch: 0," not in again.stderr
     assert not kill_resume.differences(kill_resume.state(tmp_path / "one"), kill_resume.state(tmp_path / "two"))
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_kill_between_the_last_step_and_the_epochs_save_loses_nothing(base, tmp_path, graph):
+    """The save inside the epoch is of its last step (6 steps, one in two saved), so no step is left to run."""
+    data, undisturbed = base
+    process = kill_resume.start(graph, str(tmp_path), data)
+    position = tmp_path / "output" / "last_step" / "manifest.json"
+    while process.poll() is None:
+        try:
+            if json.loads(position.read_text())["batch"] == 6:
+                process.kill()
+        except (OSError, ValueError, KeyError):
+            continue
+    shutil.rmtree(tmp_path / "output" / "1", ignore_errors=True)  # where the kill came too late
+    assert tool(graph, tmp_path, data, "runner.resume=auto").returncode == 0
+    assert not kill_resume.differences(kill_resume.state(tmp_path), kill_resume.state(undisturbed[graph]))
 
 
 def test_nothing_to_resume_is_said_and_training_starts(base, tmp_path):
@@ -150,3 +168,20 @@ def test_a_second_signal_ends_at_once(base, tmp_path):
     except subprocess.TimeoutExpired:
         process.kill()
         raise
+
+
+def test_a_second_run_into_the_same_folder_is_refused(base, tmp_path):
+    data, _ = base
+    process = kill_resume.start("dynamic", str(tmp_path), data, "runner.epochs=500", "runner.keep_last=1")
+    wait_for(tmp_path, "epoch: 0, batch_id: 0", process)
+    assert_refused(tool("static", tmp_path, data), "output", "another training")
+    assert process.poll() is None, "the first run goes on"
+    process.kill()
+    process.wait()
+    assert tool("dynamic", tmp_path, data, "runner.epochs=1").returncode == 0, "a dead run's lock is none"
+
+
+def test_keep_last_leaves_the_newest_epochs(base, tmp_path):
+    data, _ = base
+    assert tool("dynamic", tmp_path, data, "runner.epochs=4", "runner.keep_last=2").returncode == 0
+    assert sorted(os.listdir(tmp_path / "output")) == [".lock", "2", "3"]

@@ -27,6 +27,7 @@ from engine.errors import UserError
 LOG = logging.getLogger("engine")
 DYNAMIC, STATIC = "rec", "rec_static"  # what the file names begin with
 MANIFEST, FORMAT = "manifest.json", 1
+LOCK = ".lock"
 NAME_TABLE = "StructuredToParameterName@@"
 
 # by_structured is None for a checkpoint of the static graph
@@ -51,6 +52,35 @@ def new_folder(parent, name):
         shutil.rmtree(beside, ignore_errors=True)
         raise UserError(f"{final}: cannot be saved ({error}). What was saved before is as it was.") from error
     LOG.info("Already save model in %s", final)
+
+
+def lock(parent):
+    """Make ``parent`` if it is missing and lock it against other runs; the system unlocks it when the process ends.
+
+    Returns:
+        What holds the lock, to be kept.
+    Raises:
+        UserError: another run holds it, or the folder cannot be written.
+    """
+    try:
+        os.makedirs(parent, exist_ok=True)
+        file = open(os.path.join(parent, LOCK), "a")
+    except OSError as error:
+        raise UserError(f"{parent}: cannot be written ({error}). Give another runner.model_save_path.") from error
+    try:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        else:
+            import msvcrt
+
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+    except OSError as error:
+        raise UserError(
+            f"{parent}: another training is writing into it. Wait for it, or give another runner.model_save_path."
+        ) from error
+    return file
 
 
 def write_manifest(folder, **facts):

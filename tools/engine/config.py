@@ -13,6 +13,7 @@ from engine.errors import UserError
 
 LOG = logging.getLogger("engine")
 KEPT_SECTIONS = ("workspace", "runner", "hyper_parameters")
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 20, 100_000, 50  # of a config
 NAMED_LISTS = ("runner", "dataset", "phase")  # lists of mappings under these become <section>.<name>.<key>
 
 REQUIRED = object()
@@ -45,6 +46,7 @@ RUNNER_KEYS = {
     "steps_per_epoch": Key(1, None, "train", "training steps an epoch; counted by the tool where it can be"),
     "resume": Key(str, "off", "train", "go on where a run ended: off, auto (from the newest save) or a folder"),
     "save_interval_steps": Key(0, 0, "train", "also save inside an epoch, every so many steps; 0: only after it"),
+    "keep_last": Key(0, 0, "train", "how many epochs' folders to keep; 0: all"),
     "strict": Key(bool, False, "", "refuse unknown runner keys instead of warning"),
     "use_auc": Key(bool, False, "", "static training: start every auc op afresh in each epoch"),
     "auc_num": Key(0, 1, "", "not needed: the state of every auc op is found"),
@@ -66,18 +68,19 @@ class _Loader(yaml.SafeLoader):
     """Reads ``1e-3`` as a number, which YAML 1.1 takes for text."""
 
 
-def _mapping_without_repeats(loader, node, deep=False):
+def _mapping_without_repeats(loader, node):
     seen = set()
-    for key_node, _ in node.value:
-        if key_node.value in seen:
-            raise yaml.YAMLError(f"the key {key_node.value} stands twice in one mapping,{key_node.start_mark}")
-        seen.add(key_node.value) if isinstance(key_node.value, str) else None
-    return yaml.SafeLoader.construct_mapping(loader, node, deep)
+    for key, _ in node.value:
+        name = loader.construct_object(key, deep=True)
+        if not isinstance(name, (str, int, float, bool, type(None))):
+            raise yaml.YAMLError(f"a key is no text{key.start_mark}")
+        if name in seen:
+            raise yaml.YAMLError(f"the key {name} stands twice in one mapping{key.start_mark}")
+        seen.add(name)
+    return loader.construct_mapping(node, deep=True)
 
 
-_Loader.add_constructor(
-    yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, lambda loader, node: _mapping_without_repeats(loader, node, True)
-)
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -114,16 +117,39 @@ def load_config(path, overrides=()):
 def _read_yaml(path):
     try:
         with open(path, encoding="utf-8-sig") as file:
-            content = yaml.load(file, Loader=_Loader)
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise UserError(f"{path}: it is longer than {MAX_BYTES} characters, which no config is.")
+        content = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"-m {path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+        OverflowError,
+    ) as error:  # such as 2026-99-99
         raise UserError(f"{path}: this is no valid YAML: {error}") from error
+    if _count(content, MAX_VALUES, MAX_DEPTH) < 0:
+        raise UserError(f"{path}: its aliases expand to more than {MAX_VALUES} values, or it is nested too deeply.")
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: expected sections such as runner: and hyper_parameters:, found {type(content).__name__}."
         )
     return content
+
+
+def _count(node, left, depth):
+    """``left`` less the number of values in ``node``, aliases expanded; negative as soon as that is too many."""
+    if left <= 0 or depth <= 0:
+        return -1
+    left -= 1
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    for child in children:
+        left = _count(child, left, depth - 1)
+        if left < 0:
+            return -1
+    return left
 
 
 def _flatten(node, prefix, flat, path):
@@ -173,7 +199,7 @@ def _parse_number(key, text, present):
 def _yaml_value(key, text):
     try:
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
         raise UserError(f"-o {key}={text}: the value is no valid YAML: {error}") from error
 
 

@@ -13,10 +13,10 @@ LOG = logging.getLogger("engine")
 LAST_STEP = "last_step"  # the folder saved inside an epoch; gone once the epoch is
 # Settings that a resumed run may change: they do not decide what the steps compute.
 FREE = (
-    "epochs print_interval use_gpu use_xpu use_npu num_workers use_visual strict resume save_interval_steps "
-    "model_save_path model_init_path train_data_dir test_data_dir infer_batch_size infer_reader_path infer_load_path "
-    "infer_start_epoch infer_end_epoch infer_drop_last thread_num use_inference save_inference_feed_varnames "
-    "save_inference_fetch_varnames use_save_data use_auc auc_num"
+    "epochs print_interval use_gpu use_xpu use_npu num_workers use_visual strict resume save_interval_steps keep_last "
+    "model_save_path model_init_path train_data_dir test_data_dir thread_num use_auc auc_num use_save_data "
+    "use_inference save_inference_feed_varnames save_inference_fetch_varnames infer_batch_size infer_reader_path "
+    "infer_load_path infer_start_epoch infer_end_epoch infer_drop_last"
 ).split()
 
 
@@ -36,6 +36,7 @@ class Session:
         self.graph, self.settings = graph, settings
         self.config = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
         self.parent = settings.model_save_path
+        self.lock = checkpoint.lock(self.parent)  # held until the process ends
         self.stop_signal = None
 
     # ---- going on
@@ -118,6 +119,9 @@ class Session:
         """Save the epoch."""
         self._save(epoch, epoch + 1, 0)
         shutil.rmtree(os.path.join(self.parent, LAST_STEP), ignore_errors=True)
+        if self.settings.keep_last:
+            for old in checkpoint.saved_epochs(self.parent)[: -self.settings.keep_last]:
+                shutil.rmtree(os.path.join(self.parent, str(old)), ignore_errors=True)
         self.graph.write_data(self.parent)
 
     def _save(self, name, epoch, batch):

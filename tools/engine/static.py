@@ -166,6 +166,9 @@ class StaticGraph:
         """Take up weights, optimizer state and schedule from a folder that ``write`` filled."""
         self.read(folder)
         self._read_optimizer_state(folder)
+        # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
+        by_name = checkpoint.read_weights(folder).by_name
+        self._set({n: by_name[n] for n in self._state("param") if n.startswith("learning_rate_") and n in by_name})
         state = (checkpoint.read_manifest(folder) or {}).get("schedule")
         if state is not None:
             self.program.lr_scheduler.set_state_dict(state)
