@@ -1,5 +1,6 @@
 """tools/engine/checkpoint.py: an epoch folder is whole or absent, and what does not fit is refused by name."""
 
+import json
 import logging
 import os
 
@@ -113,3 +114,48 @@ def test_a_warm_start_may_be_partial_but_not_empty(caplog):
     assert "no b" in caplog.text and "not used: c" in caplog.text
     with pytest.raises(UserError):
         checkpoint.fit(network, {"c": np.ones(1)}, "file", partly=True)
+
+
+FACTS = {"graph": "dynamic", "epoch": 1, "batch": 0, "config": {"a": 1}, "schedule": None}
+
+
+def saved(tmp_path):
+    with checkpoint.new_folder(str(tmp_path), 0) as folder:
+        with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
+            file.write("content")
+        checkpoint.write_manifest(folder, **FACTS)
+    return tmp_path / "0"
+
+
+def test_a_manifest_gives_back_its_facts(tmp_path):
+    manifest = checkpoint.read_manifest(str(saved(tmp_path)))
+    assert {name: manifest[name] for name in FACTS} == FACTS and list(manifest["files"]) == ["file"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 2}, {"epoch": -1}, {"epoch": True}, {"batch": 1.5}, {"config": []}, {"graph": None}, {"schedule": "x"}]
+    + [{"files": {"../0/file": "x"}}, {"files": {"gone": "x"}}, {"files": ["file"]}, {"files": {"file": 3}}],
+)
+def test_a_manifest_of_other_facts_is_refused(tmp_path, change):
+    folder = saved(tmp_path)
+    path = folder / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(UserError, match=str(folder)):
+        checkpoint.read_manifest(str(folder))
+
+
+@pytest.mark.parametrize("raw", ["", "{", "[" * 100_000, "null", "{}", '{"format": 1}', "\x00"])
+def test_a_broken_manifest_is_refused(tmp_path, raw):
+    folder = saved(tmp_path)
+    (folder / "manifest.json").write_text(raw)
+    with pytest.raises(UserError, match="manifest.json"):
+        checkpoint.read_manifest(str(folder))
+
+
+def test_two_locks_on_a_folder_are_refused(tmp_path):
+    held = checkpoint.lock(str(tmp_path / "new"))
+    with pytest.raises(UserError, match="another training"):
+        checkpoint.lock(str(tmp_path / "new"))
+    held.close()
+    checkpoint.lock(str(tmp_path / "new")).close()

@@ -122,7 +122,9 @@ def test_the_other_graphs_run_is_not_resumed_but_its_weights_are_offered(base, t
     assert_refused(tool("dynamic", tmp_path, data, f"runner.resume={folder}"), "static", "model_init_path")
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "gone", "manifest cut", "manifest of another kind"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "changed", "gone", "manifest cut", "manifest of another kind", "manifest of other facts"]
+)
 def test_a_damaged_save_is_named_and_resume_takes_an_older_one(base, tmp_path, damage):
     data, undisturbed = base
     shutil.copytree(undisturbed["dynamic"] / "output", tmp_path / "output")
@@ -132,6 +134,8 @@ def test_a_damaged_save_is_named_and_resume_takes_an_older_one(base, tmp_path, d
         broken.unlink()
     elif damage == "manifest of another kind":
         broken.write_text("[1, 2]")
+    elif damage == "manifest of other facts":
+        broken.write_text(json.dumps({**json.loads(content), "batch": "7"}))
     else:
         broken.write_bytes(content[: len(content) // 2] if "cut" in damage else b"x" + content[1:])
     refused = run_tool(

@@ -105,6 +105,7 @@ def read_manifest(folder):
             manifest = json.load(file)
         wanted = {str(name): str(digest) for name, digest in manifest["files"].items()}
         known = manifest["format"] == FORMAT
+        _check_facts(manifest)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error}). Take another folder.") from error
     if not known:
@@ -116,6 +117,16 @@ def read_manifest(folder):
         if _digest(file) != digest:
             raise UserError(f"{file}: it is cut or changed: its SHA-256 is not the manifest's. Take another folder.")
     return manifest
+
+
+def _check_facts(manifest):
+    """Raise ValueError where a manifest's facts are of other types than ``Session`` writes."""
+    for name in ("epoch", "batch"):
+        if type(manifest[name]) is not int or manifest[name] < 0:
+            raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
+    for name, kind in (("graph", str), ("config", dict), ("schedule", (dict, type(None)))):
+        if not isinstance(manifest[name], kind):
+            raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
 
 
 def _digest(path):

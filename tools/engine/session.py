@@ -1,5 +1,6 @@
 """A training run's saves: after each epoch, inside one, when a signal ends it; and where to go on."""
 
+import json
 import logging
 import os
 import shutil
@@ -34,7 +35,8 @@ class Session:
 
     def __init__(self, graph, config, settings):
         self.graph, self.settings = graph, settings
-        self.config = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
+        decisive = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
+        self.config = json.loads(json.dumps(decisive, default=str))  # as the manifest will give it back
         self.parent = settings.model_save_path
         self.lock = checkpoint.lock(self.parent)  # held until the process ends
         self.stop_signal = None
@@ -52,13 +54,13 @@ class Session:
                 f"{folder}: it has no {checkpoint.MANIFEST}, so there is no saying where it was. "
                 "Use runner.model_init_path to start from its weights."
             )
-        position = _position(manifest, folder)
-        if manifest.get("graph") != self.graph.name:
+        position = manifest["epoch"], manifest["batch"]
+        if manifest["graph"] != self.graph.name:
             raise UserError(
-                f"{folder}: it was saved by the {manifest.get('graph')} graph. Go on with that tool, or use "
+                f"{folder}: it was saved by the {manifest['graph']} graph. Go on with that tool, or use "
                 "runner.model_init_path to start from its weights."
             )
-        self._check_config(manifest.get("config") or {}, folder, position)
+        self._check_config(manifest["config"], folder, position)
         self.graph.resume(folder)
         LOG.info("resumed from %s: epoch %d, batch %d", folder, *position)
         return position
@@ -80,11 +82,11 @@ class Session:
                     LOG.warning("not resumed from: %s", error)
                     continue
                 if manifest is not None:
-                    found.append((_position(manifest, folder), folder))
+                    found.append((manifest["epoch"], manifest["batch"], folder))
         if not found:
             LOG.info("nothing to resume from in %s: training starts anew", self.parent)
             return None
-        return max(found)[1]
+        return max(found)[-1]
 
     def _check_config(self, saved, folder, position):
         changed = sorted(
@@ -144,10 +146,3 @@ class Session:
         self.stop_signal = number
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
-
-
-def _position(manifest, folder):
-    position = manifest.get("epoch"), manifest.get("batch")
-    if not all(type(number) is int and number >= 0 for number in position):
-        raise UserError(f"{folder}: its {checkpoint.MANIFEST} has no position in the training. Take another folder.")
-    return position

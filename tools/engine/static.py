@@ -170,8 +170,9 @@ class StaticGraph:
         by_name = checkpoint.read_weights(folder).by_name
         self._set({n: by_name[n] for n in self._state("param") if n.startswith("learning_rate_") and n in by_name})
         state = (checkpoint.read_manifest(folder) or {}).get("schedule")
-        if state is not None:
-            self.program.lr_scheduler.set_state_dict(state)
+        schedule = getattr(self.program, "lr_scheduler", None)
+        if state is not None and schedule is not None:
+            schedule.set_state_dict(state)
 
     def schedule_state(self):
         """Position of the learning rate's schedule, or None if there is none."""
