@@ -25,7 +25,7 @@ class DygraphModel:
         """Split a batch [image, label of task 1, ...] into (image, labels)."""
         image, labels = batch_data[0], batch_data[1:]
         net.check_label_num(len(labels), self.hyper)
-        return image, labels
+        return image, labels[: self.hyper.task_num]
 
     def create_loss(self, logits, labels):
         """The tasks' part of the loss, without the gates' regularisers."""
@@ -33,7 +33,7 @@ class DygraphModel:
 
     def create_optimizer(self, dy_model, config):
         """Build the optimizer over ``dy_model``'s parameters; its schedule is moved on by ``train_forward``."""
-        rate = net.learning_rate_schedule(self.hyper, net.total_steps(config))
+        rate = net.learning_rate(self.hyper, config)
         self.schedule = rate if isinstance(rate, net.TrainingSchedule) else None
         parameters = [p for p in dy_model.parameters() if not p.stop_gradient]
         for parameter in parameters:

@@ -38,6 +38,7 @@ ACCEPTED = (
 MAX_EXPANSION, MAX_EXPANSION_FREE = 100, 1 << 24  # of compressed files; no set of digits shrinks more
 MAX_OPCODES, MAX_DIGITS = 100_000, 100  # a pickle of arrays has a few dozen opcodes and short numbers
 CHUNK = 4096  # images converted at a time
+WHITE_1 = 1.001  # the most that rounding makes of a white of 1
 
 
 class RecDataset(Dataset):
@@ -74,6 +75,12 @@ class RecDataset(Dataset):
                 )
         self.images = sets[0].images if len(sets) == 1 else np.concatenate([one.images for one in sets])
         self.labels = np.concatenate([one.labels for one in sets])
+        class_num = config.get("hyper_parameters.class_num", CLASS_NUM)
+        if self.labels.max() >= int(class_num):
+            raise ValueError(
+                f"{os.path.dirname(paths[0])}: there are labels up to {self.labels.max()}, but "
+                f"hyper_parameters.class_num is {class_num}. Set it to {CLASS_NUM}."
+            )
 
     def __len__(self):
         return len(self.images)
@@ -162,7 +169,8 @@ def _refusal(path, found, hint=""):
 def _named_arrays(path, content):
     """The file's content as {name: array}, with the names of ``PAIR`` or ``FOUR``."""
     if isinstance(content, dict):
-        names = {SYNONYMS.get(str(name), str(name)): value for name, value in list(content.items())[:9]}
+        known = [(name, value) for name, value in list(content.items())[:9] if isinstance(name, str)]
+        names = {SYNONYMS.get(name, name): value for name, value in known}
     elif isinstance(content, (tuple, list)) and len(content) in (2, 4):
         names = dict(zip(PAIR if len(content) == 2 else FOUR, content))
     else:
@@ -194,7 +202,7 @@ def _pixels(path, images, scale):
     result = np.empty(images.shape, np.uint8)
     for begin in range(0, len(images), CHUNK):
         part = images[begin : begin + CHUNK].astype(np.float64)
-        result[begin : begin + CHUNK] = np.rint(part * (255.0 / white))
+        result[begin : begin + CHUNK] = np.rint(np.minimum(part, white) * (255.0 / white))
     return result, f"0..{white}"
 
 
@@ -203,7 +211,7 @@ def _white(path, images, scale):
     greatest, between = 0.0, False
     for begin in range(0, len(images), CHUNK):
         part = images[begin : begin + CHUNK]
-        limit = 255 if scale != "1" else 1
+        limit = 255 if scale != "1" else WHITE_1
         bad = ~((part >= 0) & (part <= limit))  # nan fails too
         if bad.any():
             i = int(np.flatnonzero(bad.any(axis=(1, 2)))[0])
@@ -213,13 +221,13 @@ def _white(path, images, scale):
         between = between or bool(((part > 0) & (part < 1)).any())
     if scale is not None:
         return int(scale)
-    if images.dtype.kind in "iu" or greatest > 1:
+    if images.dtype.kind in "iu" or greatest >= 2:
         return 255
-    if between:
+    if between and greatest <= WHITE_1:
         return 1
     raise _refusal(
         path,
-        f"the {images.dtype} images have pixels of 0 and 1 only, which may mean 0..1 or nearly black",
+        f"the {images.dtype} images have pixels up to {greatest:.6g}, which may mean 0..1 or nearly black",
         "Set runner.image_scale to 1 or 255.",
     )
 
@@ -326,7 +334,7 @@ def _read_pickle(file, size):
     file = _Bounded(file, size)
     _check_opcodes(file)
     file.rewind()
-    content = _ArrayUnpickler(file, encoding="latin1").load()  # latin1: Python 2's byte strings
+    content = _ArrayUnpickler(file, size).load()
     if isinstance(content, (tuple, list)):
         return type(content)(_value(item) for item in content[: len(FOUR) + 1])
     if isinstance(content, dict):
@@ -408,23 +416,34 @@ _LENGTH_BYTES = {
 class _ArrayUnpickler(pickle.Unpickler):
     """Builds arrays and plain containers by functions of this file alone, and refuses all else by name."""
 
+    def __init__(self, file, size):
+        super().__init__(file, encoding="latin1")  # as which Python 2's byte strings lose nothing
+        self.left = 2 * size + (1 << 16)
+
     def find_class(self, module, name):
         module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        if (module, name) not in _GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no data file needs")
-        return _GLOBALS[module, name]
+        if (module, name) not in _BUILDERS:
+            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:100]}, which no data file needs")
+        return _Builder(_BUILDERS[module, name], self.spend)
+
+    def spend(self, count):
+        """Account for ``count`` bytes made of the file's: one text could be encoded time and again."""
+        self.left -= count
+        if self.left < 0:
+            raise _Unreadable("it asks for more memory than its arrays can need")
 
 
-class _Global:
+class _Builder:
     """Stands for a function that a pickle may call; has nothing that a pickle could change."""
 
-    __slots__ = ("function",)
+    __slots__ = ("function", "spend")
 
-    def __init__(self, function):
+    def __init__(self, function, spend):
         object.__setattr__(self, "function", function)
+        object.__setattr__(self, "spend", spend)
 
     def __call__(self, *args):
-        return self.function(*args)
+        return self.function(self.spend, *args)
 
     def __setattr__(self, name, value):
         raise _Unreadable("it changes a function")
@@ -434,13 +453,16 @@ class _Global:
 
 
 class _Array:
-    """An array that a pickle is about to describe (NumPy's ``_reconstruct``, then its state)."""
+    """An array, or one that a pickle is about to describe (NumPy's ``_reconstruct``, then its state)."""
 
-    __slots__ = ("value",)
+    __slots__ = ("spend", "value")
+
+    def __init__(self, spend, value=None):
+        self.spend, self.value = spend, value
 
     def __setstate__(self, state):
         shape, dtype, fortran, raw = state[-4:]
-        self.value = _array(raw, dtype, shape, fortran)
+        self.value = _array(_bytes(self.spend, raw), dtype, shape, fortran)
 
 
 class _Dtype:
@@ -460,7 +482,7 @@ def _plain_dtype(text):
     return np.dtype(text)
 
 
-def _make_dtype(text, *flags):
+def _make_dtype(_, text, *flags):
     result = _Dtype()
     result.dtype = _plain_dtype(text)
     return result
@@ -469,8 +491,6 @@ def _make_dtype(text, *flags):
 def _array(raw, dtype, shape, fortran):
     """The array that ``raw`` holds, if it holds just what its shape and type claim."""
     dtype = dtype.dtype if isinstance(dtype, _Dtype) else dtype
-    if isinstance(raw, str):
-        raw = raw.encode("latin1")
     if not isinstance(raw, (bytes, bytearray)) or not isinstance(dtype, np.dtype):
         raise _Unreadable("an array is described wrongly")
     if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
@@ -480,32 +500,41 @@ def _array(raw, dtype, shape, fortran):
     return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
 
 
-def _finished(raw, dtype, shape, fortran=False):
-    result = _Array()
-    result.value = _array(raw, dtype, shape, fortran)
-    return result
+def _bytes(spend, raw):
+    """Bytes as they are; Python 2's byte strings come as text."""
+    if not isinstance(raw, str):
+        return raw
+    spend(len(raw))
+    return raw.encode("latin1")
 
 
-def _encode(text, encoding):
-    if encoding not in ("latin1", "latin-1"):
+def _encode(spend, text, encoding):
+    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
         raise _Unreadable(f"it encodes text as {str(encoding)[:20]!r}")
-    return text.encode("latin1")
+    return _bytes(spend, text)
 
 
-_GLOBALS = {
-    ("numpy.core.multiarray", "_reconstruct"): _Global(lambda *_: _Array()),
-    ("numpy.core.numeric", "_frombuffer"): _Global(
-        lambda raw, dtype, shape, order: _finished(raw, dtype, shape, order == "F")
-    ),
-    ("numpy", "ndarray"): _Global(lambda shape, dtype, raw: _finished(raw, _plain_dtype(dtype), shape)),
-    ("numpy", "dtype"): _Global(_make_dtype),
-    ("_codecs", "encode"): _Global(_encode),
-    ("builtins", "bytes"): _Global(lambda: b""),
-    ("builtins", "bytearray"): _Global(lambda raw=b"": _as_bytes(raw)),
-}
-
-
-def _as_bytes(raw):
+def _copy(spend, raw=b""):
     if not isinstance(raw, bytes):
         raise _Unreadable("a byte array is described wrongly")
     return raw
+
+
+def _from_buffer(spend, raw, dtype, shape, order):
+    return _Array(spend, _array(raw, dtype, shape, order == "F"))
+
+
+def _ndarray(spend, shape, dtype, raw):
+    return _Array(spend, _array(_bytes(spend, raw), _plain_dtype(dtype), shape, False))
+
+
+# what a pickle of arrays asks for -> what it gets
+_BUILDERS = {
+    ("numpy.core.multiarray", "_reconstruct"): lambda spend, *_: _Array(spend),
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy", "ndarray"): _ndarray,
+    ("numpy", "dtype"): _make_dtype,
+    ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): _copy,
+    ("builtins", "bytearray"): _copy,
+}

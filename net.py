@@ -31,11 +31,11 @@ LOG = logging.getLogger("dselect_k")
 # ---------------------------------------------------------------------------- hyper-parameters
 
 
-def _key(default, kind, meaning, low=None, above=None, choices=None):
-    """One ``hyper_parameters`` key: its default, type and range. ``low`` is allowed, ``above`` is not."""
+def _key(default, kind, meaning, low=None, above=None, high=None, choices=None):
+    """One ``hyper_parameters`` key: its default, type and range. ``low`` and ``high`` are allowed, ``above`` is not."""
     return dataclasses.field(
         default=default,
-        metadata={"kind": kind, "meaning": meaning, "low": low, "above": above, "choices": choices},
+        metadata={"kind": kind, "meaning": meaning, "low": low, "above": above, "high": high, "choices": choices},
     )
 
 
@@ -50,13 +50,13 @@ class HyperParameters:
         "every example; dselect_k_per_example computes them from the image",
         choices=("dselect_k", "dselect_k_per_example"),
     )
-    task_num: int = _key(2, int, "number of tasks, each with a gate and a tower of its own", low=1)
-    class_num: int = _key(10, int, "number of classes of each task", low=2)
-    expert_num: int = _key(8, int, "number of experts, shared by all tasks", low=1)
-    top_k: int = _key(2, int, "selectors of each gate: at most so many experts for a task", low=1)
+    task_num: int = _key(2, int, "number of tasks, each with a gate and a tower of its own", low=1, high=64)
+    class_num: int = _key(10, int, "number of classes of each task", low=2, high=65536)
+    expert_num: int = _key(8, int, "number of experts, shared by all tasks", low=1, high=1024)
+    top_k: int = _key(2, int, "selectors of each gate: at most so many experts for a task", low=1, high=1024)
     gamma: float = _key(1.0, float, "width of the smooth-step's band", above=0)
-    expert_size: int = _key(50, int, "width of an expert's output", low=1)
-    tower_size: int = _key(50, int, "width of a tower's hidden layers", low=1)
+    expert_size: int = _key(50, int, "width of an expert's output", low=1, high=65536)
+    tower_size: int = _key(50, int, "width of a tower's hidden layers", low=1, high=65536)
     task_weights: tuple = _key((), tuple, "weight of each task in the loss; empty: 1 for each")
     entropy_weight: float = _key(0.1, float, "strength of the pull of each selector to one expert", low=0)
     entropy_schedule: str = _key(
@@ -65,7 +65,7 @@ class HyperParameters:
         "how that strength grows from 0 over entropy_ramp_steps",
         choices=("constant", "linear", "cosine"),
     )
-    entropy_ramp_steps: int = _key(1000, int, "training steps until entropy_weight is reached", low=1)
+    entropy_ramp_steps: int = _key(1000, int, "training steps until entropy_weight is reached", low=1, high=1000000)
     optimizer_class: str = _key("adam", str, "which optimizer", choices=("adam", "adamw", "sgd"))
     optimizer_learning_rate: float = _key(0.001, float, "the rate; with a schedule, its highest", above=0)
     optimizer_schedule: str = _key(
@@ -140,10 +140,13 @@ def _checked(key, value, rule):
         if any(x is None or x < 0 for x in numbers) or (numbers and not any(numbers)):
             raise wrong("a list of numbers >= 0, not all of them 0")
         return tuple(numbers)
-    low, above = rule["low"], rule["above"]
+    low, above, high = rule["low"], rule["above"], rule["high"]
     wanted = ("a whole number" if kind is int else "a number") + (f" > {above}" if low is None else f" >= {low}")
+    wanted += f" and <= {high}" if high is not None else ""
     number = _number(value)
     if number is None or (low is not None and number < low) or (above is not None and number <= above):
+        raise wrong(wanted)
+    if high is not None and number > high:
         raise wrong(wanted)
     if kind is int and number != int(number):
         raise wrong(wanted)
@@ -579,8 +582,8 @@ def entropy_weights(entropy_weight, schedule, ramp_steps):
 
 
 def check_label_num(label_num, hyper):
-    """Raise ValueError if the reader does not give one label for each task."""
-    if label_num != hyper.task_num:
+    """Raise ValueError if the reader gives too few labels. Surplus ones are passed over, as PaddleRec's tools do."""
+    if label_num < hyper.task_num:
         raise ValueError(
             f"the reader gives {label_num} labels, but hyper_parameters.task_num is {hyper.task_num}. "
             f"Set task_num to {label_num}, or use a reader with {hyper.task_num} labels."
@@ -673,10 +676,21 @@ def learning_rate_schedule(hyper, total_steps):
     return TrainingSchedule(schedule, None if name == "constant" else total_steps)
 
 
-def total_steps(config):
-    """Training steps in all: epochs x ``runner.steps_per_epoch``, which our tools count; None if that is unknown."""
+def learning_rate(hyper, config):
+    """``learning_rate_schedule`` over the training that a flat config describes.
+
+    Its length is epochs x ``runner.steps_per_epoch``, which our tools count.
+
+    Raises:
+        ValueError: ``runner.lr_step`` asks the tool to move on the schedule, which the model does itself.
+    """
     steps, epochs = config.get("runner.steps_per_epoch"), config.get("runner.epochs")
-    return int(steps) * int(epochs) if steps and epochs else None
+    rate = learning_rate_schedule(hyper, int(steps) * int(epochs) if steps and epochs else None)
+    if isinstance(rate, TrainingSchedule) and config.get("runner.lr_step", "none") != "none":
+        raise ValueError(
+            f"runner.lr_step is {config['runner.lr_step']!r}, but this model moves its schedule itself. Set it to none."
+        )
+    return rate
 
 
 def build_optimizer(net, hyper, learning_rate, parameters=None):

@@ -58,7 +58,7 @@ class StaticModel:
 
     def create_optimizer(self, strategy=None):
         """Minimize the kept loss; the schedule of the learning rate moves on by itself, at each run."""
-        rate = net.learning_rate_schedule(self.hyper, net.total_steps(self.config))
+        rate = net.learning_rate(self.hyper, self.config)
         if isinstance(rate, net.TrainingSchedule):
             rate = _MovedByExecutor(rate)
         optimizer = net.build_optimizer(self.network, self.hyper, rate)

@@ -108,17 +108,12 @@ def make(kind, folders, out, sample=False, seed=0, unchecked=False):
         ValueError: a source file is missing or not the known one.
         OSError: writing failed.
     """
-    for index, (name, (part, chosen, full_num, sample_num)) in enumerate(SETS.items()):
+    wanted = {name: one for name, one in SETS.items() if one[3 if sample else 2]}
+    sources = {name: _sources(kind, folders, part, chosen, unchecked) for name, (part, chosen, _, _) in wanted.items()}
+    for name, (_, _, full_num, sample_num) in wanted.items():
         example_num = sample_num if sample else full_num
-        if not example_num:
-            continue
-        sources = {}
-        for collection in KINDS[kind]:
-            if collection not in sources:
-                images, labels = mnist_files.read_part(collection, folders[collection], part, unchecked)
-                sources[collection] = images[chosen], labels[chosen]
-        left, right = (sources[collection] for collection in KINDS[kind])
-        images, labels = compose(left, right, example_num, np.random.RandomState([seed, index]))
+        rng = np.random.RandomState([seed, list(SETS).index(name)])
+        images, labels = compose(*sources[name], example_num, rng)
         folder = os.path.join(out, name)
         os.makedirs(folder, exist_ok=True)
         step = SAMPLE_FILE if sample else example_num
@@ -127,6 +122,21 @@ def make(kind, folders, out, sample=False, seed=0, unchecked=False):
             digest = write(path, images[begin : begin + step], labels[begin : begin + step])
             print(f"{path}: {step} examples, SHA-256 {digest}")
         print(describe(name, labels))
+
+
+def _sources(kind, folders, part, chosen, unchecked):
+    """(images, labels) of the top-left and the bottom-right image; the same object where they are of one source."""
+    of_collection = {}
+    for collection in KINDS[kind]:
+        if collection not in of_collection:
+            images, labels = mnist_files.read_part(collection, folders[collection], part, unchecked)
+            if not len(images[chosen]):
+                first, last = chosen.start, chosen.stop - 1
+                raise ValueError(
+                    f"{folders[collection]}: {part} has {len(images)} images, {first} to {last} are needed"
+                )
+            of_collection[collection] = images[chosen], labels[chosen]
+    return [of_collection[collection] for collection in KINDS[kind]]
 
 
 def describe(name, labels):

@@ -77,6 +77,8 @@ def read_part(collection, folder, part, unchecked=False):
     """
     images = _read_idx(collection, folder, f"{part}-{IMAGES}", 3, unchecked)
     labels = _read_idx(collection, folder, f"{part}-{LABELS}", 1, unchecked)
+    if images.shape[1:] != (28, 28):
+        raise ValueError(f"{folder}: the images of {part} are {list(images.shape[1:])}, expected 28 x 28.")
     if len(images) != len(labels):
         raise ValueError(f"{folder}: {len(images)} images but {len(labels)} labels in {part}. Get the files anew.")
     return images, labels
@@ -146,26 +148,32 @@ def _fetch(name, path, digest, mirrors):
     partial, reasons = path + ".part", []
     for mirror in mirrors:
         address = mirror.rstrip("/") + "/" + name
-        for _ in range(TRIES):
-            try:
-                _append(address, partial)
-                break
-            except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, _Cut) as error:
-                reason = f"{address}: {error}"
-                if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                    break
-        else:
-            reasons.append(reason)
-            continue
-        if os.path.exists(partial):
+        wrong = _try_mirror(address, partial)
+        if wrong is None:
             wrong = _what_is_wrong(partial, digest)
             if wrong is None:
                 os.replace(partial, path)
                 return
             os.remove(partial)
-            reason = f"{address}: {wrong}"
-        reasons.append(reason)
+        reasons.append(f"{address}: {wrong}")
     raise ValueError(f"{name} could not be downloaded. " + "; ".join(reasons) + ". Try again, or give --mirror.")
+
+
+def _try_mirror(address, partial):
+    """Fetch into ``partial``, going on where it was cut; None, or what went wrong, in words."""
+    for _ in range(TRIES):
+        try:
+            _append(address, partial)
+            return None
+        except urllib.error.HTTPError as error:
+            if error.code == 416 and os.path.exists(partial):  # no range is left: it may be whole
+                return None
+            wrong = str(error)
+            if error.code < 500:
+                break
+        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, _Cut) as error:
+            wrong = str(error)
+    return wrong
 
 
 class _Cut(Exception):

@@ -89,6 +89,16 @@ def test_yaml_that_would_hang_or_mislead_is_refused(tmp_path, text, words):
     assert "config.yaml" in str(caught.value) and len(str(caught.value)) < 2000
 
 
+def test_merge_keys_are_read_as_paddlerec_reads_them(tmp_path):
+    config = load(tmp_path, "hyper_parameters: &h {a: 1, b: 2}\nrunner: {<<: *h, b: 3}")
+    assert config["runner.a"] == 1 and config["runner.b"] == 3
+
+
+def test_an_override_of_no_section_is_kept_and_warned_of(tmp_path, caplog):
+    assert load(tmp_path, "runner: {epochs: 1}", "epochs=3")["epochs"] == 3
+    assert "-o epochs=3" in caplog.text
+
+
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):
     (tmp_path / "config.yaml").write_bytes(b"\xef\xbb\xbfrunner:\r\n  epochs: 2\r\n")
     assert load_config(str(tmp_path / "config.yaml"))["runner.epochs"] == 2

@@ -133,6 +133,14 @@ def test_a_bad_mirror_is_named_with_its_reason_and_the_next_one_tried(tmp_path, 
     assert (tmp_path / f"{NAME}.gz").read_bytes() == CONTENT
 
 
+def test_a_mirror_without_the_file_leaves_what_was_fetched_before(tmp_path):
+    (tmp_path / f"{NAME}.gz.part").write_bytes(CONTENT[:77])
+    with serving(not_found) as (_, address):
+        with pytest.raises(ValueError, match="404"):
+            mnist_files.download(COLLECTION, str(tmp_path), [address])
+    assert (tmp_path / f"{NAME}.gz.part").read_bytes() == CONTENT[:77]
+
+
 def test_no_server_at_all_is_named(tmp_path):
     with serving(whole) as (_, address):
         pass

@@ -84,6 +84,8 @@ def bad_values(rule):
         yield from (True, float("nan"), float("inf"), -1, [1])
         if rule["kind"] is int:
             yield 1.5
+        if rule["high"] is not None:
+            yield rule["high"] + 1
         if rule["above"] is not None:
             yield rule["above"]
 
@@ -144,8 +146,14 @@ def test_a_config_for_paddlerec_loads_and_is_explained_in_one_message(caplog):
 def test_a_schedule_without_a_known_length_says_so(caplog):
     hyper = net.HyperParameters.from_config({"hyper_parameters.optimizer.schedule": "one_cycle"})
     with caplog.at_level(logging.WARNING):
-        rate = net.learning_rate_schedule(hyper, net.total_steps({"runner.epochs": 3}))
+        rate = net.learning_rate(hyper, {"runner.epochs": 3})
     assert rate == hyper.optimizer_learning_rate and "steps_per_epoch" in caplog.text
+
+
+def test_a_schedule_that_the_tool_would_move_as_well_is_refused():
+    hyper = net.HyperParameters.from_config({"hyper_parameters.optimizer.schedule": "cosine"})
+    with pytest.raises(ValueError, match="lr_step"):
+        net.learning_rate(hyper, {"runner.epochs": 3, "runner.steps_per_epoch": 2, "runner.lr_step": "batch"})
 
 
 @pytest.mark.parametrize("schedule", ["one_cycle", "cosine"])

@@ -167,18 +167,18 @@ def test_the_sets_come_out_of_mnist_as_data_readme_says(tmp_path):
         assert len(digests) == number and all(digest in readme for digest in digests), result.stderr
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "other", "not the known one"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "other", "not the known one", "too few"])
 def test_bad_source_files_are_refused_by_name(tmp_path, damage):
     folder = write_source(tmp_path / "mnist", train_num=100)
     path = folder / "train-images-idx3-ubyte"
     if damage == "missing":
         path.unlink()
-    elif damage != "not the known one":
+    elif damage not in ("not the known one", "too few"):
         path.write_bytes(path.read_bytes()[:-5] if damage == "cut" else b"<html>")
     options = [] if damage == "not the known one" else ["--unchecked"]
     result = run("make_multi_mnist.py", "--mnist", folder, "--out", tmp_path / "out", *options)
     assert result.returncode == 2 and "Traceback" not in result.stderr
-    assert "train-images-idx3-ubyte" in result.stderr
+    assert ("train has 100 images" if damage == "too few" else "train-images-idx3-ubyte") in result.stderr
     assert not (tmp_path / "out").exists()
 
 

@@ -229,6 +229,23 @@ def test_the_scale_can_be_said_where_the_pixels_do_not_tell(tmp_path):
         RecDataset([str(path)], config={"runner.image_scale": 2})
 
 
+def test_a_white_of_1_may_be_rounded_but_not_more(tmp_path):
+    for white, words in ((1.0000002, None), (1.5, "image_scale")):
+        images = (GOOD_IMAGES / 255.0 * white).astype(np.float32)
+        path = write(tmp_path / "x.pickle", (images, GOOD_LABELS))
+        if words is None:
+            assert (read(path).images == GOOD_IMAGES).all()
+        else:
+            with pytest.raises(ValueError, match=words):
+                read(path)
+
+
+def test_labels_beyond_the_configs_classes_are_refused(tmp_path):
+    path = write(tmp_path / "x.pickle", (GOOD_IMAGES, GOOD_LABELS))
+    with pytest.raises(ValueError, match="class_num is 9"):
+        RecDataset([str(path)], config={"hyper_parameters.class_num": 9})
+
+
 def test_the_role_of_a_four_array_file_is_told_or_asked_for(tmp_path):
     four = (GOOD_IMAGES[:3], GOOD_LABELS[:3], GOOD_IMAGES[3:], GOOD_LABELS[3:])
     path = write(tmp_path / "x.pickle", four)

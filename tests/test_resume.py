@@ -185,6 +185,31 @@ def test_a_second_run_into_the_same_folder_is_refused(base, tmp_path):
     assert tool("dynamic", tmp_path, data, "runner.epochs=1").returncode == 0, "a dead run's lock is none"
 
 
+def test_keep_last_deletes_nothing_newer_than_it_keeps(base, tmp_path):
+    """A fresh run in the folder of an older, longer one: its own saves stay."""
+    data, undisturbed = base
+    for epoch in ("0", "8", "9"):
+        shutil.copytree(undisturbed["dynamic"] / "output" / "0", tmp_path / "output" / epoch)
+    before = (tmp_path / "output" / "0" / "manifest.json").read_text()
+    assert tool("dynamic", tmp_path, data, "runner.epochs=3", "runner.keep_last=2").returncode == 0
+    assert sorted(os.listdir(tmp_path / "output")) == [".lock", "1", "2", "8", "9"]
+    assert (tmp_path / "output" / "1" / "manifest.json").read_text() != before
+    again = tool("dynamic", tmp_path, data, "runner.epochs=3", "runner.keep_last=2", "runner.resume=auto")
+    assert f"resumed from {os.path.join('output', '2')}" in again.stderr, "the newest save, not the highest number"
+
+
+def test_ctrl_c_with_workers_saves_as_well(base, tmp_path):
+    """A terminal sends it to the whole group, the reader's processes included."""
+    data, undisturbed = base
+    process = kill_resume.start("dynamic", str(tmp_path), data, "runner.num_workers=2", new_group=True)
+    wait_for(tmp_path, "epoch: 0, batch_id: 2", process)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130, (tmp_path / "log").read_text()
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert tool("dynamic", tmp_path, data, "runner.resume=auto").returncode == 0
+    assert not kill_resume.differences(kill_resume.state(tmp_path), kill_resume.state(undisturbed["dynamic"]))
+
+
 def test_keep_last_leaves_the_newest_epochs(base, tmp_path):
     data, _ = base
     assert tool("dynamic", tmp_path, data, "runner.epochs=4", "runner.keep_last=2").returncode == 0

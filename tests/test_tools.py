@@ -195,6 +195,13 @@ MISTAKES = {
     "wrong task number": ("static_trainer", THREE_TASKS, CONFIG, ["items", "label3"]),
     "wrong task number, dynamic": ("trainer", THREE_TASKS, CONFIG, ["2 labels", "task_num"]),
     "out_vec without a name": ("static_trainer", ["runner.use_out_vec=true"], CONFIG, ["emb_weight_name"]),
+    "fewer classes than labels": ("trainer", ["hyper_parameters.class_num=5"], CONFIG, ["class_num", "9"]),
+    "fewer classes, static": ("static_trainer", ["hyper_parameters.class_num=5"], CONFIG, ["class_num", "9"]),
+    "a reader's file": ("trainer", ["runner.train_reader_path=reader.py"], CONFIG, ["reader.py", "without .py"]),
+    "no module's name": ("trainer", ["runner.train_reader_path=.x"], CONFIG, [".x", "train_reader_path"]),
+    "a ramp too long": ("trainer", ["hyper_parameters.entropy_ramp_steps=1000000000000"], CONFIG, ["1000000"]),
+    "endless epochs": ("infer", ["runner.infer_end_epoch=2000000000"], CONFIG, ["infer_end_epoch", "1999999999"]),
+    "moved twice": ("trainer", ["runner.lr_step=batch"], CONFIG, ["runner.lr_step", "none"]),
     "no visualdl": ("trainer", ["runner.use_visual=true"], CONFIG, ["use_visual", "pip install visualdl"]),
 }
 
@@ -250,9 +257,14 @@ def test_another_networks_checkpoint_is_refused(tool, data, runs):
     assert_refused(process, "rec.pdparams", "50", "51")
 
 
+def test_a_huge_seed_is_a_seed(data, tmp_path):
+    process = run_tool("trainer", CONFIG, *data, "runner.epochs=1", "runner.seed=99999999999999999999999", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
 def test_a_missing_epoch_is_a_warning(data, runs):
     log = infer("infer", runs["dynamic"][0], data, "runner.infer_end_epoch=4")
-    assert "epoch 2 is not in" in log and "epoch: 1 done" in log
+    assert "epoch 2 (and 1 more) is not in" in log and "epoch: 1 done" in log
 
 
 def test_a_broken_data_file_is_named(data, tmp_path):

@@ -81,6 +81,13 @@ def _nested(levels):
     return b"\x80\x02" + b"(" * levels + b"K\x01" + b"t" * levels + b"."
 
 
+def _encoded_often(canary):
+    """1 MB of text, made into 400 MB of bytes."""
+    text = b"X" + struct.pack("<I", 1 << 20) + b"x" * (1 << 20)
+    once = b"h\x01h\x00h\x02\x86R"
+    return b"\x80\x02" + text + b"q\x000c_codecs\nencode\nq\x010X\x06\x00\x00\x00latin1q\x020(" + once * 400 + b"t."
+
+
 # name -> function(path of the canary) -> bytes; every one must be refused
 HOSTILE = {
     "os.system": lambda c: _calls("os", "system", f"touch {c}"),
@@ -103,6 +110,9 @@ HOSTILE = {
     "endless opcodes": lambda c: b"\x80\x02" + b"K\x010" * 200_000 + b"N.",
     "long number": lambda c: b"L" + b"9" * 1_000_000 + b"L\n.",
     "deep nesting": lambda c: _nested(40_000),
+    "deeply nested key": lambda c: b"\x80\x02})" + b"\x85" * 5000 + b"K\x01s.",
+    "huge number as a key": lambda c: b"\x80\x02}\x8b" + struct.pack("<i", 5000) + b"\x7f" * 5000 + b"K\x01s.",
+    "text encoded time and again": _encoded_often,
     "cycle": lambda c: b"\x80\x02]q\x00(h\x00h\x00e.",
     "laughs": lambda c: b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(30)) + b".",
     "huge shape": lambda c: _claimed_shape(b"(I999999999\nI36\nI36\n"),

@@ -36,17 +36,23 @@ def make_data(folder, example_num=100):
     return f"runner.train_data_dir={folder}"
 
 
-def start(graph, cwd, *overrides):
+def start(graph, cwd, *overrides, new_group=False):
     """A training under way, its log going to ``cwd``/log."""
     command = [sys.executable, str(ROOT / "tools" / f"{TOOLS[graph]}.py"), "-m", str(ROOT / "config.yaml"), "-o"]
     with open(os.path.join(cwd, "log"), "ab") as log:
-        return subprocess.Popen([*command, *OVERRIDES, *overrides], cwd=cwd, stdout=log, stderr=log)
+        return subprocess.Popen(
+            [*command, *OVERRIDES, *overrides], cwd=cwd, stdout=log, stderr=log, start_new_session=new_group
+        )
 
 
 def state(cwd, epoch=EPOCHS - 1):
     """All that an epoch folder says of the future: file -> name -> array or number."""
     folder = pathlib.Path(cwd) / "output" / str(epoch)
-    return {path.name: pickle.loads(path.read_bytes()) for path in folder.iterdir() if path.suffix != ".json"}
+    return {
+        path.name: pickle.loads(path.read_bytes())
+        for path in folder.iterdir()
+        if path.suffix in (".pdparams", ".pdopt")
+    }
 
 
 def differences(ours, theirs):

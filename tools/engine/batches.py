@@ -3,6 +3,7 @@
 import itertools
 import logging
 import os
+import signal
 import traceback
 
 import numpy as np
@@ -121,6 +122,7 @@ class Batches:
 
     def _load(self, epoch, begin):
         common = {"places": self.place, "num_workers": self.workers, "collate_fn": _collate, "return_list": True}
+        common["worker_init_fn"] = _leave_ctrl_c_to_the_tool
         if self.order is None:
             self.dataset.epoch = epoch
             passed_over = begin
@@ -137,14 +139,16 @@ class Batches:
             ) from error
 
 
+def _leave_ctrl_c_to_the_tool(_):
+    """A worker is forked with the tool's handler, and a terminal sends Ctrl-C to it as well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class CustomBatches:
     """Batches of a package's own loader (``create_data_loader``): dicts or lists, as it gives them."""
 
     def __init__(self, loader):
         self.loader = loader
-
-    def steps(self):
-        return None
 
     def __call__(self, epoch, begin=0):
         count = 0

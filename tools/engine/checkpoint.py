@@ -18,6 +18,7 @@ import logging
 import os
 import pickle
 import shutil
+import time
 
 import numpy as np
 import paddle
@@ -86,9 +87,10 @@ def lock(parent):
 def write_manifest(folder, **facts):
     """Add manifest.json: ``facts``, versions, and the SHA-256 of each file that ``folder`` has by now."""
     files = {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
-    versions = {"paddle": paddle.__version__, "numpy": np.__version__}
+    facts.update(format=FORMAT, saved_at=time.time(), files=files)
+    facts["versions"] = {"paddle": paddle.__version__, "numpy": np.__version__}
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
-        json.dump({"format": FORMAT, **facts, "versions": versions, "files": files}, file, indent=1)
+        json.dump(facts, file, indent=1)
 
 
 def read_manifest(folder):
@@ -124,7 +126,7 @@ def _check_facts(manifest):
     for name in ("epoch", "batch"):
         if type(manifest[name]) is not int or manifest[name] < 0:
             raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
-    for name, kind in (("graph", str), ("config", dict), ("schedule", (dict, type(None)))):
+    for name, kind in (("saved_at", float), ("graph", str), ("config", dict), ("schedule", (dict, type(None)))):
         if not isinstance(manifest[name], kind):
             raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
 

@@ -86,15 +86,22 @@ def _train(graph, batches, meter, settings, config):
 def _infer(graph, batches, meter, settings, config):
     wanted = range(settings.infer_start_epoch, settings.infer_end_epoch)
     there = saved_epochs(settings.infer_load_path)
-    found = [epoch for epoch in wanted if epoch in there]
+    found = [epoch for epoch in there if epoch in wanted]
     if not found:
         raise UserError(
             f"runner.infer_load_path: {settings.infer_load_path} has none of the epochs "
             f"{wanted.start} to {wanted.stop - 1} (infer_start_epoch, infer_end_epoch). It has: "
             f"{', '.join(map(str, there)) or 'none'}."
         )
-    for epoch in set(wanted) - set(found):
-        LOG.warning("epoch %d is not in %s and left out", epoch, settings.infer_load_path)
+    missing = len(wanted) - len(found)
+    if missing:
+        first = next(epoch for epoch in wanted if epoch not in found)
+        LOG.warning(
+            "epoch %d%s is not in %s and left out",
+            first,
+            f" (and {missing - 1} more)" if missing > 1 else "",
+            settings.infer_load_path,
+        )
 
     def load(epoch):
         LOG.info("load model epoch %d", epoch)

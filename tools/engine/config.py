@@ -71,6 +71,8 @@ class _Loader(yaml.SafeLoader):
 def _mapping_without_repeats(loader, node):
     seen = set()
     for key, _ in node.value:
+        if key.tag == "tag:yaml.org,2002:merge":  # <<: *defaults
+            continue
         name = loader.construct_object(key, deep=True)
         if not isinstance(name, (str, int, float, bool, type(None))):
             raise yaml.YAMLError(f"a key is no text{key.start_mark}")
@@ -109,6 +111,8 @@ def load_config(path, overrides=()):
         if not equals or not key:
             raise UserError(f"-o {text}: there is no KEY=VALUE in it. Write for instance -o runner.epochs=2.")
         config[key] = _parse_override(key, value, config.get(key))
+        if not key.startswith(tuple(section + "." for section in KEPT_SECTIONS)):
+            LOG.warning("-o %s: no key of runner or hyper_parameters; it is passed on to the package", text)
     config["config_abs_dir"] = os.path.dirname(os.path.abspath(path))
     config["yaml_path"] = path
     return config

@@ -47,6 +47,6 @@ def _device_name(settings):
 def set_seeds(*numbers):
     """Seed paddle, numpy and random alike, from one or more whole numbers."""
     seed = numbers[0] if len(numbers) == 1 else int(np.random.SeedSequence(numbers).generate_state(1)[0])
-    paddle.seed(seed)
+    paddle.seed(seed % 2**63)
     np.random.seed(seed % 2**32)
     random.seed(seed)

@@ -12,7 +12,8 @@ from engine.errors import Stopped, UserError
 
 LOG = logging.getLogger("engine")
 LAST_STEP = "last_step"  # the folder saved inside an epoch; gone once the epoch is
-# Settings that a resumed run may change: they do not decide what the steps compute.
+# Settings that a resumed run may change without a word: they do not decide what the steps compute,
+# but for epochs, of which a line in the log tells.
 FREE = (
     "epochs print_interval use_gpu use_xpu use_npu num_workers use_visual strict resume save_interval_steps keep_last "
     "model_save_path model_init_path train_data_dir test_data_dir thread_num use_auc auc_num use_save_data "
@@ -82,13 +83,18 @@ class Session:
                     LOG.warning("not resumed from: %s", error)
                     continue
                 if manifest is not None:
-                    found.append((manifest["epoch"], manifest["batch"], folder))
+                    found.append((manifest["saved_at"], manifest["epoch"], manifest["batch"], folder))
         if not found:
             LOG.info("nothing to resume from in %s: training starts anew", self.parent)
             return None
         return max(found)[-1]
 
     def _check_config(self, saved, folder, position):
+        if saved.get("runner.epochs") != self.config.get("runner.epochs"):
+            LOG.warning(
+                "runner.epochs was %s, now it is %s: a schedule over the whole training has another course",
+                saved.get("runner.epochs"), self.config.get("runner.epochs"),
+            )  # fmt: skip
         changed = sorted(
             key for key in set(saved) | set(self.config)
             if saved.get(key) != self.config.get(key) and key.split(".", 1)[1] not in FREE
@@ -122,8 +128,9 @@ class Session:
         self._save(epoch, epoch + 1, 0)
         shutil.rmtree(os.path.join(self.parent, LAST_STEP), ignore_errors=True)
         if self.settings.keep_last:
-            for old in checkpoint.saved_epochs(self.parent)[: -self.settings.keep_last]:
-                shutil.rmtree(os.path.join(self.parent, str(old)), ignore_errors=True)
+            for old in checkpoint.saved_epochs(self.parent):
+                if old <= epoch - self.settings.keep_last:
+                    shutil.rmtree(os.path.join(self.parent, str(old)), ignore_errors=True)
         self.graph.write_data(self.parent)
 
     def _save(self, name, epoch, batch):
