@@ -93,7 +93,7 @@ def _infer(graph, batches, meter, settings, config):
             f"{wanted.start} to {wanted.stop - 1} (infer_start_epoch, infer_end_epoch). It has: "
             f"{', '.join(map(str, there)) or 'none'}."
         )
-    missing = len(wanted) - len(found)
+    missing = wanted.stop - wanted.start - len(found)  # len() has a limit
     if missing:
         first = next(epoch for epoch in wanted if epoch not in found)
         LOG.warning(
