@@ -99,6 +99,30 @@ def test_two_trainings_are_the_same_to_the_last_digit(runs, data, tmp_path):
     assert losses[0] == losses[1] and len(losses[0]) > 4
 
 
+def steps(log):
+    """What the lines of the steps say, without the times: (epoch, batch, loss, examples)."""
+    return re.findall(r"epoch: (\d+), batch_id: (\d+), .*?loss:(\S+?),.*avg_samples: (\S+),", log)
+
+
+@pytest.mark.parametrize(
+    "override", ["seed=7", "shuffle=false", "train_batch_size=8", "print_interval=1", "epochs=1", "drop_last=false"]
+)
+def test_every_runner_key_of_training_changes_something(runs, data, tmp_path, override):
+    base = ["runner.epochs=2", "runner.print_interval=2"]
+    process = run_tool("trainer", CONFIG, *data, *base, f"runner.{override}", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert steps(process.stderr) != steps(runs["dynamic"][1])
+
+
+@pytest.mark.parametrize("override", ["infer_batch_size=8", "infer_start_epoch=1", "infer_drop_last=true"])
+def test_every_runner_key_of_evaluation_changes_something(runs, data, override):
+    folder, _ = runs["dynamic"]
+    plain, varied = (
+        infer("infer", folder, data, "runner.print_interval=1", *more) for more in ([], [f"runner.{override}"])
+    )
+    assert steps(plain) != steps(varied) and len(steps(plain)) == 4
+
+
 @pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
 @pytest.mark.parametrize("graph", ["dynamic", "static"])
 def test_a_warm_start_goes_on_from_either_graphs_weights(runs, data, tmp_path, tool, graph):
