@@ -482,7 +482,7 @@ def _plain_dtype(text):
     return np.dtype(text)
 
 
-def _make_dtype(_, text, *flags):
+def _make_dtype(spend, text, *_):
     result = _Dtype()
     result.dtype = _plain_dtype(text)
     return result

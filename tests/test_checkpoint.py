@@ -72,6 +72,21 @@ def test_a_crash_at_any_call_of_the_swap_loses_no_epoch(tmp_path, monkeypatch, c
     assert content(tmp_path, 0) == "newer"
 
 
+def test_a_swap_cut_short_and_then_another_loses_nothing(tmp_path, monkeypatch):
+    """Two crashes in a row, with no reading in between that would mend the first."""
+    save(tmp_path, 0, "old")
+    os.rename(tmp_path / "0", tmp_path / ".0.old")  # the first swap ended here
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save(tmp_path, 0, "new")
+    assert checkpoint.saved_epochs(str(tmp_path)) == [0] and content(tmp_path, 0) == "old"
+
+
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):

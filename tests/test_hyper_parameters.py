@@ -67,7 +67,7 @@ def plain_trajectory(way, context):
     return plain
 
 
-@pytest.mark.skipif(not LEGACY_3, reason="only there")
+@pytest.mark.skipif(not LEGACY_3, reason="clipping builds in every other mode")
 def test_clipping_is_refused_in_legacy_programs():
     with pytest.raises(ValueError, match="clip_norm"):
         start("static", config(**BASE, optimizer__clip_norm=1.0))

@@ -249,7 +249,7 @@ def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without(tmp_path, data
     import paddle
 
     if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
-        pytest.skip("there is one")
+        pytest.skip("this machine has a GPU")
     assert_refused(run_tool("trainer", CONFIG, "runner.use_gpu=true", cwd=tmp_path), "use_gpu", "auto")
     process = run_tool("trainer", CONFIG, *data, "runner.use_gpu=auto", "runner.epochs=1", cwd=tmp_path)
     assert process.returncode == 0 and "device: cpu" in process.stderr

@@ -9,7 +9,6 @@ import os
 import numpy as np
 import paddle
 
-import net
 from dygraph_model import DygraphModel
 from static_model import StaticModel
 
@@ -63,10 +62,6 @@ class EagerRun:
         with paddle.utils.unique_name.guard():  # the optimizer names its state now, as in a fresh process
             self.optimizer.step()
         return float(loss), int(printed["experts_used"])
-
-    def gradients(self):
-        """Of the last step, by parameter name."""
-        return {p.name: p.grad.numpy().copy() for p in self.net.parameters() if not p.stop_gradient}
 
     def evaluate(self, batch):
         """(accuracies, loss, logits of each task) in evaluation mode."""
@@ -187,7 +182,3 @@ def code_logits(codes, digits, distance):
 
 def is_running_statistic(key):
     return key.endswith(("_mean", "_variance"))
-
-
-def count_digits(expert_num):
-    return net.digit_num(expert_num)

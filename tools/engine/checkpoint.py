@@ -172,8 +172,8 @@ def _flush_names(folder):
 
 def _swap(new, final):
     old = os.path.join(os.path.dirname(new), f".{os.path.basename(final)}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if os.path.isdir(final):
+    if os.path.isdir(final):  # else an earlier swap was cut short, and old is the only whole one yet
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(final, old)
     os.rename(new, final)
     _flush_names(os.path.dirname(final) or ".")

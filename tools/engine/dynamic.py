@@ -90,8 +90,8 @@ class DynamicGraph:
         paddle.save(self.net.state_dict(), os.path.join(folder, checkpoint.DYNAMIC + ".pdparams"))
         paddle.save(self.optimizer.state_dict(), os.path.join(folder, checkpoint.DYNAMIC + ".pdopt"))
 
-    def resume(self, folder):
-        """Take up weights and optimizer state from a folder that ``write`` filled."""
+    def resume(self, folder, schedule_state):
+        """Take up weights and optimizer state, which has the schedule's, from a folder that ``write`` filled."""
         self.read(folder)
         self.optimizer.set_state_dict(checkpoint.read_optimizer_state(folder, checkpoint.DYNAMIC))
 

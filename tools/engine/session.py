@@ -46,10 +46,9 @@ class Session:
 
     def first(self):
         """(epoch, batch) to begin at, the state of a saved run taken up if ``runner.resume`` says so."""
-        folder = self._folder_to_resume()
+        folder, manifest = self._save_to_resume()
         if folder is None:
             return 0, 0
-        manifest = checkpoint.read_manifest(folder)
         if manifest is None:
             raise UserError(
                 f"{folder}: it has no {checkpoint.MANIFEST}, so there is no saying where it was. "
@@ -62,16 +61,17 @@ class Session:
                 "runner.model_init_path to start from its weights."
             )
         self._check_config(manifest["config"], folder, position)
-        self.graph.resume(folder)
+        self.graph.resume(folder, manifest["schedule"])
         LOG.info("resumed from %s: epoch %d, batch %d", folder, *position)
         return position
 
-    def _folder_to_resume(self):
+    def _save_to_resume(self):
+        """(folder, its manifest or None), or (None, None) if training starts anew."""
         choice = self.settings.resume
         if choice == "off":
-            return None
+            return None, None
         if choice != "auto":
-            return choice
+            return choice, checkpoint.read_manifest(choice)
         names = [LAST_STEP] + [str(epoch) for epoch in checkpoint.saved_epochs(self.parent)]
         folders = [os.path.join(self.parent, name) for name in names]
         found = []
@@ -83,11 +83,11 @@ class Session:
                     LOG.warning("not resumed from: %s", error)
                     continue
                 if manifest is not None:
-                    found.append((manifest["saved_at"], manifest["epoch"], manifest["batch"], folder))
+                    found.append((folder, manifest))
         if not found:
             LOG.info("nothing to resume from in %s: training starts anew", self.parent)
-            return None
-        return max(found)[-1]
+            return None, None
+        return max(found, key=lambda save: (save[1]["saved_at"], save[1]["epoch"], save[1]["batch"]))
 
     def _check_config(self, saved, folder, position):
         if saved.get("runner.epochs") != self.config.get("runner.epochs"):

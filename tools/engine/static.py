@@ -151,7 +151,9 @@ class StaticGraph:
         Raises:
             UserError: they are missing, broken, or another network's.
         """
-        weights = checkpoint.read_weights(folder)
+        self._take(checkpoint.read_weights(folder), partly)
+
+    def _take(self, weights, partly=False):
         mine = {
             name: value for name, value in self._state("param").items() if not name.startswith("learning_rate_")
         }  # under PIR a schedule's rate counts as one
@@ -162,17 +164,17 @@ class StaticGraph:
         found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
         self._set(checkpoint.fit(mine, found, folder, partly=True) if found else {})
 
-    def resume(self, folder):
+    def resume(self, folder, schedule_state):
         """Take up weights, optimizer state and schedule from a folder that ``write`` filled."""
-        self.read(folder)
+        weights = checkpoint.read_weights(folder)
+        self._take(weights)
         self._read_optimizer_state(folder)
         # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
-        by_name = checkpoint.read_weights(folder).by_name
-        self._set({n: by_name[n] for n in self._state("param") if n.startswith("learning_rate_") and n in by_name})
-        state = (checkpoint.read_manifest(folder) or {}).get("schedule")
+        saved = weights.by_name
+        self._set({n: saved[n] for n in self._state("param") if n.startswith("learning_rate_") and n in saved})
         schedule = getattr(self.program, "lr_scheduler", None)
-        if state is not None and schedule is not None:
-            schedule.set_state_dict(state)
+        if schedule_state is not None and schedule is not None:
+            schedule.set_state_dict(schedule_state)
 
     def schedule_state(self):
         """Position of the learning rate's schedule, or None if there is none."""
