@@ -8,6 +8,8 @@ import net
 class DygraphModel:
     """Config -> network, optimizer, metrics, and one forward pass each for training and inference."""
 
+    config_defaults = net.HyperParameters.defaults()  # for tools that ask: every key of this model
+
     def create_model(self, config):
         """Build the network.
 

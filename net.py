@@ -16,6 +16,7 @@ with what every mode builds: operators, ``clip``, ``max``, ``einsum``, ``@``, ``
 """
 
 import dataclasses
+import difflib
 import logging
 import math
 
@@ -93,16 +94,22 @@ class HyperParameters:
         prefix = "hyper_parameters."
         given = {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
         given = _translate_paddlerec(given)
-        fields = {f.name.replace("optimizer_", "optimizer."): f for f in dataclasses.fields(cls)}
+        fields = {_dotted(field)[len(prefix) :]: field for field in dataclasses.fields(cls)}
         for key in given:
             if key not in fields:
+                near = difflib.get_close_matches(key, fields, 1)
                 raise ValueError(
-                    f"{prefix}{key} is not a key of this model. Remove it, or use one of: "
-                    + ", ".join(sorted(fields))
-                    + "."
+                    f"{prefix}{key} is not a key of this model"
+                    + (f"; did you mean {prefix}{near[0]}?" if near else ".")
+                    + f" It has: {', '.join(sorted(fields))}."
                 )
         values = {f.name: _checked(prefix + key, given[key], f.metadata) for key, f in fields.items() if key in given}
         return cls(**values)._consistent()
+
+    @classmethod
+    def defaults(cls):
+        """Every key of this model, dotted as in a config, with its default."""
+        return {_dotted(field): field.default for field in dataclasses.fields(cls)}
 
     def _consistent(self):
         if self.top_k > self.expert_num:
@@ -121,6 +128,10 @@ class HyperParameters:
                 "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule."
             )
         return self
+
+
+def _dotted(field):
+    return "hyper_parameters." + field.name.replace("optimizer_", "optimizer.")
 
 
 def _checked(key, value, rule):

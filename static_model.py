@@ -15,6 +15,8 @@ class StaticModel:
         ValueError: a ``hyper_parameters`` key is unknown or its value is not allowed.
     """
 
+    config_defaults = net.HyperParameters.defaults()  # for tools that ask: every key of this model
+
     def __init__(self, config):
         self.config = config
         self.hyper = net.HyperParameters.from_config(config)

@@ -4,8 +4,9 @@ import logging
 
 import pytest
 
-from engine.config import RUNNER_KEYS, check_unknown_keys, load_config, read_settings
+from engine.config import load_config
 from engine.errors import UserError
+from engine.keys import RUNNER_KEYS, check_unknown_keys, read_settings
 
 BASE = {
     "runner.train_data_dir": "data",

@@ -189,7 +189,8 @@ def test_the_layer_can_be_exported_as_paddlerec_does(tmp_path, rng):
 
 def test_both_configs_have_the_same_keys_and_the_tools_and_net_read_them_all():
     import net
-    from engine.config import load_config, read_settings
+    from engine.config import load_config
+    from engine.keys import read_settings
 
     small, big = (load_config(str(ROOT / name)) for name in ("config.yaml", "config_bigdata.yaml"))
     assert small.keys() == big.keys()

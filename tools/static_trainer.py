@@ -1,7 +1,6 @@
 """Train on the static graph: python tools/static_trainer.py -m config.yaml"""
 
 from engine.cli import main
-from engine.static import StaticGraph
 
 if __name__ == "__main__":
-    main(StaticGraph, job="train")
+    main(graph="static", job="train")

@@ -53,7 +53,7 @@ class Batches:
 
     Args:
         dataset: map-style or iterable.
-        settings: from ``engine.config.read_settings``.
+        settings: from ``engine.keys.read_settings``.
         job: "train" or "infer".
         place: where the batches go.
     """

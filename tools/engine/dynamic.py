@@ -25,7 +25,7 @@ class DynamicGraph:
 
     def __init__(self, package, config, settings, job, place):
         self.package, self.config, self.settings = package, config, settings
-        self.model = package.find("dygraph_model", "DygraphModel", "the wrapper for the dynamic graph")()
+        self.model = self.find_wrapper(package)()
         with blaming(config["yaml_path"]):
             self.net = self.model.create_model(config)
         if job == "train":
@@ -33,6 +33,11 @@ class DynamicGraph:
                 self.read(settings.model_init_path, partly=True)
             with blaming(config["yaml_path"]):
                 self.optimizer = self.model.create_optimizer(self.net, config)
+
+    @staticmethod
+    def find_wrapper(package):
+        """The package's class for this graph."""
+        return package.find("dygraph_model", "DygraphModel", "the wrapper for the dynamic graph")
 
     def begin_epoch(self):
         """Train mode, and metrics from zero."""

@@ -40,10 +40,14 @@ class StaticGraph:
         if job == "train":
             self._start_from_files()
 
+    @staticmethod
+    def find_wrapper(package):
+        """The package's class for this graph."""
+        return package.find("static_model", "StaticModel", "the wrapper for the static graph")
+
     def _build(self):
         with blaming(self.config["yaml_path"]):
-            make = self.package.find("static_model", "StaticModel", "the wrapper for the static graph")
-            self.model = make(self.config)
+            self.model = self.find_wrapper(self.package)(self.config)
             if self.job == "train":
                 self.feeds = list(self.model.create_feeds())
                 self.fetches = self.model.net(self.feeds)

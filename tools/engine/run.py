@@ -1,0 +1,133 @@
+"""One run of a tool: package, device, data, graph, loop."""
+
+import logging
+import os
+
+from engine import loop, visual
+from engine.batches import Batches, CustomBatches, find_reader, open_dataset
+from engine.checkpoint import saved_epochs
+from engine.config import in_force
+from engine.device import set_device, set_seeds
+from engine.dynamic import DynamicGraph
+from engine.errors import UserError
+from engine.keys import check_unknown_keys
+from engine.meter import Meter
+from engine.package import Package
+from engine.session import Session
+from engine.static import StaticGraph
+
+LOG = logging.getLogger("engine")
+GRAPHS = {graph.name: graph for graph in (DynamicGraph, StaticGraph)}
+BANNER = "**************common.configs**********"
+
+
+def run(graph_name, job, config, settings):
+    """Train or evaluate.
+
+    Args:
+        graph_name: "dynamic" or "static".
+        job: "train" or "infer".
+        config: flat config dict.
+        settings: the tools' own settings.
+    Raises:
+        UserError: a mistake that the message explains.
+        Stopped: a signal ended the training, which has been saved.
+    """
+    if graph_name == "static":
+        os.environ["CPU_NUM"] = str(settings.thread_num)
+    _log_banner(graph_name, job, settings)
+    package = Package(config["config_abs_dir"])
+    place = set_device(settings)
+    set_seeds(settings.seed)
+    reader = _reader(package, graph_name, job, config, settings)
+    config["runner.job"] = job  # for readers whose files hold more than one part
+    batches = None
+    if reader is not None:
+        batches = Batches(open_dataset(reader, settings, config, job), settings, job, place)
+        if settings.steps_per_epoch is None:
+            config["runner.steps_per_epoch"] = batches.steps()  # for packages with a schedule
+    set_seeds(settings.seed)  # again, for the reader may have drawn
+    graph = GRAPHS[graph_name](package, config, settings, job, place)
+    if batches is None:
+        batches = CustomBatches(graph.model.create_data_loader())
+    scalars = visual.open_log(config["config_abs_dir"], job) if settings.use_visual else None
+    meter = Meter(graph.name, job, settings.print_interval, scalars)
+    (_train if job == "train" else _infer)(graph, batches, meter, settings, config)
+
+
+def _reader(package, graph_name, job, config, settings):
+    """The package's reader, its unknown keys told; None where the package makes its own batches."""
+    custom = graph_name == "static" and settings.reader_type == "CustomizeDataLoader"
+    reader = None if custom else find_reader(package, settings, job)
+    check_unknown_keys(config, settings.strict, getattr(reader, "config_keys", ()))
+    return reader
+
+
+def print_config(graph_name, job, config, settings, overrides):
+    """Print every key in force, its value, and whether it is the default's, the file's or from ``-o``; valid YAML."""
+    package = Package(config["config_abs_dir"])
+    reader = _reader(package, graph_name, job, config, settings)
+    defaults = dict.fromkeys((f"runner.{name}" for name in getattr(reader, "config_keys", ())), None)
+    defaults.update(getattr(GRAPHS[graph_name].find_wrapper(package), "config_defaults", {}))
+    for line in in_force(config, overrides, defaults):
+        print(line)
+
+
+def _train(graph, batches, meter, settings, config):
+    session = Session(graph, config, settings)
+    first = session.first()
+    session.listen()
+    loop.train(graph, batches, first, settings.epochs, meter, session)
+
+
+def _infer(graph, batches, meter, settings, config):
+    wanted = range(settings.infer_start_epoch, settings.infer_end_epoch)
+    there = saved_epochs(settings.infer_load_path)
+    found = [epoch for epoch in there if epoch in wanted]
+    if not found:
+        raise UserError(
+            f"runner.infer_load_path: {settings.infer_load_path} has none of the epochs "
+            f"{wanted.start} to {wanted.stop - 1} (infer_start_epoch, infer_end_epoch). It has: "
+            f"{', '.join(map(str, there)) or 'none'}."
+        )
+    missing = wanted.stop - wanted.start - len(found)  # len() has a limit
+    if missing:
+        first = next(epoch for epoch in wanted if epoch not in found)
+        LOG.warning(
+            "epoch %d%s is not in %s and left out",
+            first,
+            f" (and {missing - 1} more)" if missing > 1 else "",
+            settings.infer_load_path,
+        )
+
+    def load(epoch):
+        LOG.info("load model epoch %d", epoch)
+        graph.read(os.path.join(settings.infer_load_path, str(epoch)))
+
+    loop.infer(graph, batches, found, meter, load, lambda epoch: graph.write_data(settings.infer_load_path))
+
+
+def _log_banner(graph_name, job, settings):
+    names = ["use_gpu", "use_xpu"] + (["use_npu"] if graph_name == "dynamic" else []) + ["use_visual"]
+    values = {name: getattr(settings, name) for name in names}
+    if job == "train":
+        values.update(
+            {
+                name: getattr(settings, name)
+                for name in ("train_batch_size", "train_data_dir", "epochs", "print_interval", "model_save_path")
+            }
+        )
+    else:
+        values.update(
+            infer_batch_size=settings.infer_batch_size,
+            test_data_dir=settings.test_data_dir,
+            start_epoch=settings.infer_start_epoch,
+            end_epoch=settings.infer_end_epoch,
+            print_interval=settings.print_interval,
+            model_load_path=settings.infer_load_path,
+        )
+    if graph_name == "static":
+        LOG.info("cpu_num: %s", os.environ.get("CPU_NUM"))
+    LOG.info(BANNER)
+    LOG.info(", ".join(f"{name}: {value}" for name, value in values.items()))
+    LOG.info(BANNER)
