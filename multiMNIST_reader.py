@@ -75,8 +75,8 @@ class RecDataset(Dataset):
                 )
         self.images = sets[0].images if len(sets) == 1 else np.concatenate([one.images for one in sets])
         self.labels = np.concatenate([one.labels for one in sets])
-        class_num = config.get("hyper_parameters.class_num", CLASS_NUM)
-        if self.labels.max() >= int(class_num):
+        class_num = _class_num(config)
+        if self.labels.max() >= class_num:
             raise ValueError(
                 f"{os.path.dirname(paths[0])}: there are labels up to {self.labels.max()}, but "
                 f"hyper_parameters.class_num is {class_num}. Set it to {CLASS_NUM}."
@@ -102,6 +102,12 @@ def _choice(config, key, choices):
     if value is not None and str(value) not in choices:
         raise ValueError(f"runner.{key} is {value!r}, but must be {' or '.join(choices)}.")
     return None if value is None else str(value)
+
+
+def _class_num(config):
+    """The number of classes; infinite where the value is none, which the network, not the reader, is to refuse."""
+    value = config.get("hyper_parameters.class_num", CLASS_NUM)
+    return value if type(value) is int and value >= 1 else math.inf
 
 
 def _part(config, folder):

@@ -566,6 +566,15 @@ class MultiGateMixture(nn.Layer):
             return logits
         return logits, weights, self._regularisation([r for _, r in gated])
 
+    def parameter_labels(self):
+        """What to call each parameter in a message: Paddle's name -> structured name, and the task that owns it."""
+        labels = {}
+        for name, parameter in self.named_parameters():
+            part, index = name.split(".")[:2] if "." in name else (name, "")
+            owner = f" (task {int(index) + 1})" if part in ("gates", "towers") else ""
+            labels[parameter.name] = name + owner
+        return labels
+
     def _regularisation(self, selectors):
         last = len(self.entropy_weights) - 1
         table = paddle.assign(self.entropy_weights)
@@ -606,6 +615,11 @@ def accuracy_names(hyper):
     return [f"Accuracy{t + 1}" for t in range(hyper.task_num)]
 
 
+def loss_names(hyper):
+    """Printed name of each task's loss: loss1, loss2, ..."""
+    return [f"loss{t + 1}" for t in range(hyper.task_num)]
+
+
 def experts_used(gate_weights_of_tasks):
     """Number of experts with a weight > 0 for any task and example: int64 scalar."""
     used = paddle.cast(greatest_weights(gate_weights_of_tasks) > 0, "float32")
@@ -615,23 +629,22 @@ def experts_used(gate_weights_of_tasks):
 # ------------------------------------------------------------------------ loss and optimizer
 
 
-def task_loss(logits, labels, task_weights=()):
-    """Sum over the tasks of weight x cross-entropy, each a mean over the batch.
+def task_losses(logits, labels):
+    """Each task's cross-entropy, a mean over the batch.
 
     Args:
         logits: T tensors [B, class_num].
         labels: T tensors int64 [B] or [B, 1].
-        task_weights: T numbers; empty: 1 for each.
     Returns:
-        Scalar.
+        T scalars.
     """
-    weights = task_weights or [1.0] * len(logits)
-    return paddle.add_n(
-        [
-            weight * F.cross_entropy(z, paddle.reshape(label, [-1, 1]))
-            for weight, z, label in zip(weights, logits, labels)
-        ]
-    )
+    return [F.cross_entropy(z, paddle.reshape(label, [-1, 1])) for z, label in zip(logits, labels)]
+
+
+def weighted_sum(losses, task_weights=()):
+    """Sum over the tasks of weight x loss; no weights: 1 for each."""
+    weights = task_weights or [1.0] * len(losses)
+    return paddle.add_n([weight * loss for weight, loss in zip(weights, losses)])
 
 
 class TrainingSchedule(paddle.optimizer.lr.LRScheduler):

@@ -38,10 +38,12 @@ class StaticModel:
         image, labels = input[0], input[1:]
         net.check_label_num(len(labels), self.hyper)
         self.network = net.MultiGateMixture(self.hyper)
+        self.parameter_labels = self.network.parameter_labels()  # for tools that name a parameter
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
         logits, gate_weights, regularisation = self.network(image, details=True)
-        loss = net.task_loss(logits, labels, self.hyper.task_weights)
+        losses = net.task_losses(logits, labels)
+        loss = net.weighted_sum(losses, self.hyper.task_weights)
         if not is_infer:
             loss = loss + regularisation
         self.loss = loss
@@ -52,7 +54,9 @@ class StaticModel:
             name: paddle.static.accuracy(input=z, label=paddle.reshape(label, [-1, 1]))
             for name, z, label in zip(net.accuracy_names(self.hyper), logits, labels)
         }
-        return {**fetches, "loss": loss, "experts_used": net.experts_used(gate_weights)}
+        fetches["loss"] = loss
+        fetches.update(zip(net.loss_names(self.hyper), losses))
+        return {**fetches, "experts_used": net.experts_used(gate_weights)}
 
     def infer_net(self, input):
         """The same, in evaluation mode and without the gates' regularisers."""

@@ -8,7 +8,8 @@ import paddle
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests"), str(ROOT / "tests" / "stress"), str(ROOT / "data")]
+FOLDERS = ("", "tools", "tests", "tests/stress", "data", "docs")
+sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
 
 @pytest.fixture(autouse=True)

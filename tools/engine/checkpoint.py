@@ -23,6 +23,7 @@ import time
 import numpy as np
 import paddle
 
+from engine import VERSION
 from engine.errors import UserError
 
 LOG = logging.getLogger("engine")
@@ -84,11 +85,41 @@ def lock(parent):
     return file
 
 
-def write_manifest(folder, **facts):
-    """Add manifest.json: ``facts``, versions, and the SHA-256 of each file that ``folder`` has by now."""
+def check_room(parent, parameters):
+    """Raise UserError if ``parent`` has no room for a save of ``parameters``: name -> array or Tensor.
+
+    Tried by writing as much, for quotas and limits do not show in the disk's free space.
+    """
+    left = sum(int(np.prod(array.shape)) for array in parameters.values()) * 4  # bytes; most are float32
+    path = os.path.join(parent, ".room")
+    try:
+        with open(path, "wb") as file:
+            for begin in range(0, left, 1 << 20):
+                file.write(bytes(min(1 << 20, left - begin)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{parent}: there is no room for a save of {left / 1e6:.1f} MB ({error}). "
+            "Make room, or give another runner.model_save_path."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+
+
+def write_manifest(folder, parameters, **facts):
+    """Add manifest.json: ``facts``, the parameters' shapes, versions, and the SHA-256 of each file in ``folder``.
+
+    Args:
+        folder: with all its files written.
+        parameters: name -> array or Tensor, as saved.
+        facts: what else to record.
+    """
+    facts["parameters"] = {name: _described(array) for name, array in parameters.items()}
     files = {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
     facts.update(format=FORMAT, saved_at=time.time(), files=files)
-    facts["versions"] = {"paddle": paddle.__version__, "numpy": np.__version__}
+    facts["versions"] = {"tools": VERSION, "paddle": paddle.__version__, "numpy": np.__version__}
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
 
@@ -121,12 +152,19 @@ def read_manifest(folder):
     return manifest
 
 
+def _described(array):
+    """Type and shape in a word, such as float32[720, 50]."""
+    array = np.asarray(array)
+    return f"{array.dtype}{list(array.shape)}"
+
+
 def _check_facts(manifest):
     """Raise ValueError where a manifest's facts are of other types than ``Session`` writes."""
     for name in ("epoch", "batch"):
         if type(manifest[name]) is not int or manifest[name] < 0:
             raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
-    for name, kind in (("saved_at", float), ("graph", str), ("config", dict), ("schedule", (dict, type(None)))):
+    kinds = {"saved_at": float, "graph": str, "config": dict, "schedule": (dict, type(None)), "parameters": dict}
+    for name, kind in {**kinds, "numbers": dict, "means": (dict, type(None))}.items():
         if not isinstance(manifest[name], kind):
             raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
 
@@ -205,7 +243,7 @@ def read_weights(folder):
         UserError: there is none, or its file cannot be read.
     """
     LOG.info("start load model from %s", folder)
-    read_manifest(folder)
+    manifest = read_manifest(folder)
     for prefix in (DYNAMIC, STATIC):
         path = os.path.join(folder, prefix + ".pdparams")
         if os.path.exists(path):
@@ -216,10 +254,21 @@ def read_weights(folder):
             "Give an epoch folder that a trainer saved."
         )
     content = _load(path)
+    table = content.pop(NAME_TABLE, {})
+    if manifest is not None:
+        _check_parameters(content, manifest["parameters"], path)
     if prefix == STATIC:
         return Weights(path, None, content)
-    table = content.pop(NAME_TABLE, {})
     return Weights(path, content, {table[key]: value for key, value in content.items() if key in table})
+
+
+def _check_parameters(content, described, path):
+    """Raise UserError where a file does not hold what its manifest says."""
+    held = {name: _described(array) for name, array in content.items()}
+    wrong = sorted(name for name in {*held, *described} if held.get(name) != described.get(name))
+    if wrong:
+        told = "; ".join(f"{name}: {described.get(name)} there, {held.get(name)} here" for name in wrong[:5])
+        raise UserError(f"{path}: it is not what its {MANIFEST} describes ({told}). Take another folder.")
 
 
 def read_optimizer_state(folder, prefix):

@@ -40,6 +40,8 @@ RUNNER_KEYS = {
     "resume": Key(str, "off", "train", "go on where a run ended: off, auto (from the newest save) or a folder"),
     "save_interval_steps": Key(0, 0, "train", "also save inside an epoch, every so many steps; 0: only after it"),
     "keep_last": Key(0, 0, "train", "how many epochs' folders to keep; 0: all"),
+    "keep_best": Key(str, None, "train", "with keep_last: keep the epoch too whose mean of this number is best"),
+    "skip_not_finite": Key(0, 0, "train", "not finite steps in a row that are undone before the run ends"),
     "tune_process": Key(bool, True, "", "set what makes Paddle fast on this CPU (MKL's path on AMD, glibc's memory)"),
     "strict": Key(bool, False, "", "refuse unknown runner keys instead of warning"),
     "use_auc": Key(bool, False, "", "static training: start every auc op afresh in each epoch"),

@@ -74,7 +74,7 @@ def print_config(graph_name, job, config, settings, overrides):
 
 
 def _train(graph, batches, meter, settings, config):
-    session = Session(graph, config, settings)
+    session = Session(graph, config, settings, meter)
     first = session.first()
     session.listen()
     loop.train(graph, batches, first, settings.epochs, meter, session)
