@@ -87,9 +87,19 @@ class RecDataset(Dataset):
 
     def __getitem__(self, index):
         """[image float32 [1, 36, 36] in 0..1, left label int64, right label int64]."""
-        image = self.images[index][None].astype(np.float32) / np.float32(255)
-        left, right = self.labels[index]
-        return [image, left, right]
+        return [item[0] for item in self.gather(np.array([index]))]
+
+    def gather(self, indices):
+        """A whole batch at once, for tools that ask for one; the same numbers as example by example.
+
+        Args:
+            indices: whole numbers [B].
+        Returns:
+            [images float32 [B, 1, 36, 36] in 0..1, left labels int64 [B], right labels int64 [B]].
+        """
+        images = self.images[indices][:, None].astype(np.float32)
+        images /= np.float32(255)
+        return [images, self.labels[indices, 0], self.labels[indices, 1]]
 
 
 def _is_data_file(path):

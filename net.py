@@ -26,6 +26,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 IMAGE_SIZE = 36  # pixels a side, of the Multi-MNIST images
+GROUP_SIZE = 5  # channels that group norm takes together
 LOG = logging.getLogger("dselect_k")
 
 
@@ -54,6 +55,13 @@ class HyperParameters:
     task_num: int = _key(2, int, "number of tasks, each with a gate and a tower of its own", low=1, high=64)
     class_num: int = _key(10, int, "number of classes of each task", low=2, high=65536)
     expert_num: int = _key(8, int, "number of experts, shared by all tasks", low=1, high=1024)
+    expert_norm: str = _key(
+        "batch",
+        str,
+        "what follows an expert's convolutions: batch norm, group norm, or none (the paper's); with the latter two "
+        "a per-example gate's experts run on just their own examples in training too",
+        choices=("batch", "group", "none"),
+    )
     top_k: int = _key(2, int, "selectors of each gate: at most so many experts for a task", low=1, high=1024)
     gamma: float = _key(1.0, float, "width of the smooth-step's band", above=0)
     expert_size: int = _key(50, int, "width of an expert's output", low=1, high=65536)
@@ -465,25 +473,37 @@ def _linear(in_size, out_size):
     return nn.Linear(in_size, out_size, weight_attr=paddle.ParamAttr(initializer=init))
 
 
-def _convolution(in_channels, out_channels):
+def _convolution(in_channels, out_channels, norm):
     init = nn.initializer.XavierNormal()
+    # no bias under batch norm: it would subtract it, and Adam would make steps of its rounding noise
+    bias_attr = False if norm == "batch" else None
     return nn.Sequential(
-        # no bias: batch norm would subtract it, and Adam would make steps of its rounding noise
-        nn.Conv2D(in_channels, out_channels, 5, weight_attr=paddle.ParamAttr(initializer=init), bias_attr=False),
-        nn.BatchNorm2D(out_channels),
+        nn.Conv2D(in_channels, out_channels, 5, weight_attr=paddle.ParamAttr(initializer=init), bias_attr=bias_attr),
+        *_norm(norm, out_channels),
         nn.MaxPool2D(2),  # before ReLU: the same result as after it, at a quarter of ReLU's work
         nn.ReLU(),
     )
 
 
-class Expert(nn.Layer):
-    """Two convolution blocks and two linear layers: [B, 1, 36, 36] -> [B, expert_size]."""
+def _norm(norm, channels):
+    if norm == "batch":
+        return [nn.BatchNorm2D(channels)]
+    return [nn.GroupNorm(channels // GROUP_SIZE, channels)] if norm == "group" else []
 
-    def __init__(self, expert_size):
+
+class Expert(nn.Layer):
+    """Two convolution blocks and two linear layers: [B, 1, 36, 36] -> [B, expert_size].
+
+    Args:
+        expert_size: width of the output.
+        norm: "batch", "group" (of ``GROUP_SIZE`` channels), or "none".
+    """
+
+    def __init__(self, expert_size, norm="batch"):
         super().__init__()
         self.layers = nn.Sequential(
-            _convolution(1, 10),  # [B, 10, 16, 16]
-            _convolution(10, 20),  # [B, 20, 6, 6]
+            _convolution(1, 10, norm),  # [B, 10, 16, 16]
+            _convolution(10, 20, norm),  # [B, 20, 6, 6]
             nn.Flatten(),
             _linear(720, 50),
             nn.ReLU(),
@@ -526,7 +546,8 @@ class MultiGateMixture(nn.Layer):
     def __init__(self, hyper):
         super().__init__()
         self.expert_size = hyper.expert_size
-        self.experts = nn.LayerList([Expert(hyper.expert_size) for _ in range(hyper.expert_num)])
+        self.experts = nn.LayerList([Expert(hyper.expert_size, hyper.expert_norm) for _ in range(hyper.expert_num)])
+        self.rows_are_independent = hyper.expert_norm != "batch"
         self.gates = nn.LayerList(
             [
                 DSelectKGate(
@@ -560,7 +581,8 @@ class MultiGateMixture(nn.Layer):
         features = paddle.flatten(image, start_axis=1)
         gated = [gate(features) for gate in self.gates]
         weights = [w for w, _ in gated]
-        outputs = run_needed_experts(self.experts, image, weights, self.expert_size, by_row=not self.training)
+        by_row = self.rows_are_independent or not self.training
+        outputs = run_needed_experts(self.experts, image, weights, self.expert_size, by_row)
         logits = [tower(mixture) for tower, mixture in zip(self.towers, mix_experts(outputs, weights))]
         if not details:
             return logits

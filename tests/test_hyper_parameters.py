@@ -20,6 +20,7 @@ VARIED = {
     "task_num": (1, {}),
     "class_num": (11, {}),
     "expert_num": (3, {}),
+    "expert_norm": ("none", {}),
     "top_k": (1, {}),
     "gamma": (0.5, {}),
     "expert_size": (9, {}),

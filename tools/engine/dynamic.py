@@ -94,6 +94,7 @@ class DynamicGraph:
         return Step(tensors or {}, self.metrics), len(batch[0])
 
     def _forward(self, forward, batch):
+        batch = [paddle.to_tensor(item) if isinstance(item, np.ndarray) else item for item in batch]
         with heeding(self.package.folder):
             return forward(self.net, self.metrics_list, batch, self.config)
 
