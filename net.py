@@ -369,6 +369,26 @@ class DSelectKGate(nn.Layer):
             return logits
         return F.linear(features, getattr(self, f"{name}_weight"), logits)
 
+    def weights_at(self, parameters):
+        """A static gate's weights as plain numbers, for a program that is built for certain weights alone.
+
+        Called while a static program is built, which this gate is a part of.
+
+        Args:
+            parameters: parameter name -> array, the gate's own among them.
+        Returns:
+            NumPy array float32 [n].
+        """
+        paddle.disable_static()
+        try:
+            with paddle.utils.unique_name.guard():  # the program's own names go on as if nothing had been
+                gate = DSelectKGate(self.expert_num, self.top_k, self.gamma)
+            for key, parameter in self.named_parameters():
+                getattr(gate, key).set_value(parameters[parameter.name])
+            return gate()[0].numpy()
+        finally:
+            paddle.enable_static()
+
     def regularisation(self, selectors, entropy_weight):
         """This gate's term of the loss: ``entropy_weight`` x entropy, and reachability if n is no power of two."""
         term = entropy_weight * selector_entropy(selectors)
@@ -565,6 +585,23 @@ class MultiGateMixture(nn.Layer):
         if not details:
             return logits
         return logits, weights, self._regularisation([r for _, r in gated])
+
+    def forward_settled(self, image, weights):
+        """Predict with static gates whose weights are known: only experts with a weight are run, with no branch.
+
+        Args:
+            image: float32 [B, 1, 36, 36] in 0..1.
+            weights: per task NumPy array [n], as ``DSelectKGate.weights_at`` gives it.
+        Returns:
+            List of T logits [B, class_num], equal to ``forward``'s to rounding.
+        """
+        # a gate that has lost all its weight has a mixture of zeros, for which any expert will do
+        needed = [np.flatnonzero(w) if np.any(w) else [0] for w in weights]
+        outputs = {i: self.experts[i](image) for i in sorted({i for of_task in needed for i in of_task})}
+        mixtures = [
+            paddle.add_n([outputs[i] * float(w[i]) for i in of_task]) for of_task, w in zip(needed, weights)
+        ]  # not mix_experts, whose matmul makes programs forget that the batch is free
+        return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
     def _regularisation(self, selectors):
         last = len(self.entropy_weights) - 1

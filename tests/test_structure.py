@@ -21,7 +21,10 @@ ENGINE = {
     "visual": {"errors"},
     "meter": set(),
     "loop": {"errors"},
-    "export": {"errors"},
+    "export": {"errors", "checkpoint"},
+    "to_onnx": {"errors", "export"},
+    "tables": set(),
+    "predict": {"errors", "export", "keys", "package", "batches", "checkpoint", "meter", "loop", "tables"},
     "session": {"errors", "checkpoint", "device"},
     "dynamic": {"errors", "checkpoint", "meter"},
     "static": {"errors", "checkpoint", "export", "meter"},
@@ -39,11 +42,13 @@ ENGINE = {
         "session",
         "dynamic",
         "static",
+        "export",
+        "to_onnx",
     },
-    "cli": {"errors", "config", "keys", "process", "run"},
+    "cli": {"errors", "config", "keys", "process", "run", "predict"},
     "__init__": set(),
 }
-TOOLS = ["trainer", "infer", "static_trainer", "static_infer"]
+TOOLS = ["trainer", "infer", "static_trainer", "static_infer", "export", "predict"]
 
 
 def imports(path):
