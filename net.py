@@ -262,6 +262,9 @@ def gate_weights(selectors, mixing_logits):
         q, [..., n], each >= 0, at most k of them > 0 once every selector has settled.
     """
     mixture = paddle.unsqueeze(F.softmax(mixing_logits, axis=-1), axis=-2)  # [..., 1, k]
+    # Its own shape again: without this, oneDNN's matmul (Paddle Inference, 2.6.2 and 3.3.1) misreads
+    # what products by broadcasting have left, and gives wrong weights.
+    selectors = paddle.reshape(selectors, [-1, *selectors.shape[1:]])
     return paddle.squeeze(mixture @ selectors, axis=-2)
 
 
