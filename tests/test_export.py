@@ -39,10 +39,19 @@ class Whole(StaticModel):
         return super().__getattribute__(name)
 
 
-def exported(run, folder, outputs=ALL, model=StaticModel):
+class Nameless(Whole):
+    """It offers its printed numbers alone."""
+
+    def infer_net(self, input):
+        fetches = super().infer_net(input)
+        del self.export_vars
+        return fetches
+
+
+def exported(run, folder, outputs=ALL, model=StaticModel, inputs=()):
     """Export a ``StaticRun``, and give the folder."""
     folder.mkdir(exist_ok=True)
-    settings = types.SimpleNamespace(save_inference_feed_varnames=(), save_inference_fetch_varnames=outputs)
+    settings = types.SimpleNamespace(save_inference_feed_varnames=inputs, save_inference_fetch_varnames=outputs)
     with run._on():
         graph = types.SimpleNamespace(
             model=model(run.flat), config={**run.flat, "yaml_path": "config.yaml"}, settings=settings,
@@ -54,7 +63,7 @@ def exported(run, folder, outputs=ALL, model=StaticModel):
 
 def outputs_of(folder, image):
     """What Paddle Inference computes, as predict does: name -> array."""
-    return predict.ExportedModel(str(folder), 1)._run({"image": image})
+    return predict.ExportedModel(str(folder), 1).outputs({"image": image})
 
 
 def opened(folder):
@@ -158,7 +167,7 @@ def test_rows_of_a_per_example_gate_equal_the_whole_batch_with_onednn(routed, rn
     image = rng.rand(40, 1, 36, 36).astype("float32") * (rng.rand(40, 1, 36, 36) < 0.2)
     model = predict.ExportedModel(str(folder), 1)
     with caplog.at_level(logging.INFO, "engine"):
-        whole = model._run({"image": image})
+        whole = model.outputs({"image": image})
     assert "oneDNN: on" in caplog.text
     weights = whole["gate_weights1"]
     assert ((weights > 0).sum(axis=1) < EXPERTS).all() and len({tuple(row > 0) for row in weights}) > 3
@@ -166,7 +175,7 @@ def test_rows_of_a_per_example_gate_equal_the_whole_batch_with_onednn(routed, rn
     for task in (1, 2):
         np.testing.assert_allclose(whole[f"logits{task}"], logits[task - 1], atol=1e-5)
     for i in range(0, 40, 8):
-        for name, value in model._run({"image": image[i : i + 1]}).items():
+        for name, value in model.outputs({"image": image[i : i + 1]}).items():
             np.testing.assert_allclose(value, whole[name][i : i + 1], atol=1e-5, err_msg=name)
 
 
@@ -195,10 +204,10 @@ def test_the_batch_size_is_free(gate, routed, tmp_path, rng):
     folder = routed[1] if gate != "dselect_k" else exported(StaticRun(config(**SMALL)), tmp_path / "free")
     image = rng.rand(256, 1, 36, 36).astype("float32")
     model = predict.ExportedModel(str(folder), 2)
-    whole = model._run({"image": image})
+    whole = model.outputs({"image": image})
     for number in (1, 7):
         for name in ALL[:4]:
-            np.testing.assert_allclose(model._run({"image": image[:number]})[name], whole[name][:number], atol=1e-5)
+            np.testing.assert_allclose(model.outputs({"image": image[:number]})[name], whole[name][:number], atol=1e-5)
 
 
 @pytest.mark.parametrize("gate", ["dselect_k", "dselect_k_per_example"])
@@ -223,6 +232,24 @@ def test_onnx_equals_paddle(gate, routed, tmp_path, rng):
         image = image.astype("float32")
         for name, value in zip(names, session.run(None, {"image": image})):
             np.testing.assert_allclose(value, outputs_of(folder, image)[name], atol=1e-5, err_msg=name)
+
+
+def test_names_that_cannot_be_exported_are_refused(routed, tmp_path):
+    for words, keys in (
+        (["needs image"], {"outputs": ["logits1"], "inputs": ["label1"]}),
+        (["no picture", "image"], {"inputs": ["picture"]}),
+        (["no 7", "loss"], {"outputs": [7]}),
+        (["no logits", "loss"], {"outputs": [], "model": Nameless}),
+    ):
+        with pytest.raises(UserError) as caught:
+            exported(routed[0], tmp_path / "never", **keys)
+        assert all(word in str(caught.value) for word in words), caught.value
+    assert not list((tmp_path / "never").iterdir())
+
+
+def test_inputs_and_printed_numbers_may_be_named(routed, tmp_path):
+    folder = exported(routed[0], tmp_path / "loss", ["loss"], inputs=["image", "label1", "label2"])
+    assert json.loads((folder / export.SIGNATURE).read_text())["inputs"] == ["image", "label1", "label2"]
 
 
 # ---------------------------------------------------------------------------- what predict makes of a batch
@@ -253,7 +280,7 @@ def test_a_batch_that_does_not_fit_is_refused(item, model):
     with pytest.raises(UserError, match="image"):
         model.infer_step([item])
     with pytest.raises(UserError, match="item 1"):
-        model._inputs([])
+        model.infer_step([])
 
 
 def test_onednn_with_other_numbers_is_not_used(routed, caplog, monkeypatch, rng):
@@ -382,7 +409,6 @@ def test_a_package_without_the_hook_exports_what_is_named(tmp_path):
     shutil.copytree(ROOT / "tests" / "foreign" / "price", tmp_path / "price")
     yaml = tmp_path / "price" / "config.yaml"
     run_well("static_trainer", cwd=tmp_path, config=yaml)
-    assert_refused(run_tool("export", yaml, cwd=tmp_path), "save_inference", "guess", "no logits")
     run_well("export", "runner.save_inference_fetch_varnames=[guess]", cwd=tmp_path, config=yaml)
     signature = json.loads((tmp_path / "exported" / export.SIGNATURE).read_text())
     assert signature["inputs"] == ["x"], "no label"

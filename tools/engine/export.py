@@ -48,7 +48,7 @@ def write(folder, graph, parameters):
     missing = sorted(set(needed) - set(inputs))
     if missing:
         raise UserError(
-            f"runner.save_inference_feed_varnames: the outputs {', '.join(names)} need {', '.join(missing)} as well."
+            f"runner.save_inference_feed_varnames: an output of {', '.join(names)} needs {', '.join(missing)} too."
         )
     variables = [built.inputs[name] for name in inputs]
     path = os.path.join(folder, PREFIX)

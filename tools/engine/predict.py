@@ -9,8 +9,9 @@ import numpy as np
 import paddle
 from paddle import inference
 
-from engine import checkpoint, loop
+from engine import checkpoint, loop, visual
 from engine.batches import Batches, find_reader, open_dataset
+from engine.device import set_seeds
 from engine.errors import UserError
 from engine.export import FORMAT, PREFIX, SIGNATURE
 from engine.keys import check_unknown_keys
@@ -36,12 +37,14 @@ def run(config, settings):
     reader = find_reader(package, settings, "infer")
     check_unknown_keys(config, settings.strict, getattr(reader, "config_keys", ()))
     config["runner.job"] = "infer"
+    set_seeds(settings.seed)  # for readers that draw
     model = ExportedModel(settings.export_path, settings.predict_threads or _cores())
     batches = Batches(open_dataset(reader, settings, config, "infer"), settings, "infer", paddle.CPUPlace())
 
     def predict_into(file):
         model.table = table_of(file, model.signature)
-        meter = Meter(model.name, "infer", settings.print_interval)
+        scalars = visual.open_log(config["config_abs_dir"], "infer") if settings.use_visual else None
+        meter = Meter(model.name, "infer", settings.print_interval, scalars)
         loop.infer(model, batches, [0], meter, lambda epoch: None, lambda epoch: model.table.close())
 
     checkpoint.write_file(settings.predict_path, predict_into)
@@ -117,7 +120,7 @@ class ExportedModel:
     def infer_step(self, batch):
         """Predict a batch: (Step, number of examples)."""
         items = [np.asarray(item) for item in batch]
-        outputs, examples = self._run(self._inputs(items)), len(items[0])
+        outputs, examples = self.outputs(self._inputs(items)), len(items[0])
         columns = {}
         for task, names in self.signature["tasks"].items():
             prediction = outputs[next(iter(names.values()))].argmax(axis=-1)
@@ -156,8 +159,8 @@ class ExportedModel:
         place = names.index(self.signature["labels"][task]) if task in self.signature["labels"] else len(items)
         return items[place].reshape(-1) if place < len(items) else None
 
-    def _run(self, inputs):
-        """All outputs: name -> array."""
+    def outputs(self, inputs):
+        """All outputs for ``inputs``, both name -> array."""
         if self.predictor is None:
             self.predictor = self._open(inputs)
             self.opened_at = time.perf_counter()
