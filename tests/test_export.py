@@ -314,6 +314,15 @@ def test_a_hostile_signature_is_refused_by_name(change, routed, tmp_path):
         predict.read_signature(str(tmp_path / "model"))
 
 
+def test_a_program_of_a_later_release_is_refused_where_it_would_crash(routed, tmp_path, monkeypatch):
+    shutil.copytree(routed[1], tmp_path / "model")
+    (tmp_path / "model" / "rec_inference.json").touch()
+    monkeypatch.setattr(paddle, "__version__", "2.6.2")
+    monkeypatch.setattr(checkpoint, "check_files", lambda folder, files: None)
+    with pytest.raises(UserError, match="2.6.2 cannot read"):
+        predict.ExportedModel(str(tmp_path / "model"), 1)
+
+
 def test_a_file_that_fails_half_way_leaves_nothing(tmp_path):
     (tmp_path / "old.csv").write_text("old")
 

@@ -111,6 +111,11 @@ class ExportedModel:
     def __init__(self, folder, threads):
         self.folder, self.threads = folder, threads
         self.signature = read_signature(folder)
+        if os.path.exists(_file(folder, ".json")) and paddle.__version__.startswith("2."):  # it would crash
+            raise UserError(
+                f"{folder}: Paddle {self.signature.get('paddle')} exported it, in a form that Paddle "
+                f"{paddle.__version__} cannot read. Export it with this release."
+            )
         self.predictor = self.table = None
         self.model_s = 0.0
 
@@ -213,10 +218,13 @@ def _fitted(item, feed):
     return np.ascontiguousarray(item, feed["dtype"])
 
 
+def _file(folder, ending):
+    return os.path.join(folder, PREFIX + ending)
+
+
 def _settings(folder, threads, onednn):
-    path = os.path.join(folder, PREFIX)
-    program = next(path + end for end in (".json", ".pdmodel") if end == ".pdmodel" or os.path.exists(path + end))
-    config = inference.Config(program, path + ".pdiparams")
+    program = _file(folder, ".json" if os.path.exists(_file(folder, ".json")) else ".pdmodel")
+    config = inference.Config(program, _file(folder, ".pdiparams"))
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
