@@ -118,8 +118,11 @@ GATES = {  # keys, selector logits of each task, experts that a task needs
     "settled on the same two": ({}, [code_logits([0, 3], 2, 0.7)] * 2, 2),
     "each task on one of its own": ({}, [code_logits([1, 1], 2, 0.5), code_logits([2, 2], 2, 9.0)], 2),
     "one selector undecided": ({}, [[[0.7, -0.7], [0.7, 0.2]], code_logits([2, 3], 2, 0.7)], 2),
-    "no power of two": ({"expert_num": 5}, [code_logits([4, 4], 3, 0.6)] * 2, 1),
-    "all weight lost": ({"expert_num": 5}, [code_logits([4, 7], 3, 0.6), code_logits([7, 7], 3, 0.6)], 2),
+    "no power of two, all weight lost": (
+        {"expert_num": 5},
+        [code_logits([4, 7], 3, 0.6), code_logits([7, 7], 3, 0.6)],
+        2,
+    ),
     "a single expert": ({"expert_num": 1, "top_k": 1}, [[], []], 1),
 }
 
@@ -245,6 +248,12 @@ def test_names_that_cannot_be_exported_are_refused(routed, tmp_path):
             exported(routed[0], tmp_path / "never", **keys)
         assert all(word in str(caught.value) for word in words), caught.value
     assert not list((tmp_path / "never").iterdir())
+
+
+def test_an_output_with_one_column_is_no_choice_of_classes():
+    outputs = {name: types.SimpleNamespace(shape=[-1, size]) for name, size in (("logits", 1), ("logits1", 10))}
+    built = export.Built(None, [], {}, outputs)
+    assert export._tasks(built, outputs) == {"1": {"logits": "logits1"}}
 
 
 def test_inputs_and_printed_numbers_may_be_named(routed, tmp_path):

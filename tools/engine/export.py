@@ -118,23 +118,27 @@ def _write_signature(folder, built, inputs, names):
         for name in names
     ]
     files = {name: digest for name, digest in checkpoint.digests(folder).items() if name.startswith(PREFIX)}
-    facts = {"format": FORMAT, "feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": _tasks(names)}
-    facts.update(labels=_labels(feeds, inputs, _tasks(built.outputs)), paddle=paddle.__version__, files=files)
+    facts = {"format": FORMAT, "feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": _tasks(built, names)}
+    facts.update(labels=_labels(feeds, inputs, _tasks(built, built.outputs)), paddle=paddle.__version__, files=files)
     with open(os.path.join(folder, SIGNATURE), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
 
 
-def _tasks(names):
-    """Task -> {"logits": output name, "probabilities": output name}, as far as they are among the outputs."""
+def _tasks(built, names):
+    """Task -> {"logits": output name, "probabilities": output name}, as far as they are among ``names``."""
     tasks = {}
     for name in names:
-        match = OF_TASK.fullmatch(name)
-        if match:
+        match, shape = OF_TASK.fullmatch(name), list(built.outputs[name].shape)
+        if match and len(shape) == 2 and shape[1] != 1:  # a single column has no classes to choose from
             tasks.setdefault(match.group(2), {})[match.group(1)] = name
     return tasks
 
 
 def _labels(feeds, inputs, tasks):
     """Task -> feed with its labels: the feeds of whole numbers that are no inputs, if there is one for each task."""
-    names = [feed["name"] for feed in feeds if feed["name"] not in inputs and feed["dtype"].startswith("int")]
+    names = [
+        feed["name"]
+        for feed in feeds
+        if feed["name"] not in inputs and feed["dtype"].startswith("int") and feed["shape"][1:] in ([], [1])
+    ]
     return dict(zip(tasks, names)) if len(names) == len(tasks) else {}
