@@ -270,6 +270,9 @@ def gate_weights(selectors, mixing_logits):
         q, [..., n], each >= 0, at most k of them > 0 once every selector has settled.
     """
     mixture = paddle.unsqueeze(F.softmax(mixing_logits, axis=-1), axis=-2)  # [..., 1, k]
+    # Its own shape again: without this, oneDNN's matmul (Paddle Inference, 2.6.2 and 3.3.1) misreads
+    # what products by broadcasting have left, and gives wrong weights.
+    selectors = paddle.reshape(selectors, [-1, *selectors.shape[1:]])
     return paddle.squeeze(mixture @ selectors, axis=-2)
 
 
@@ -376,6 +379,26 @@ class DSelectKGate(nn.Layer):
         if not self.feature_size:
             return logits
         return F.linear(features, getattr(self, f"{name}_weight"), logits)
+
+    def weights_at(self, parameters):
+        """A static gate's weights as plain numbers, for a program that is built for certain weights alone.
+
+        Called while a static program is built, which this gate is a part of.
+
+        Args:
+            parameters: parameter name -> array, the gate's own among them.
+        Returns:
+            NumPy array float32 [n].
+        """
+        paddle.disable_static()
+        try:
+            with paddle.utils.unique_name.guard():  # the program's own names go on as if nothing had been
+                gate = DSelectKGate(self.expert_num, self.top_k, self.gamma)
+            for key, parameter in self.named_parameters():
+                getattr(gate, key).set_value(parameters[parameter.name])
+            return gate()[0].numpy()
+        finally:
+            paddle.enable_static()
 
     def regularisation(self, selectors, entropy_weight):
         """This gate's term of the loss: ``entropy_weight`` x entropy, and reachability if n is no power of two."""
@@ -607,6 +630,23 @@ class MultiGateMixture(nn.Layer):
             owner = f" (task {int(index) + 1})" if part in ("gates", "towers") else ""
             labels[parameter.name] = name + owner
         return labels
+
+    def forward_settled(self, image, weights):
+        """Predict with static gates whose weights are known: only experts with a weight are run, with no branch.
+
+        Args:
+            image: float32 [B, 1, 36, 36] in 0..1.
+            weights: per task NumPy array [n], as ``DSelectKGate.weights_at`` gives it.
+        Returns:
+            List of T logits [B, class_num], equal to ``forward``'s to rounding.
+        """
+        # a gate that has lost all its weight has a mixture of zeros, for which any expert will do
+        needed = [np.flatnonzero(w) if np.any(w) else [0] for w in weights]
+        outputs = {i: self.experts[i](image) for i in sorted({i for of_task in needed for i in of_task})}
+        mixtures = [
+            paddle.add_n([outputs[i] * float(w[i]) for i in of_task]) for of_task, w in zip(needed, weights)
+        ]  # not mix_experts, whose matmul makes programs forget that the batch is free
+        return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
     def _regularisation(self, selectors):
         last = len(self.entropy_weights) - 1

@@ -22,7 +22,22 @@ ENGINE = {
     "visual": {"errors"},
     "meter": set(),
     "loop": {"errors"},
-    "export": {"errors"},
+    "export": {"errors", "checkpoint"},
+    "to_onnx": {"errors", "export"},
+    "tables": set(),
+    "predict": {
+        "errors",
+        "keys",
+        "package",
+        "device",
+        "batches",
+        "checkpoint",
+        "visual",
+        "meter",
+        "loop",
+        "export",
+        "tables",
+    },
     "session": {"errors", "checkpoint", "device"},
     "dynamic": {"errors", "checkpoint", "finite", "meter"},
     "static": {"errors", "checkpoint", "export", "finite", "meter"},
@@ -40,11 +55,13 @@ ENGINE = {
         "session",
         "dynamic",
         "static",
+        "export",
+        "to_onnx",
     },
-    "cli": {"errors", "config", "keys", "process", "run"},
+    "cli": {"errors", "config", "keys", "process", "run", "predict"},
     "__init__": set(),
 }
-TOOLS = ["trainer", "infer", "static_trainer", "static_infer"]
+TOOLS = ["trainer", "infer", "static_trainer", "static_infer", "export", "predict"]
 
 
 def imports(path):

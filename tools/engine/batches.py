@@ -20,9 +20,10 @@ FAILURE = "reader failure"  # key of the batch that carries an exception's messa
 
 def find_reader(package, settings, job):
     """The class ``RecDataset`` of the module that the config names."""
-    module = settings.train_reader_path if job == "train" else settings.infer_reader_path
+    key = "train_reader_path" if job == "train" else "infer_reader_path"
+    module = getattr(settings, key)
     LOG.info("reader path:%s", module)
-    return package.find(module, "RecDataset", f"the reader that runner.{job}_reader_path names")
+    return package.find(module, "RecDataset", f"the reader that runner.{key} names")
 
 
 def open_dataset(reader, settings, config, job):

@@ -50,8 +50,10 @@ def new_folder(parent, name):
         yield beside
         _flush(beside)
         _swap(beside, final)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{final}: cannot be saved ({error}). What was saved before is as it was.") from error
     LOG.info("Already save model in %s", final)
 
@@ -117,8 +119,7 @@ def write_manifest(folder, parameters, **facts):
         facts: what else to record.
     """
     facts["parameters"] = {name: _described(array) for name, array in parameters.items()}
-    files = {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
-    facts.update(format=FORMAT, saved_at=time.time(), files=files)
+    facts.update(format=FORMAT, saved_at=time.time(), files=digests(folder))
     facts["versions"] = {"tools": VERSION, "paddle": paddle.__version__, "numpy": np.__version__}
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
@@ -136,20 +137,30 @@ def read_manifest(folder):
     try:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
-        wanted = {str(name): str(digest) for name, digest in manifest["files"].items()}
+        wanted = dict(manifest["files"])
         known = manifest["format"] == FORMAT
         _check_facts(manifest)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error}). Take another folder.") from error
     if not known:
         raise UserError(f"{path}: its format is {manifest['format']!r}; these tools read {FORMAT}.")
+    check_files(folder, wanted)
+    return manifest
+
+
+def digests(folder):
+    """SHA-256 of each file in a folder, by its name."""
+    return {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+
+
+def check_files(folder, wanted):
+    """Raise UserError if a file of ``folder`` is missing or not the one whose SHA-256 ``wanted`` has by its name."""
     for name, digest in wanted.items():
         file = os.path.join(folder, name)
         if os.path.basename(name) != name or not os.path.isfile(file):
             raise UserError(f"{file}: the manifest lists it, but it is not there. Take another folder.")
         if _digest(file) != digest:
             raise UserError(f"{file}: it is cut or changed: its SHA-256 is not the manifest's. Take another folder.")
-    return manifest
 
 
 def _described(array):
@@ -186,7 +197,11 @@ def write_file(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".new", path)
-    except OSError as error:
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".new")
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{path}: cannot be written ({error}).") from error
 
 

@@ -19,6 +19,7 @@ STYLES = {
     ("dynamic", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
     ("static", "train"): Style("", "{}: {}, ", "", "{:.5f}", False),
     ("static", "infer"): Style("", "{}: {}, ", "", "{:.2f}", True),
+    ("exported", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
 }
 DONE_METRIC = "{}: {:.6f},"
 
@@ -27,7 +28,7 @@ class Meter:
     """Counts time and examples between two lines; takes means over an epoch, weighted by examples.
 
     Args:
-        graph_name: "dynamic" or "static".
+        graph_name: "dynamic", "static" or "exported".
         job: "train" or "infer".
         interval: steps between two lines.
         scalars: function (name, value, step) that records a number elsewhere as well, or None.

@@ -20,7 +20,8 @@ FREE = (
     "keep_best skip_not_finite tune_process "
     "model_save_path model_init_path train_data_dir test_data_dir thread_num use_auc auc_num use_save_data "
     "use_inference save_inference_feed_varnames save_inference_fetch_varnames infer_batch_size infer_reader_path "
-    "infer_load_path infer_start_epoch infer_end_epoch infer_drop_last"
+    "infer_load_path infer_start_epoch infer_end_epoch infer_drop_last "
+    "export_epoch export_path export_format predict_path predict_threads"
 ).split()
 
 

@@ -157,7 +157,11 @@ class StaticGraph:
         else:
             paddle.static.save(self.program, prefix)
         if self.settings.use_inference:
-            export.write(folder, self)
+            self.export(folder)
+
+    def export(self, folder):
+        """Write an exported model of the weights as they are."""
+        export.write(folder, self, self._state("param"))
 
     def write_data(self, parent):
         """With ``use_save_data``, write the fetches of all batches of the epoch to ``parent``/result.npy."""
