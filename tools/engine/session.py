@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import signal
 
 from engine import checkpoint
@@ -126,11 +125,11 @@ class Session:
     def after_epoch(self, epoch):
         """Save the epoch."""
         self._save(epoch, epoch + 1, 0)
-        shutil.rmtree(os.path.join(self.parent, LAST_STEP), ignore_errors=True)
+        checkpoint.remove(self.parent, LAST_STEP)
         if self.settings.keep_last:
             for old in checkpoint.saved_epochs(self.parent):
                 if old <= epoch - self.settings.keep_last:
-                    shutil.rmtree(os.path.join(self.parent, str(old)), ignore_errors=True)
+                    checkpoint.remove(self.parent, old)
         self.graph.write_data(self.parent)
 
     def _save(self, name, epoch, batch):
