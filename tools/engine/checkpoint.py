@@ -17,6 +17,7 @@ import logging
 import math
 import numbers
 import os
+import reprlib
 import shutil
 import time
 
@@ -136,14 +137,14 @@ def read_manifest(folder):
 def _check_facts(manifest):
     """Raise ValueError where a manifest's facts are of other types than ``Session`` writes."""
     if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {clipped(manifest['format'])}; these tools read {FORMAT}")
+        raise ValueError(f"its format is {shown(manifest['format'])}; these tools read {FORMAT}")
     for name in ("epoch", "batch"):
         if type(manifest[name]) is not int or not 0 <= manifest[name] < MAX_POSITION:
-            raise ValueError(f"its {name} is {clipped(manifest[name])}")
+            raise ValueError(f"its {name} is {shown(manifest[name])}")
     kinds = {"graph": str, "config": dict, "schedule": (dict, type(None)), "files": dict, "saved_at": float}
     for name, kind in kinds.items():
         if not isinstance(manifest[name], kind):
-            raise ValueError(f"its {name} is {clipped(manifest[name])}")
+            raise ValueError(f"its {name} is {shown(manifest[name])}")
     if not math.isfinite(manifest["saved_at"]):  # nan would be neither older nor newer than another save
         raise ValueError(f"its saved_at is {manifest['saved_at']}")
 
@@ -152,6 +153,15 @@ def clipped(value, limit=200):
     """A value's text, for a message: what a file holds may be long."""
     text = str(value)
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def shown(value):
+    """A value as Python writes it, for a message: what a file holds may be long, or nested without end."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 def _digest(path):
@@ -383,8 +393,8 @@ def fit_schedule(expected, found, path):
             fit_schedule(mine, found[name], path)
         elif not _is_position(found[name], mine, whole=name == "last_epoch"):
             raise UserError(
-                f"{path}: {name} of the learning rate's schedule is {_told(found[name])}, where the schedule has "
-                f"{_told(mine)}. Take another epoch."
+                f"{path}: {name} of the learning rate's schedule is {shown(found[name])}, where the schedule has "
+                f"{shown(mine)}. Take another epoch."
             )
     return found
 
@@ -394,11 +404,6 @@ def _is_position(value, mine, whole):
         kind = numbers.Integral if whole else numbers.Real
         return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < MAX_POSITION  # not nan either
     return mine is None or isinstance(value, type(mine))
-
-
-def _told(value):
-    """A value in words; a container's content may be endless."""
-    return clipped(repr(value), 60) if isinstance(value, (str, numbers.Real)) else f"a {type(value).__name__}"
 
 
 def _some(names):

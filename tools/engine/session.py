@@ -55,8 +55,9 @@ class Session:
             )
         position = manifest["epoch"], manifest["batch"]
         if manifest["graph"] != self.graph.name:
+            other = checkpoint.clipped(manifest["graph"])
             raise UserError(
-                f"{folder}: it was saved by the {manifest['graph']} graph. Go on with that tool, or use "
+                f"{folder}: it was saved by the {other} graph. Go on with that tool, or use "
                 "runner.model_init_path to start from its weights."
             )
         self._check_config(manifest["config"], folder, position)
@@ -92,15 +93,17 @@ class Session:
         if saved.get("runner.epochs") != self.config.get("runner.epochs"):
             LOG.warning(
                 "runner.epochs was %s, now it is %s: a schedule over the whole training has another course",
-                saved.get("runner.epochs"), self.config.get("runner.epochs"),
+                checkpoint.shown(saved.get("runner.epochs")), self.config.get("runner.epochs"),
             )  # fmt: skip
         changed = sorted(
             key for key in set(saved) | set(self.config)
-            if saved.get(key) != self.config.get(key) and key.split(".", 1)[1] not in FREE
+            if saved.get(key) != self.config.get(key) and key.split(".", 1)[-1] not in FREE
         )  # fmt: skip
         if not changed:
             return
-        told = "; ".join(f"{key}: {saved.get(key)!r} then, {self.config.get(key)!r} now" for key in changed)
+        shown = checkpoint.shown
+        told = "; ".join(f"{key}: {shown(saved.get(key))} then, {shown(self.config.get(key))} now" for key in changed)
+        told = checkpoint.clipped(told, 1500)
         if position[1] or any(key.startswith("hyper_parameters.") for key in changed):
             raise UserError(
                 f"{folder} was saved under another config ({told}), under which its training cannot go on. "
