@@ -56,13 +56,14 @@ class Trained:
 
     Args:
         name: "dynamic" or "static".
-        folder: for its saves; Python's current one must be able to hold it.
+        folder: for its saves.
+        overrides: of the config, after ``SMALL``.
     """
 
-    def __init__(self, name, folder):
+    def __init__(self, name, folder, *overrides):
         self.name, self.folder = name, os.path.join(folder, name)
         self._switch()
-        config = load_config(str(ROOT / "config.yaml"), [*SMALL, f"runner.model_save_path={self.folder}"])
+        config = load_config(str(ROOT / "config.yaml"), [*SMALL, f"runner.model_save_path={self.folder}", *overrides])
         self.settings = read_settings(config, "train")
         with paddle.utils.unique_name.guard():  # the names that a process of its own would give
             place = paddle.set_device("cpu")

@@ -54,7 +54,7 @@ def new_folder(parent, name):
         _swap(beside, final)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(UserError):
             _mend(parent)
         raise UserError(f"{final}: cannot be saved ({error}). What was saved before is as it was.") from error
     LOG.info("Already save model in %s", final)
@@ -88,10 +88,7 @@ def lock(parent):
         raise UserError(
             f"{parent}: another training is writing into it. Wait for it, or give another runner.model_save_path."
         ) from error
-    try:
-        _mend(parent)
-    except OSError as error:
-        raise UserError(f"{parent}: a save cut short cannot be mended ({error}).") from error
+    _mend(parent)
     _clear(parent)
     return file
 
@@ -244,7 +241,10 @@ def _mend(parent):
     for name in _names(parent):
         final = os.path.join(parent, name[1 : -len(".old")])
         if name.startswith(".") and name.endswith(".old") and not os.path.exists(final):
-            os.rename(os.path.join(parent, name), final)
+            try:
+                os.rename(os.path.join(parent, name), final)
+            except OSError as error:
+                raise UserError(f"{final}: its save was cut short and cannot be mended ({error}).") from error
 
 
 def _clear(parent):
@@ -255,7 +255,10 @@ def _clear(parent):
 
 
 def _names(folder):
-    return os.listdir(folder) if os.path.isdir(folder) else []
+    try:
+        return os.listdir(folder) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error}).") from error
 
 
 def saved_epochs(parent):
