@@ -162,8 +162,8 @@ def test_a_disk_that_is_full_at_any_size_loses_nothing(tmp_path):
 def test_a_half_deleted_folder_is_never_taken_for_a_save(tmp_path):
     """A kill in the middle of deleting what a swap replaced, and then the epoch itself is deleted."""
     parent = older(tmp_path / "saves")
-    (parent / "..0.old.gone").mkdir()
-    (parent / ".0.new").mkdir()
+    for left in (".0.old", "..0.old.gone", ".0.new"):
+        (parent / left).mkdir()
     checkpoint.remove(str(parent), 0)
     assert checkpoint.saved_epochs(str(parent)) == [1]
     checkpoint.lock(str(parent)).close()

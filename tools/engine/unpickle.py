@@ -83,7 +83,7 @@ class _Machine:
         target.extend(items)
 
     def look_up(self, module, name):
-        known = f"{module.replace('numpy._core', 'numpy.core')} {name}"
+        known = f"{module.replace('numpy._core', 'numpy.core').replace('__builtin__', 'builtins')} {name}"
         if known not in _BUILDERS:
             raise Unreadable(f"it asks for {f'{module}.{name}'[:100]}, which no checkpoint needs")
         self.push(_Function(known))
@@ -163,6 +163,7 @@ _BUILDERS = {
     "numpy.core.multiarray scalar": lambda machine, dtype, raw: _array(machine.bytes(raw), dtype, (), False)[()],
     "numpy dtype": lambda machine, text, *_: _Dtype(text),
     "numpy ndarray": _wrong,  # only named, as the kind of array
+    "builtins bytes": lambda machine: b"",  # how protocol 2 writes none at all
     "builtins tuple": lambda machine, pair: _of_tensor(*pair),
     "_codecs encode": lambda machine, text, _: text,  # ``bytes`` does it where an array needs it
 }
