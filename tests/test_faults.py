@@ -19,6 +19,7 @@ from conftest import ROOT
 
 from engine import checkpoint
 from engine.errors import UserError
+from engine.unpickle import Unreadable, loads
 
 FACTS = {"graph": "dynamic", "batch": 0, "config": {}, "schedule": None}
 SIZE_STEP = 700  # bytes; a save below has some 2600 in its largest file
@@ -232,6 +233,25 @@ def test_what_paddle_saves_is_read_to_the_bit(tmp_path, rng, protocol):
         want = np.asarray(value)
         assert found[name].dtype == want.dtype and found[name].shape == want.shape
         assert found[name].tobytes() == want.tobytes()
+
+
+TEXT = b"X" + (1 << 16).to_bytes(4, "little") + b"x" * (1 << 16) + b"q\x00"
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n)R(J\x00\x00\x01\x00\x85cnumpy\ndtype\nX\x02\x00\x00\x00%s\x85R\x89%stb"
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        (b"\x80\x02cos\nsystem\n.", "asks for os.system"),
+        (b"\x80\x02" + TEXT + (ARRAY % (b"u1", b"h\x00")) * 9 + b".", "more memory"),  # each with bytes of its own
+        (b"\x80\x02" + ARRAY % (b"O8", b"U\x00") + b".", "not a plain number"),
+        (b"\x80\x02" + b"}" * 3_000_000 + b".", "opcodes"),
+        (b"I1\n.", "the opcode INT"),
+    ],
+)
+def test_what_no_checkpoint_needs_is_told(content, words):
+    with pytest.raises(Unreadable, match=words):
+        loads(content)
 
 
 def test_a_large_checkpoint_is_read_fast_and_in_little_memory(tmp_path):

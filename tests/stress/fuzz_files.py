@@ -219,7 +219,8 @@ _SCHEDULES = [None, [], {}, {"last_epoch": 0}, {"last_epoch": "0", "last_lr": 0.
 _SCHEDULES += [{"last_epoch": True, "last_lr": 0.1}, {"last_epoch": 0, "last_lr": float("nan")}, _laughs(5)]
 _SCHEDULES += [{"last_epoch": 1e999, "last_lr": 0.1}, {"last_epoch": 10**60, "last_lr": 1}, {"last_epoch": 0, "lr": 1}]
 _FACTS = {
-    "epoch": [-1, 1.0, True, None, "0", 10**30, [], {}], "batch": [-1, 1.5, 10**30, {}], "format": [2, "1", [], None],
+    "epoch": ["x" * 100_000, -1, 1.0, True, None, "0", 10**30, [], {}],
+    "batch": [-1, 1.5, 10**30, {}], "format": [2, "1", [], None],
     "saved_at": ["now", None, float("nan"), float("inf"), -1e999, 3], "graph": ["other", 3, None, [], "x" * 100_000],
     "config": [None, [], "x", {"runner.seed": "x" * 100_000}, {"hyper_parameters.gamma": _laughs(9)}, {"x": 1},
                {"hyper_parameters.gamma": _deep(400)}],
@@ -249,47 +250,35 @@ def hostile_manifests(graph, good):
 
 
 def hostile_configs(canary):
-    """Name -> content of a YAML file that must be refused."""
+    """Name -> content of a YAML file that must be refused: a good one but for one thing."""
     good = CONFIGS[0].decode()
-    laughs = "\n".join(["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)])
-    mappings = f"b: &b {{{', '.join(f'k{i}: 1' for i in range(2000))}}}\nc: {{<<: [{', '.join(['*b'] * 5000)}]}}"
+    epochs = {
+        "digits": "9" * 5000, "hexadecimal": "0x" + "f" * 50_000, "sexagesimal": ":".join(["1"] * 10_000),
+        "no number": '!!int ""', "no time": "!!timestamp x", "no truth": "!!bool x", "infinite": ".inf",
+        "set": "!!set {a, b}", "list": "[" + "1, " * 3000 + "1]", "alias": "*" + "x" * 10_000,
+        "repeated": "6\n  epochs: 7", "long": "x" * 50_000, "many keys": "\n" + "\n".join(f"  train_batch_size{i}: 1" for i in range(2500)),
+    }  # fmt: skip
+    sections = {
+        "call": f"!!python/object/apply:os.system ['touch {canary}']", "function": "!!python/name:os.system",
+        "module": "!!python/module:os", "object": f"!!python/object/new:os.system ['touch {canary}']",
+        "cycle": "&a {b: *a}", "cycle of pairs": "&a !!pairs [b: *a]", "NUL": "\0", "deep flow": "[" * 50_000,
+        "deep mapping": "{a: " * 20_000, "deep block": "\n" + "- " * 50_000, "closed": "[" * 200 + "]" * 200,
+        "long": "x" * 200_000, "long key": "{" + "x" * 1000 + ": 1}", "two documents": "1\n---\n" + good,
+        "laughs": "\na0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)),
+        "merges": f"\nb: &b {{{', '.join(f'k{i}: 1' for i in range(2000))}}}\nc: {{<<: [{', '.join(['*b'] * 5000)}]}}",
+    }  # fmt: skip
+    path = "model_save_path: output "
     texts = {
-        "call": f"x: !!python/object/apply:os.system ['touch {canary}']",
-        "function": "x: !!python/name:os.system",
-        "module": "x: !!python/module:os",
-        "object": f"x: !!python/object/new:os.system ['touch {canary}']",
-        "laughs": laughs,
-        "merges": mappings,
-        "cycle": "runner: &a {b: *a}",
-        "cycle of pairs": "runner: &a !!pairs [b: *a]",
-        "deep flow": "[" * 50_000,
-        "deep mapping": "{a: " * 20_000,
-        "deep block": "- " * 50_000,
-        "closed": "a: " + "[" * 200 + "]" * 200,
-        "long": "a: " + "x" * 200_000,
-        "digits": "runner: {epochs: " + "9" * 5000 + "}",
-        "hexadecimal": "runner: {epochs: 0x" + "f" * 50_000 + "}",
-        "sexagesimal": "runner: {epochs: " + ":".join(["1"] * 40_000) + "}",
-        "NUL": "runner: \0",
-        "NUL in a path": good.replace("model_save_path: output ", 'model_save_path: "a\\0b" '),
-        "a surrogate in a path": good.replace("model_save_path: output ", 'model_save_path: "\\ud800" '),
-        "no number": 'runner: {epochs: !!int ""}',
-        "no time": "runner: {epochs: !!timestamp x}",
-        "no truth": "runner: {epochs: !!bool x}",
-        "infinite": good.replace("gamma: 1.0", "gamma: 1e999"),
-        "not a number": good.replace("gamma: 1.0", "gamma: .nan"),
-        "endless epochs": good.replace("epochs: 6", "epochs: .inf"),
-        "set": "runner: !!set {epochs}",
-        "list of epochs": good.replace("epochs: 6", "epochs: [" + "1, " * 3000 + "1]"),
-        "long key": "runner: {" + "x" * 10_000 + ": 1}",
-        "many keys": good.replace("  epochs: 6", "\n".join(f"  train_batch_size{i}: 1" for i in range(3000))),
-        "repeated": good.replace("epochs: 6", "epochs: 6\n  epochs: 7"),
-        "two documents": good + "\n---\n" + good,
-        "alias": "runner: *" + "x" * 10_000,
         "nothing": "",
+        "NUL in a path": good.replace(path, 'model_save_path: "a\\0b" '),
+        "a surrogate in a path": good.replace(path, 'model_save_path: "\\ud800" '),
+        "infinite gamma": good.replace("gamma: 1.0", "gamma: 1e999"),
+        "gamma of nan": good.replace("gamma: 1.0", "gamma: .nan"),
+        **{f"epochs: {name}": good.replace("epochs: 6", f"epochs: {text}") for name, text in epochs.items()},
+        **{f"section: {name}": f"{good}\nx: {text}" for name, text in sections.items()},
     }
-    made = {name: text.encode("utf-8", "surrogatepass") for name, text in texts.items()}
-    return {**made, "not UTF-8": b"runner: \xff\xfe", "UTF-16": good.encode("utf-16"), "UTF-32": good.encode("utf-32")}
+    made = {name: text.encode() for name, text in texts.items()}
+    return {**made, "not UTF-8": good.encode() + b"\xff", **{c: good.encode(c) for c in ("utf-16", "utf-32")}}
 
 
 def check_hostile(files):

@@ -5,7 +5,6 @@ function's name is looked up in ``_BUILDERS`` alone, and no size is believed tha
 have, so memory stays a small multiple of the file's.
 """
 
-import math
 import pickletools
 import re
 
@@ -138,11 +137,9 @@ class _Dtype:
 
 
 def _array(raw, dtype, shape, fortran):
-    """The array that ``raw`` holds, if it holds just what its shape and type claim."""
+    """The array that ``raw`` holds; NumPy refuses another shape than fits it, but takes -1 for any."""
     if type(shape) is not tuple or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
         raise Unreadable("an array's shape is no tuple of whole numbers")
-    if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-        raise Unreadable(f"an array of {dtype.dtype} claims another size than its {len(raw)} bytes")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran else "C")
 
 
