@@ -217,6 +217,7 @@ def hostile_saves(file, good, canary):
 
 _SCHEDULES = [None, [], {}, {"last_epoch": 0}, {"last_epoch": "0", "last_lr": 0.1}, {"last_epoch": 0.5, "last_lr": 0.1}]
 _SCHEDULES += [{"last_epoch": True, "last_lr": 0.1}, {"last_epoch": 0, "last_lr": float("nan")}, _laughs(5)]
+_SCHEDULES += [{"last_epoch": "x" * 100_000, "last_lr": 0.1}]
 _SCHEDULES += [{"last_epoch": 1e999, "last_lr": 0.1}, {"last_epoch": 10**60, "last_lr": 1}, {"last_epoch": 0, "lr": 1}]
 _FACTS = {
     "epoch": ["x" * 100_000, -1, 1.0, True, None, "0", 10**30, [], {}],
@@ -256,7 +257,8 @@ def hostile_configs(canary):
         "digits": "9" * 5000, "hexadecimal": "0x" + "f" * 50_000, "sexagesimal": ":".join(["1"] * 10_000),
         "no number": '!!int ""', "no time": "!!timestamp x", "no truth": "!!bool x", "infinite": ".inf",
         "set": "!!set {a, b}", "list": "[" + "1, " * 3000 + "1]", "alias": "*" + "x" * 10_000,
-        "repeated": "6\n  epochs: 7", "long": "x" * 50_000, "many keys": "\n" + "\n".join(f"  train_batch_size{i}: 1" for i in range(2500)),
+        "repeated": "6\n  epochs: 7", "long": "x" * 50_000,
+        "many keys": "\n" + "\n".join(f"  train_batch_size{i}: 1" for i in range(2500)),
     }  # fmt: skip
     sections = {
         "call": f"!!python/object/apply:os.system ['touch {canary}']", "function": "!!python/name:os.system",
