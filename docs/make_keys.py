@@ -17,7 +17,7 @@ the tools, `HyperParameters` in `net.py` for the model. `python tools/trainer.py
 --print-config` shows the values in force and where each comes from.
 """
 TABLE = "\n## {title}\n\n{text}\n\n| key | type and range | default | meaning |\n| --- | --- | --- | --- |\n{rows}\n"
-JOBS = {"train": " (training)", "infer": " (evaluation)", "": ""}
+JOBS = {"train": " (training)", "infer": " (evaluation)", "export": " (export)", "": ""}
 
 
 def runner_rows():

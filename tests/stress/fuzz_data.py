@@ -162,12 +162,27 @@ def check(content, folder, must_fail=False):
 
 _PIECES = [b"(", b")", b"t", b"R", b"b", b".", b"0", b"2", b"N", b"]", b"}", b"e", b"s", b"u", b"h\x00", b"q\x01"]
 _PIECES += [b"cos\nsystem\n", b"cnumpy\nndarray\n", b"\x93", b"\x94", b"\xff\xff\xff\xff", b"\x00\x00\x00\x80", b"I1\n"]
-_edit = st.tuples(
-    st.sampled_from(["flip", "cut", "drop", "put", "copy"]),
-    st.floats(0, 1, exclude_max=True),
-    st.integers(0, 255),
-    st.one_of(st.sampled_from(_PIECES), st.binary(min_size=1, max_size=8)),
-)
+
+
+def edits(pieces=_PIECES):
+    """A strategy for ``mutate``: lists of edits, half of them near the ends, where a pickle's opcodes are."""
+    edit = st.tuples(
+        st.sampled_from(["flip", "cut", "drop", "put", "copy"]),
+        st.floats(0, 1, exclude_max=True),
+        st.integers(0, 255),
+        st.one_of(st.sampled_from(pieces), st.binary(min_size=1, max_size=8)),
+    )
+    return st.builds(_placed, st.lists(edit, min_size=1, max_size=6), st.booleans())
+
+
+def _placed(edits, near_the_ends):
+    if not near_the_ends:
+        return edits
+    return [(kind, _near_an_end(place, number), number, piece) for kind, place, number, piece in edits]
+
+
+def _near_an_end(place, number):
+    return place**6 if number % 2 else 1 - max(place, 1e-3) ** 6
 
 
 def mutate(content, edits):
@@ -194,7 +209,7 @@ def megabytes():
 
 
 def fuzz(files, seed, folder):
-    """Check ``files`` mutations of good files; the places near the start and the end are the likeliest.
+    """Check ``files`` mutations of good files.
 
     Returns:
         How many were read after all.
@@ -203,18 +218,12 @@ def fuzz(files, seed, folder):
 
     @with_seed(seed)
     @settings(max_examples=files, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.integers(0, len(SEEDS) - 1), st.lists(_edit, min_size=1, max_size=6), st.booleans())
-    def run(good, edits, near_the_ends):
-        if near_the_ends:  # the opcodes are there; the middle is pixels
-            edits = [(kind, near_an_end(place, number), number, piece) for kind, place, number, piece in edits]
-        read.append(check(mutate(SEEDS[good], edits), folder))
+    @given(st.sampled_from(SEEDS), edits())
+    def run(good, changes):
+        read.append(check(mutate(good, changes), folder))
 
     run()
     return sum(read)
-
-
-def near_an_end(place, number):
-    return place**6 if number % 2 else 1 - max(place, 1e-3) ** 6
 
 
 def main():

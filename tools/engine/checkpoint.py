@@ -9,14 +9,15 @@ Parameter names are given in the order of creation, so a package whose two wrapp
 network has the same names in both graphs; that is how the one is read into the other.
 """
 
-import codecs
 import collections
 import contextlib
 import hashlib
 import json
 import logging
+import math
+import numbers
 import os
-import pickle
+import reprlib
 import shutil
 import time
 
@@ -25,10 +26,12 @@ import paddle
 
 from engine import VERSION
 from engine.errors import UserError
+from engine.unpickle import loads
 
 LOG = logging.getLogger("engine")
 DYNAMIC, STATIC = "rec", "rec_static"  # what the file names begin with
 MANIFEST, FORMAT = "manifest.json", 1
+MAX_POSITION = 2**53  # of an epoch or a batch in a manifest; numbers beyond are not counted but made up
 LOCK = ".lock"
 NAME_TABLE = "StructuredToParameterName@@"
 
@@ -50,8 +53,10 @@ def new_folder(parent, name):
         yield beside
         _flush(beside)
         _swap(beside, final)
-    except BaseException as error:
+    except Exception as error:
         shutil.rmtree(beside, ignore_errors=True)
+        with contextlib.suppress(UserError):
+            _mend(parent)
         if not isinstance(error, OSError):
             raise
         raise UserError(f"{final}: cannot be saved ({error}). What was saved before is as it was.") from error
@@ -60,6 +65,8 @@ def new_folder(parent, name):
 
 def lock(parent):
     """Make ``parent`` if it is missing and lock it against other runs; the system unlocks it when the process ends.
+
+    Then mend and clear what a killed run left in it.
 
     Returns:
         What holds the lock, to be kept.
@@ -84,6 +91,8 @@ def lock(parent):
         raise UserError(
             f"{parent}: another training is writing into it. Wait for it, or give another runner.model_save_path."
         ) from error
+    _mend(parent)
+    _clear(parent)
     return file
 
 
@@ -137,14 +146,11 @@ def read_manifest(folder):
     try:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
-        wanted = dict(manifest["files"])
-        known = manifest["format"] == FORMAT
         _check_facts(manifest)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read as a manifest ({error}). Take another folder.") from error
-    if not known:
-        raise UserError(f"{path}: its format is {manifest['format']!r}; these tools read {FORMAT}.")
-    check_files(folder, wanted)
+        reason = f"{type(error).__name__}: {clipped(error)}"
+        raise UserError(f"{path}: cannot be read as a manifest ({reason}). Take another folder.") from error
+    check_files(folder, manifest["files"], path)
     return manifest
 
 
@@ -153,13 +159,21 @@ def digests(folder):
     return {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
 
 
-def check_files(folder, wanted):
-    """Raise UserError if a file of ``folder`` is missing or not the one whose SHA-256 ``wanted`` has by its name."""
+def check_files(folder, wanted, path):
+    """Raise UserError if a file of ``folder`` is missing or not the one whose SHA-256 ``wanted`` has by its name.
+
+    Args:
+        path: of the file that says so, for messages.
+    """
     for name, digest in wanted.items():
         file = os.path.join(folder, name)
         if os.path.basename(name) != name or not os.path.isfile(file):
-            raise UserError(f"{file}: the manifest lists it, but it is not there. Take another folder.")
-        if _digest(file) != digest:
+            raise UserError(f"{clipped(file)}: {path} lists it, but it is not there. Take another folder.")
+        try:
+            changed = _digest(file) != digest
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error}). Take another folder.") from error
+        if changed:
             raise UserError(f"{file}: it is cut or changed: its SHA-256 is not the manifest's. Take another folder.")
 
 
@@ -171,13 +185,45 @@ def _described(array):
 
 def _check_facts(manifest):
     """Raise ValueError where a manifest's facts are of other types than ``Session`` writes."""
+    if manifest["format"] != FORMAT:
+        raise ValueError(f"its format is {shown(manifest['format'])}; these tools read {FORMAT}")
     for name in ("epoch", "batch"):
-        if type(manifest[name]) is not int or manifest[name] < 0:
-            raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
-    kinds = {"saved_at": float, "graph": str, "config": dict, "schedule": (dict, type(None)), "parameters": dict}
-    for name, kind in {**kinds, "numbers": dict, "means": (dict, type(None))}.items():
+        if not _is_count(manifest[name]):
+            raise ValueError(f"its {name} is {shown(manifest[name])}")
+    maybe = (dict, type(None))
+    kinds = {"graph": str, "config": dict, "schedule": maybe, "files": dict, "saved_at": float}
+    kinds.update(parameters=dict, numbers=dict, means=maybe)
+    for name, kind in kinds.items():
         if not isinstance(manifest[name], kind):
-            raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
+            raise ValueError(f"its {name} is {shown(manifest[name])}")
+    means = {"sums": {}, "examples": 0} if manifest["means"] is None else manifest["means"]
+    if not _are_numbers(manifest["numbers"]) or not _are_numbers(means["sums"]) or not _is_count(means["examples"]):
+        raise ValueError("its numbers or means are none")
+    if not math.isfinite(manifest["saved_at"]):  # nan would be neither older nor newer than another save
+        raise ValueError(f"its saved_at is {manifest['saved_at']}")
+
+
+def _is_count(value):
+    return type(value) is int and 0 <= value < MAX_POSITION
+
+
+def _are_numbers(named):
+    return isinstance(named, dict) and all(type(value) in (int, float) for value in named.values())
+
+
+def clipped(value, limit=200):
+    """A value's text, for a message: what a file holds may be long."""
+    text = str(value)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def shown(value):
+    """A value as Python writes it, for a message: what a file holds may be long, or nested without end."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
 
 
 def _digest(path):
@@ -197,7 +243,7 @@ def write_file(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".new", path)
-    except BaseException as error:
+    except Exception as error:
         with contextlib.suppress(OSError):
             os.remove(path + ".new")
         if not isinstance(error, OSError):
@@ -206,11 +252,15 @@ def write_file(path, write):
 
 
 def _flush(folder):
-    for root, _, names in os.walk(folder):
+    for root, _, names in os.walk(folder, onerror=_raise):
         for name in names:
             with open(os.path.join(root, name), "rb+") as file:
                 os.fsync(file.fileno())
-    _flush_names(folder)
+        _flush_names(root)
+
+
+def _raise(error):
+    raise error
 
 
 def _flush_names(folder):
@@ -224,30 +274,67 @@ def _flush_names(folder):
 
 
 def _swap(new, final):
+    """Give ``new`` the name of ``final``. The earlier folder is .old meanwhile: always whole, for it is but renamed."""
     old = os.path.join(os.path.dirname(new), f".{os.path.basename(final)}.old")
     if os.path.isdir(final):  # else an earlier swap was cut short, and old is the only whole one yet
-        shutil.rmtree(old, ignore_errors=True)
+        _discard(old)
         os.rename(final, old)
     os.rename(new, final)
     _flush_names(os.path.dirname(final) or ".")
-    shutil.rmtree(old, ignore_errors=True)
+    _discard(old)
 
 
-def mend(parent):
-    """Finish a swap that a crash cut short: the old folder takes its name again where the new one has not."""
-    for name in os.listdir(parent) if os.path.isdir(parent) else ():
+def _discard(folder):
+    """Delete a folder, if it is there. It loses its name first, so that no half of it is taken for a save."""
+    gone = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    try:
+        os.rename(folder, gone)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        LOG.warning("%s: cannot be deleted (%s)", folder, error)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def remove(parent, name):
+    """Delete a saved folder of ``parent``, if it is there."""
+    _discard(os.path.join(parent, f".{name}.old"))  # first, or it would be taken for the save of a swap cut short
+    _discard(os.path.join(parent, str(name)))
+
+
+def _mend(parent):
+    """Finish a swap that was cut short: the old folder takes its name again where the new one has not."""
+    for name in _names(parent):
         final = os.path.join(parent, name[1 : -len(".old")])
         if name.startswith(".") and name.endswith(".old") and not os.path.exists(final):
-            os.rename(os.path.join(parent, name), final)
+            try:
+                os.rename(os.path.join(parent, name), final)
+            except OSError as error:
+                raise UserError(f"{final}: its save was cut short and cannot be mended ({error}).") from error
+
+
+def _clear(parent):
+    """Delete what killed runs left half written or half deleted."""
+    for name in _names(parent):
+        if name.startswith(".") and name.endswith((".new", ".gone", ".old")):
+            shutil.rmtree(os.path.join(parent, name), ignore_errors=True)
+
+
+def _names(folder):
+    try:
+        return os.listdir(folder) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error}).") from error
 
 
 def saved_epochs(parent):
     """Numbers of the epoch folders in ``parent``, sorted."""
-    mend(parent)
+    if any(name.endswith(".old") for name in _names(parent)):  # by a swap cut short, or one that goes on just now
+        with contextlib.suppress(UserError):
+            lock(parent).close()
     return sorted(
-        int(name)
-        for name in (os.listdir(parent) if os.path.isdir(parent) else ())
-        if name.isdigit() and os.path.isdir(os.path.join(parent, name))
+        int(name) for name in _names(parent) if name.isdecimal() and os.path.isdir(os.path.join(parent, name))
     )
 
 
@@ -261,7 +348,7 @@ def read_weights(folder):
     manifest = read_manifest(folder)
     for prefix in (DYNAMIC, STATIC):
         path = os.path.join(folder, prefix + ".pdparams")
-        if os.path.exists(path):
+        if os.path.isfile(path):  # a pipe would be waited for
             break
     else:
         raise UserError(
@@ -270,6 +357,8 @@ def read_weights(folder):
         )
     content = _load(path)
     table = content.pop(NAME_TABLE, {})
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise UserError(f"{path}: its {NAME_TABLE} is no map of names. Take another epoch.")
     if manifest is not None:
         _check_parameters(content, manifest["parameters"], path)
     if prefix == STATIC:
@@ -287,49 +376,31 @@ def _check_parameters(content, described, path):
 
 
 def read_optimizer_state(folder, prefix):
-    """The optimizer state that a graph (``DYNAMIC`` or ``STATIC``) saved, by name, or {} if there is none."""
+    """The optimizer state that a graph (``DYNAMIC`` or ``STATIC``) saved.
+
+    Returns:
+        (path of the file, name -> array, or None if there is no such file).
+    """
     path = os.path.join(folder, prefix + ".pdopt")
-    return _load(path) if os.path.exists(path) else {}
+    if not os.path.isfile(path):
+        return path, None
+    state = _load(path)
+    state.pop(NAME_TABLE, None)  # which paddle.save adds to every dict of tensors
+    return path, state
 
 
 def _load(path):
     try:
         with open(path, "rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()
+            content = loads(file.read())
     except Exception as error:  # a broken pickle can raise nearly anything
         raise UserError(
-            f"{path}: this cannot be read as a checkpoint ({type(error).__name__}: {error}). Take another epoch."
+            f"{path}: this cannot be read as a checkpoint ({type(error).__name__}: {clipped(error)}). "
+            "Take another epoch."
         ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: this is no checkpoint: it holds a {type(content).__name__}. Take another epoch.")
     return content
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Calls NumPy's builders of arrays and nothing else: no code of a file runs."""
-
-    def find_class(self, module, name):
-        known = module.replace("numpy._core", "numpy.core"), name
-        if known in (("numpy", "ndarray"), ("numpy", "dtype")):
-            return getattr(np, name)
-        if known == ("numpy.core.multiarray", "_reconstruct"):
-            return _reconstruct
-        if known == ("numpy.core.multiarray", "scalar"):
-            return _scalar
-        if known == ("_codecs", "encode"):
-            return codecs.encode
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no checkpoint needs")
-
-
-def _reconstruct(kind, shape, code):
-    """An empty array, as every pickled one begins; its state says the rest."""
-    if kind is not np.ndarray or shape != (0,):
-        raise pickle.UnpicklingError("an array is described wrongly")
-    return np.empty((0,), "b")
-
-
-def _scalar(dtype, raw):
-    return np.frombuffer(raw, dtype, 1)[0]
 
 
 def fit(expected, found, path, partly=False):
@@ -357,6 +428,8 @@ def fit(expected, found, path, partly=False):
         LOG.warning("%s: not used: %s", path, _some(surplus))
     chosen = {}
     for name in set(expected) & set(found):
+        if not isinstance(found[name], (np.ndarray, np.generic)):
+            raise UserError(f"{path}: {name} is a {type(found[name]).__name__}, not an array. Take another file.")
         want, have = np.asarray(expected[name]), np.asarray(found[name])
         if want.shape != have.shape or want.dtype.kind != have.dtype.kind:
             raise UserError(
@@ -367,5 +440,54 @@ def fit(expected, found, path, partly=False):
     return chosen
 
 
+def fit_optimizer(expected, found, path):
+    """``fit`` for an optimizer's state that a training goes on with: nothing may be missing, and nothing left over."""
+    surplus = sorted(set(found) - set(expected))
+    if surplus:
+        raise UserError(
+            f"{path}: the optimizer has no {_some(surplus)}. It was saved by another optimizer or network; "
+            "give the config it was trained with."
+        )
+    return fit(expected, found, path)
+
+
+def fit_schedule(expected, found, path):
+    """Check a schedule's saved position against the state of the one at hand.
+
+    Args:
+        expected: ``state_dict()`` of the schedule at hand: name -> number, or such a dict.
+        found: the same, as the file has it.
+        path: of the file, for messages.
+    Returns:
+        ``found``.
+    Raises:
+        UserError: names or kinds of values differ.
+    """
+    if not isinstance(found, dict) or set(found) != set(expected):
+        there = _some(sorted(found)) or "nothing" if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise UserError(
+            f"{path}: for the learning rate's schedule it has {there}, not {_some(sorted(expected)) or 'nothing'}. "
+            "Give the config it was trained with."
+        )
+    for name, mine in expected.items():
+        if isinstance(mine, dict):
+            fit_schedule(mine, found[name], path)
+        elif not _is_position(found[name], mine, whole=name == "last_epoch"):
+            raise UserError(
+                f"{path}: {name} of the learning rate's schedule is {shown(found[name])}, where the schedule has "
+                f"{shown(mine)}. Take another epoch."
+            )
+    return found
+
+
+def _is_position(value, mine, whole):
+    if isinstance(mine, numbers.Real) and not isinstance(mine, bool):
+        kind = numbers.Integral if whole else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < MAX_POSITION  # not nan either
+    return mine is None or isinstance(value, type(mine))
+
+
 def _some(names):
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(clipped(name, 60) for name in names[:5]) + (
+        f" and {len(names) - 5} more" if len(names) > 5 else ""
+    )

@@ -11,12 +11,31 @@ from engine.keys import REQUIRED, RUNNER_KEYS
 
 LOG = logging.getLogger("engine")
 KEPT_SECTIONS = ("workspace", "runner", "hyper_parameters")
-MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 20, 100_000, 50  # of a config
+MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 17, 10_000, 50  # of a config
+MAX_NAME, MAX_DIGITS = 200, 100  # of a key, of a number
 NAMED_LISTS = ("runner", "dataset", "phase")  # lists of mappings under these become <section>.<name>.<key>
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads ``1e-3`` as a number, which YAML 1.1 takes for text."""
+    """Reads ``1e-3`` as a number, which YAML 1.1 takes for text; refuses what grows beyond the file."""
+
+    merged = 0
+
+    def flatten_mapping(self, node):
+        """Put in what ``<<`` names: a mapping that merges another twice, and so on, would double each time."""
+        super().flatten_mapping(node)
+        self.merged += len(node.value)
+        if self.merged > MAX_VALUES:
+            raise yaml.YAMLError(f"its mappings have more than {MAX_VALUES} entries{node.start_mark}")
+
+
+def _short_number(construct):
+    def checked(loader, node):
+        if len(node.value) > MAX_DIGITS:  # which would take long to read, and could not be printed
+            raise yaml.YAMLError(f"a number has more than {MAX_DIGITS} digits{node.start_mark}")
+        return construct(loader, node)
+
+    return checked
 
 
 def _mapping_without_repeats(loader, node):
@@ -34,6 +53,8 @@ def _mapping_without_repeats(loader, node):
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
+_Loader.add_constructor("tag:yaml.org,2002:int", _short_number(yaml.SafeLoader.construct_yaml_int))
+_Loader.add_constructor("tag:yaml.org,2002:float", _short_number(yaml.SafeLoader.construct_yaml_float))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -95,16 +116,11 @@ def _read_yaml(path):
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
             raise UserError(f"{path}: it is longer than {MAX_BYTES} characters, which no config is.")
-        content = yaml.load(text, Loader=_Loader)
     except OSError as error:
         raise UserError(f"-m {path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-        OverflowError,
-    ) as error:  # such as 2026-99-99
-        raise UserError(f"{path}: this is no valid YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: it is no text in UTF-8 ({error}). Save it as UTF-8.") from error
+    content = _parse(text, f"{path}: this")
     if _count(content, MAX_VALUES, MAX_DEPTH) < 0:
         raise UserError(f"{path}: its aliases expand to more than {MAX_VALUES} values, or it is nested too deeply.")
     if not isinstance(content, dict):
@@ -114,12 +130,19 @@ def _read_yaml(path):
     return content
 
 
+def _parse(text, what):
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except Exception as error:  # PyYAML's constructors raise nearly anything, such as at 2026-99-99 or !!int ""
+        raise UserError(f"{what} is no valid YAML: {str(error)[:500] or type(error).__name__}") from error
+
+
 def _count(node, left, depth):
     """``left`` less the number of values in ``node``, aliases expanded; negative as soon as that is too many."""
     if left <= 0 or depth <= 0:
         return -1
     left -= 1
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple, set)) else ()
     for child in children:
         left = _count(child, left, depth - 1)
         if left < 0:
@@ -130,6 +153,8 @@ def _count(node, left, depth):
 def _flatten(node, prefix, flat, path):
     for key, value in node.items():
         name = f"{prefix}{key}"
+        if len(name) > MAX_NAME:
+            raise UserError(f"{path}: the key {name[:50]}… is longer than {MAX_NAME} characters, which no key is.")
         if isinstance(value, dict):
             _flatten(value, name + ".", flat, path)
         elif key in NAMED_LISTS and isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
@@ -172,7 +197,4 @@ def _parse_number(key, text, present):
 
 
 def _yaml_value(key, text):
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise UserError(f"-o {key}={text}: the value is no valid YAML: {error}") from error
+    return _parse(text, f"-o {key}={text}: the value")

@@ -1,5 +1,6 @@
 """The dynamic graph: a package's ``DygraphModel``, trained and evaluated eagerly."""
 
+import bisect
 import copy
 import os
 
@@ -7,7 +8,7 @@ import numpy as np
 import paddle
 
 from engine import checkpoint, finite
-from engine.errors import blaming, heeding
+from engine.errors import UserError, blaming, heeding
 from engine.meter import Step
 
 
@@ -121,8 +122,30 @@ class DynamicGraph:
 
     def resume(self, folder, schedule_state):
         """Take up weights and optimizer state, which has the schedule's, from a folder that ``write`` filled."""
+        path, found = checkpoint.read_optimizer_state(folder, checkpoint.DYNAMIC)
+        if found is None:
+            raise UserError(f"{path}: it is not there, and no training goes on without it. Take another epoch.")
+        self._step_on_zeros(found)  # before reading the weights, which it may change
         self.read(folder)
-        self.optimizer.set_state_dict(checkpoint.read_optimizer_state(folder, checkpoint.DYNAMIC))
+        # Paddle itself would take any state here, and fail at the first step.
+        mine = self.optimizer.state_dict()
+        schedules = [state.pop("LR_Scheduler", {}) for state in (mine, found)]
+        state = checkpoint.fit_optimizer(mine, found, path)
+        self.optimizer.set_state_dict({**state, "LR_Scheduler": checkpoint.fit_schedule(*schedules, path)})
+
+    def _step_on_zeros(self, found):
+        """Have the optimizer make its state, as at its first step, for the parameters that ``found`` tells of."""
+        names = sorted(found)
+        without_gradient = []
+        for parameter in self.net.parameters():
+            start = parameter.name + "_"
+            has_state = any(name.startswith(start) for name in names[bisect.bisect(names, start) :][:1])
+            if has_state and parameter.grad is None:
+                parameter.grad = paddle.zeros_like(parameter)
+                without_gradient.append(parameter)
+        self.optimizer.step()
+        for parameter in without_gradient:
+            parameter.clear_gradient(set_to_zero=False)  # a dense zero would make a sparse gradient dense
 
     def schedule_state(self):
         """None: the optimizer's state has it."""

@@ -122,7 +122,7 @@ def _checked(name, value, key, job):
         wanted = " or ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in key.kind)
     elif isinstance(key.kind, type):
         if isinstance(value, key.kind):
-            return value
+            return value if key.kind is not str else _checked_text(name, value)
         if value is False and key.default == "off":  # YAML 1.1 reads off as false
             return "off"
         if key.kind is str and isinstance(value, (int, float)):  # a folder may be named 0
@@ -133,4 +133,15 @@ def _checked(name, value, key, job):
         if whole and not isinstance(value, bool) and value >= key.kind:
             return int(value)
         wanted = f"a whole number >= {key.kind}"
-    raise UserError(f"runner.{name} is {value!r}, but must be {wanted}: {key.meaning}.")
+    raise UserError(f"runner.{name} is {repr(value)[:200]}, but must be {wanted}: {key.meaning}.")
+
+
+def _checked_text(name, text):
+    """A text that the system can take for a path."""
+    try:
+        known = b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        known = False
+    if not known:
+        raise UserError(f"runner.{name} is {text[:200]!a}, which has a character that no path has.")
+    return text

@@ -80,7 +80,7 @@ def read_signature(folder):
         raise UserError(f"{path}: this is no signature of an exported model ({error!r}). Export it again.") from error
     if not known:
         raise UserError(f"{path}: its format is {signature['format']!r}; these tools read {FORMAT}.")
-    checkpoint.check_files(folder, files)
+    checkpoint.check_files(folder, files, path)
     return signature
 
 

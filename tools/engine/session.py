@@ -4,7 +4,6 @@ import json
 import logging
 import math
 import os
-import shutil
 import signal
 
 from engine import checkpoint
@@ -67,8 +66,9 @@ class Session:
             )
         position = manifest["epoch"], manifest["batch"]
         if manifest["graph"] != self.graph.name:
+            other = checkpoint.clipped(manifest["graph"])
             raise UserError(
-                f"{folder}: it was saved by the {manifest['graph']} graph. Go on with that tool, or use "
+                f"{folder}: it was saved by the {other} graph. Go on with that tool, or use "
                 "runner.model_init_path to start from its weights."
             )
         self._check_config(manifest["config"], folder, position)
@@ -100,15 +100,17 @@ class Session:
         if saved.get("runner.epochs") != self.config.get("runner.epochs"):
             LOG.warning(
                 "runner.epochs was %s, now it is %s: a schedule over the whole training has another course",
-                saved.get("runner.epochs"), self.config.get("runner.epochs"),
+                checkpoint.shown(saved.get("runner.epochs")), self.config.get("runner.epochs"),
             )  # fmt: skip
         changed = sorted(
             key for key in set(saved) | set(self.config)
-            if saved.get(key) != self.config.get(key) and key.split(".", 1)[1] not in FREE
+            if saved.get(key) != self.config.get(key) and key.split(".", 1)[-1] not in FREE
         )  # fmt: skip
         if not changed:
             return
-        told = "; ".join(f"{key}: {saved.get(key)!r} then, {self.config.get(key)!r} now" for key in changed)
+        shown = checkpoint.shown
+        told = "; ".join(f"{key}: {shown(saved.get(key))} then, {shown(self.config.get(key))} now" for key in changed)
+        told = checkpoint.clipped(told, 1500)
         if position[1] or any(key.startswith("hyper_parameters.") for key in changed):
             raise UserError(
                 f"{folder} was saved under another config ({told}), under which its training cannot go on. "
@@ -166,7 +168,7 @@ class Session:
             numbers: name -> float, over the epoch.
         """
         self._save(epoch, epoch + 1, 0, numbers=numbers)
-        shutil.rmtree(os.path.join(self.parent, LAST_STEP), ignore_errors=True)
+        checkpoint.remove(self.parent, LAST_STEP)
         if self.settings.keep_last:
             self._delete_old(epoch)
         self.graph.write_data(self.parent)
@@ -181,7 +183,7 @@ class Session:
         if self.settings.keep_best:
             kept.add(_best(manifests, self.settings.keep_best))
         for epoch in set(epochs) - kept:
-            shutil.rmtree(os.path.join(self.parent, str(epoch)), ignore_errors=True)
+            checkpoint.remove(self.parent, epoch)
 
     def _manifest(self, folder):
         """The folder's manifest; None, and a line in the log, if it cannot be resumed from."""

@@ -62,7 +62,7 @@ class StaticGraph:
         settings = self.settings
         if settings.model_init_path is not None:
             self.read(settings.model_init_path, partly=True)
-            self._read_optimizer_state(settings.model_init_path)
+            self._start_optimizer(settings.model_init_path)
         if settings.use_out_vec:
             self._set(_vectors(settings, self._state("param")))
 
@@ -185,22 +185,28 @@ class StaticGraph:
         }  # under PIR a schedule's rate counts as one
         self._set(checkpoint.fit(mine, weights.by_name, weights.path, partly))
 
-    def _read_optimizer_state(self, folder):
-        mine = self._state("opt")
-        found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
-        self._set(checkpoint.fit(mine, found, folder, partly=True) if found else {})
+    def _start_optimizer(self, folder):
+        path, found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
+        self._set(checkpoint.fit(self._state("opt"), found, path, partly=True) if found else {})
+
+    def _resume_optimizer(self, folder):
+        path, found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
+        if found is None:
+            raise UserError(f"{path}: it is not there, and no training goes on without it. Take another epoch.")
+        self._set(checkpoint.fit_optimizer(self._state("opt"), found, path))
 
     def resume(self, folder, schedule_state):
         """Take up weights, optimizer state and schedule from a folder that ``write`` filled."""
         weights = checkpoint.read_weights(folder)
         self._take(weights)
-        self._read_optimizer_state(folder)
+        self._resume_optimizer(folder)
         # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
         saved = weights.by_name
         self._set({n: saved[n] for n in self._state("param") if n.startswith("learning_rate_") and n in saved})
         schedule = getattr(self.program, "lr_scheduler", None)
-        if schedule_state is not None and schedule is not None:
-            schedule.set_state_dict(schedule_state)
+        if schedule is not None:
+            path = os.path.join(folder, checkpoint.MANIFEST)
+            schedule.set_state_dict(checkpoint.fit_schedule(schedule.state_dict(), schedule_state, path))
 
     def schedule_state(self):
         """Position of the learning rate's schedule, or None if there is none."""

@@ -1,0 +1,273 @@
+"""Whatever fails while saving, what was saved loads; whatever a file holds, the tools refuse it or take it.
+
+tests/stress/save_faults.py does the first at the system calls of both graphs, fuzz_files.py the second at length.
+"""
+
+import builtins
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+
+import fuzz_files
+import numpy as np
+import paddle
+import pytest
+from conftest import ROOT
+
+from engine import checkpoint
+from engine.errors import UserError
+from engine.unpickle import Unreadable, loads
+
+FACTS = {"graph": "dynamic", "batch": 0, "config": {}, "schedule": None, "numbers": {}, "means": None}
+SIZE_STEP = 700  # bytes; a save below has some 2600 in its largest file
+CALLS = [(os, "rename"), (os, "fsync"), (os, "mkdir"), (os, "open"), (os, "rmdir"), (os, "unlink"), (builtins, "open")]
+
+
+def save(parent, epoch, version):
+    """A small save whose content tells its version."""
+    with checkpoint.new_folder(str(parent), epoch) as folder:
+        weights = {"w": np.full([600], version, "float32")}
+        paddle.save(weights, os.path.join(folder, "rec.pdparams"))
+        paddle.save({"m": np.full([300], version, "float32")}, os.path.join(folder, "rec.pdopt"))
+        checkpoint.write_manifest(folder, weights, epoch=epoch, **FACTS)
+
+
+def version(parent, epoch):
+    """The version of a save, which must be whole and of one version."""
+    folder = os.path.join(str(parent), str(epoch))
+    assert checkpoint.read_manifest(folder)["epoch"] == epoch
+    weights = checkpoint.read_weights(folder).by_structured["w"]
+    moments = checkpoint.read_optimizer_state(folder, checkpoint.DYNAMIC)[1]["m"]
+    assert len(weights) == 600 and len(moments) == 300
+    found = set(weights.tolist()) | set(moments.tolist())
+    assert len(found) == 1, "a mixture of two saves"
+    return found.pop()
+
+
+def older(parent):
+    """Two saves of version 1, as each trial begins with them."""
+    parent.mkdir()
+    for epoch in (0, 1):
+        save(parent, epoch, 1)
+    return parent
+
+
+def newer(parent):
+    """What the trials disturb: epoch 1 is saved again, and then 2, and 0 is deleted."""
+    save(parent, 1, 2)
+    save(parent, 2, 2)
+    checkpoint.remove(str(parent), 0)
+
+
+def check(parent):
+    """Epoch 1 is there, old or new; 0 and 2 are whole or absent; and then all can be saved again."""
+    epochs = checkpoint.saved_epochs(str(parent))
+    assert 1 in epochs and version(parent, 1) in (1, 2)
+    assert 0 not in epochs or version(parent, 0) == 1
+    assert 2 not in epochs or version(parent, 2) == version(parent, 1) == 2
+    checkpoint.lock(str(parent)).close()
+    newer(parent)
+    assert checkpoint.saved_epochs(str(parent)) == [1, 2] and version(parent, 1) == version(parent, 2) == 2
+    assert sorted(os.listdir(parent)) == [checkpoint.LOCK, "1", "2"]
+
+
+class Counted:
+    """Does ``act`` at the n-th of the calls that change the disk; 0: at none, and ``number`` has them all."""
+
+    def __init__(self, monkeypatch, n, act):
+        self.n, self.act, self.number = n, act, 0
+        for module, name in CALLS:
+            monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
+
+    def _counted(self, function):
+        def call(*args, **kwargs):
+            self.number += 1
+            if self.number == self.n:
+                self.act()
+            return function(*args, **kwargs)
+
+        return call
+
+
+def full():
+    raise OSError(28, "No space left on device")
+
+
+def call_number(tmp_path, monkeypatch):
+    parent = older(tmp_path / "counted")
+    with monkeypatch.context() as patch:
+        counted = Counted(patch, 0, None)
+        newer(parent)
+    assert counted.number > 40
+    return counted.number
+
+
+def test_a_failure_at_any_call_of_a_save_loses_nothing(tmp_path, monkeypatch):
+    refused = 0
+    for n in range(1, call_number(tmp_path, monkeypatch) + 1):
+        parent = older(tmp_path / str(n))
+        with monkeypatch.context() as patch:
+            Counted(patch, n, full)
+            try:
+                newer(parent)
+            except UserError as error:
+                assert str(parent) in str(error) and "No space left" in str(error)
+                refused += 1
+        check(parent)
+        shutil.rmtree(parent)
+    assert refused > 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the trials are forks")
+def test_a_kill_at_any_call_of_a_save_loses_nothing(tmp_path, monkeypatch):
+    for n in range(1, call_number(tmp_path, monkeypatch) + 1):
+        parent = older(tmp_path / str(n))
+        child = os.fork()
+        if child == 0:
+            Counted(monkeypatch, n, lambda: os._exit(9))
+            newer(parent)
+            os._exit(0)
+        assert os.WEXITSTATUS(os.waitpid(child, 0)[1]) == 9
+        check(parent)
+        shutil.rmtree(parent)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the limit is a process's own")
+def test_a_disk_that_is_full_at_any_size_loses_nothing(tmp_path):
+    """By the system's own limit on a file's size, in a process that has nothing mended."""
+    import resource
+
+    codes = set()
+    for limit in range(0, 2 * 2600, SIZE_STEP):
+        parent = older(tmp_path / str(limit))
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+            try:
+                newer(parent)
+            except UserError:
+                os._exit(2)
+            except BaseException:
+                os._exit(1)
+            os._exit(0)
+        code = os.WEXITSTATUS(os.waitpid(child, 0)[1])
+        codes.add(code)
+        check(parent)
+        shutil.rmtree(parent)
+    assert codes == {0, 2}
+
+
+def test_a_half_deleted_folder_is_never_taken_for_a_save(tmp_path):
+    """A kill in the middle of deleting what a swap replaced, and then the epoch itself is deleted."""
+    parent = older(tmp_path / "saves")
+    for left in (".0.old", "..0.old.gone", ".0.new"):
+        (parent / left).mkdir()
+    checkpoint.remove(str(parent), 0)
+    assert checkpoint.saved_epochs(str(parent)) == [1]
+    checkpoint.lock(str(parent)).close()
+    assert sorted(os.listdir(parent)) == [checkpoint.LOCK, "1"]
+
+
+def test_a_reader_mends_nothing_under_a_training(tmp_path):
+    """Between the two renames of a swap another process looks: it must not undo the first."""
+    parent = older(tmp_path / "saves")
+    held = checkpoint.lock(str(parent))
+    os.rename(parent / "0", parent / ".0.old")
+    assert checkpoint.saved_epochs(str(parent)) == [1] and (parent / ".0.old").exists()
+    held.close()
+    assert checkpoint.saved_epochs(str(parent)) == [0, 1] and version(parent, 0) == 1
+
+
+# ------------------------------------------------------------------------------ what files hold
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    paddle.disable_static()
+    yield fuzz_files.Files(str(tmp_path_factory.mktemp("files")))
+    paddle.disable_static()
+
+
+def test_hostile_saves_and_configs_are_refused(files):
+    assert fuzz_files.check_hostile(files) > 300
+
+
+def test_mutated_saves_and_configs_are_taken_or_refused(files):
+    fuzz_files.fuzz(60, 1, files)
+
+
+@pytest.mark.parametrize("graph,file", [("dynamic", "rec.pdopt"), ("static", "rec_static.pdopt")])
+@pytest.mark.parametrize(
+    "change,word",
+    [
+        (lambda name, value: {}, "moment1"),
+        (lambda name, value: {name.replace("moment1", "velocity"): value}, "velocity"),
+        (lambda name, value: {name: np.zeros(np.shape(value) + (2,), "float32")}, "moment1"),
+    ],
+)
+def test_an_optimizer_state_that_does_not_fit_is_refused_before_a_step(files, graph, file, change, word):
+    one = files.trained[graph]
+    state = pickle.loads(one.good[file])
+    name = next(name for name in state if name.endswith("w_0_moment1_0"))
+    changed = {**{key: value for key, value in state.items() if key != name}, **change(name, state[name])}
+    with pytest.raises(UserError, match=f"{file}.*{word}"):
+        one.take(file, pickle.dumps(changed))
+    one.take(file, one.good[file])
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_what_paddle_saves_is_read_to_the_bit(tmp_path, rng, protocol):
+    content = {
+        "w": paddle.to_tensor(rng.rand(3, 4).astype("float32")), "step": paddle.to_tensor([3]),
+        "scalar": np.float64(0.1), "none": np.zeros((0, 3), "float32"), "columns": np.asfortranarray(rng.rand(2, 3)),
+        "half": np.ones(2, "float16"), "truth": np.array([True]), "LR_Scheduler": {"last_epoch": 3, "last_lr": 0.1},
+    }  # fmt: skip
+    path = str(tmp_path / "rec.pdopt")
+    paddle.save(content, path, protocol=protocol)
+    found = checkpoint.read_optimizer_state(str(tmp_path), checkpoint.DYNAMIC)[1]
+    assert found.pop("LR_Scheduler") == content.pop("LR_Scheduler") and set(found) == set(content)
+    for name, value in content.items():
+        want = np.asarray(value)
+        assert found[name].dtype == want.dtype and found[name].shape == want.shape
+        assert found[name].tobytes() == want.tobytes()
+
+
+TEXT = b"X" + (1 << 16).to_bytes(4, "little") + b"x" * (1 << 16) + b"q\x00"
+ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n)R(J\x00\x00\x01\x00\x85cnumpy\ndtype\nX\x02\x00\x00\x00%s\x85R\x89%stb"
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        (b"\x80\x02cos\nsystem\n.", "asks for os.system"),
+        (b"\x80\x02" + TEXT + (ARRAY % (b"u1", b"h\x00")) * 9 + b".", "more memory"),  # each with bytes of its own
+        (b"\x80\x02" + ARRAY % (b"O8", b"U\x00") + b".", "not a plain number"),
+        (b"\x80\x02" + b"}" * 3_000_000 + b".", "opcodes"),
+        (b"I1\n.", "the opcode INT"),
+    ],
+)
+def test_what_no_checkpoint_needs_is_told(content, words):
+    with pytest.raises(Unreadable, match=words):
+        loads(content)
+
+
+def test_a_large_checkpoint_is_read_fast_and_in_little_memory(tmp_path):
+    """In a process of its own, whose peak is its own: 100 MB in less than 3 times as much."""
+    paddle.save({f"w{i}": np.zeros([1 << 18], "float32") for i in range(100)}, str(tmp_path / "rec.pdparams"))
+    code = (
+        "import resource, sys, time; sys.path.insert(0, sys.argv[1]); from engine.unpickle import loads;"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before, began = peak(), time.time();"
+        "loads(open(sys.argv[2], 'rb').read()); print(time.time() - began, peak() - before)"
+    )
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT / "tools"), str(tmp_path / "rec.pdparams")],
+        capture_output=True,
+        text=True,
+    )
+    seconds, grown = map(float, process.stdout.split())
+    unit = 1 if sys.platform == "darwin" else 1024
+    assert seconds < 5 and grown * unit < 3 * 100 * (1 << 20), process.stdout
