@@ -23,7 +23,7 @@ from stage import Stage
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(tables.TABLES)}; default: all")
-    parser.add_argument("--torch-python", default=os.environ.get("TORCH_PYTHON"), help="interpreter that has PyTorch")
+    parser.add_argument("--torch-python", metavar="PATH", help="interpreter that has PyTorch, for its rows")
     parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it works, measures nothing")
     args = parser.parse_args()
     unknown = set(args.tables) - set(tables.TABLES)

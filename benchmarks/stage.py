@@ -73,10 +73,15 @@ class Stage:
             self.absent[name] = str(why)
             return
         if job != "rate":
-            self._check(name, cases.Case(case), outputs)
+            self.check(name, cases.Case(case), outputs)
         self.variants.append(variant)
 
-    def _check(self, name, case, outputs):
+    def check(self, name, case, outputs):
+        """Compare a variant's answers with a case's.
+
+        Raises:
+            Disagreement: they differ.
+        """
         with np.load(outputs) as answers:
             difference = max(float(np.abs(answers[f"logits{t}"] - z).max()) for t, z in enumerate(case.logits))
             if not difference <= PREDICTIONS:

@@ -17,6 +17,7 @@ from stage import rows
 ROOT = workers.HERE.parent
 OURS, AS_INSTALLED = workers.Settings(), workers.Settings(tuned=False)
 TWO_THREADS, ONE_CORE = workers.Settings(threads=2), workers.Settings(core=0)
+ONE_CORE_AS_INSTALLED = workers.Settings(tuned=False, core=0)
 WAYS = ("eager", "to_static", "static")
 # experts in use -> the two experts that each task's gate has settled on; 8: a gate that has not settled
 SETTLED = {8: None, 4: [[0, 1], [2, 3]], 2: [[0, 1], [0, 1]], 1: [[0, 0], [0, 0]]}
@@ -146,8 +147,9 @@ def _routed(plan, stage, case, job, title, key):
 def reader(plan, stage):
     """Batches a second on one core, shuffled."""
     data, what = _data(plan, stage)
-    for name, kind in (("Paddle's loader", "loader"), ("engine's Batches", "batches")):
-        stage.add(name, kind, "rate", None, ONE_CORE, data=data, batch=plan.batch)
+    # a process for each: Paddle's loader reads ahead, and would do so in the other's turn
+    stage.add("Paddle's loader", "loader", "rate", None, ONE_CORE_AS_INSTALLED, data=data, batch=plan.batch)
+    stage.add("engine's Batches", "batches", "rate", None, ONE_CORE, data=data, batch=plan.batch)
     facts = stage.worker(ONE_CORE).ask("facts")["engine's Batches"]
     note = f"{what}: {facts['examples']} examples, {facts['bytes'] / MB:.1f} MB in memory"
     times = stage.times(plan.rounds, plan.turn_s)
@@ -294,7 +296,7 @@ def _per_example_gate(plan, stage, **keys):
 def _add_torch(plan, stage, job, case):
     for name, skipping in ((TORCH, False), ("PyTorch skipping, 2 of 8", True)):
         if plan.torch is None:
-            stage.absent[name] = "TORCH_PYTHON is not given"
+            stage.absent[name] = "no interpreter with PyTorch is given (TORCH_PYTHON)"
         else:
             stage.add(name, "torch", job, case, plan.torch, skipping=skipping, threads=plan.torch.threads)
 

@@ -8,7 +8,7 @@ import paddle
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "tests"), str(ROOT / "tests" / "stress"), str(ROOT / "data")]
+sys.path[:0] = [str(ROOT / part) for part in ("", "tools", "tests", "tests/stress", "data", "benchmarks")]
 
 
 @pytest.fixture(autouse=True)
