@@ -27,8 +27,8 @@ class Stage:
 
     def __init__(self, folder):
         self.folder = folder
-        self.workers, self.names = {}, {}
-        self.absent, self.variants = {}, []
+        self.workers, self.variants = {}, []
+        self.absent = {}  # name -> why
         self.greatest_difference = None  # of a prediction from the dense mixture's
 
     def __enter__(self):
@@ -52,7 +52,8 @@ class Stage:
         """Have a case written: see ``ours.write_reference``. Returns its path, or the reason why it cannot be."""
         path = os.path.join(self.folder, f"case{len(os.listdir(self.folder))}.npz")
         try:
-            self.worker(workers.Settings()).ask(
+            # as installed: glibc gives back what a dense step of 64 experts has needed
+            self.worker(workers.Settings(tuned=False)).ask(
                 "reference", case={"hyper": hyper, "batch": batch, "settled": settled}, path=path
             )
         except workers.Absent as why:
