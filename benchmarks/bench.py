@@ -10,6 +10,7 @@ import json
 import os
 import platform
 import subprocess
+import sys
 import tempfile
 import time
 
@@ -45,6 +46,7 @@ def run(names, sizes):
     with tempfile.TemporaryDirectory() as folder:
         print_machine(sizes, folder)
     for name in names:
+        print(f"measuring {name} ...", file=sys.stderr, flush=True)
         table_began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, Stage(folder) as stage:
             table = tables.TABLES[name](sizes, stage)

@@ -8,6 +8,7 @@ import figures
 import numpy as np
 import workers
 
+REFERENCE = workers.Settings(threads=1)  # whose process writes the cases
 PREDICTIONS, LOSSES = 1e-4, 1e-3  # greatest difference of a logit; of a loss, relative
 
 # options: of the kind's class, see worker.KINDS; job: train, infer, or rate for what has no case
@@ -52,8 +53,7 @@ class Stage:
         """Have a case written: see ``ours.write_reference``. Returns its path, or the reason why it cannot be."""
         path = os.path.join(self.folder, f"case{len(os.listdir(self.folder))}.npz")
         try:
-            # as installed: glibc gives back what a dense step of 64 experts has needed
-            self.worker(workers.Settings(tuned=False)).ask(
+            self.worker(REFERENCE).ask(
                 "reference", case={"hyper": hyper, "batch": batch, "settled": settled}, path=path
             )
         except workers.Absent as why:
@@ -98,6 +98,8 @@ class Stage:
 
     def times(self, rounds, turn_s):
         """{name: [seconds a step, one number a round]} of all variants, taking turns."""
+        if REFERENCE in self.workers:  # it has done its work, and keeps what dense steps have needed
+            self.workers.pop(REFERENCE).__exit__()
         return workers.take_turns([_Turns(self, variant) for variant in self.variants], rounds, turn_s)
 
     def ask(self, variant, do, **facts):
