@@ -21,7 +21,7 @@ test: env  ## the tests
 
 test-legacy: env  ## the package's own tests in the legacy program mode, which PaddleRec's tools set
 	FLAGS_enable_pir_api=0 $(VENV)/bin/python -m pytest tests/test_gate.py tests/test_sparse.py tests/test_graphs.py \
-		tests/test_hyper_parameters.py tests/test_tools.py
+		tests/test_hyper_parameters.py tests/test_tools.py tests/test_export.py
 
 test-paddle26: $(VENV26)/ready  ## the tests on paddlepaddle 2.6.2, in an environment of its own
 	$(VENV26)/bin/python -m pytest
@@ -34,7 +34,7 @@ bench: env  ## the benchmarks, ten minutes; TORCH_PYTHON: an interpreter with Py
 	$(VENV)/bin/python benchmarks/bench.py --torch-python '$(TORCH_PYTHON)' $(TABLES)
 
 clean:  ## remove the environments and what training wrote
-	rm -rf $(VENV) $(VENV26) output output_bigdata .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV26) output output_bigdata exported predictions.csv .pytest_cache .ruff_cache
 
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)

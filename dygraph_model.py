@@ -21,17 +21,15 @@ class DygraphModel:
             ValueError: a ``hyper_parameters`` key is unknown or its value is not allowed.
         """
         self.hyper = net.HyperParameters.from_config(config)
-        return net.MultiGateMixture(self.hyper)
+        network = net.MultiGateMixture(self.hyper)
+        self.parameter_labels = network.parameter_labels()  # for tools that name a parameter
+        return network
 
     def create_feeds(self, batch_data, config):
         """Split a batch [image, label of task 1, ...] into (image, labels)."""
         image, labels = batch_data[0], batch_data[1:]
         net.check_label_num(len(labels), self.hyper)
         return image, labels[: self.hyper.task_num]
-
-    def create_loss(self, logits, labels):
-        """The tasks' part of the loss, without the gates' regularisers."""
-        return net.task_loss(logits, labels, self.hyper.task_weights)
 
     def create_optimizer(self, dy_model, config):
         """Build the optimizer over ``dy_model``'s parameters; its schedule is moved on by ``train_forward``."""
@@ -59,9 +57,18 @@ class DygraphModel:
             self.schedule.step()
         image, labels = self.create_feeds(batch_data, config)
         logits, gate_weights, regularisation = dy_model(image, details=True)
-        loss = self.create_loss(logits, labels) + regularisation
+        loss, printed = self._printed(logits, labels, gate_weights, regularisation)
         _update(metrics_list, logits, labels)
-        return loss, metrics_list, {"loss": loss, "experts_used": net.experts_used(gate_weights)}
+        return loss, metrics_list, printed
+
+    def _printed(self, logits, labels, gate_weights, regularisation=None):
+        """(loss, {printed name: Tensor})."""
+        losses = net.task_losses(logits, labels)
+        loss = net.weighted_sum(losses, self.hyper.task_weights)
+        if regularisation is not None:
+            loss = loss + regularisation
+        of_tasks = dict(zip(net.loss_names(self.hyper), losses))
+        return loss, {"loss": loss, **of_tasks, "experts_used": net.experts_used(gate_weights)}
 
     @paddle.no_grad()
     def infer_forward(self, dy_model, metrics_list, batch_data, config):
@@ -73,7 +80,7 @@ class DygraphModel:
         image, labels = self.create_feeds(batch_data, config)
         logits, gate_weights, _ = dy_model(image, details=True)
         _update(metrics_list, logits, labels)
-        return metrics_list, {"loss": self.create_loss(logits, labels), "experts_used": net.experts_used(gate_weights)}
+        return metrics_list, self._printed(logits, labels, gate_weights)[1]
 
 
 def _update(metrics_list, logits, labels):

@@ -75,8 +75,8 @@ class RecDataset(Dataset):
                 )
         self.images = sets[0].images if len(sets) == 1 else np.concatenate([one.images for one in sets])
         self.labels = np.concatenate([one.labels for one in sets])
-        class_num = config.get("hyper_parameters.class_num", CLASS_NUM)
-        if self.labels.max() >= int(class_num):
+        class_num = _class_num(config)
+        if self.labels.max() >= class_num:
             raise ValueError(
                 f"{os.path.dirname(paths[0])}: there are labels up to {self.labels.max()}, but "
                 f"hyper_parameters.class_num is {class_num}. Set it to {CLASS_NUM}."
@@ -87,9 +87,19 @@ class RecDataset(Dataset):
 
     def __getitem__(self, index):
         """[image float32 [1, 36, 36] in 0..1, left label int64, right label int64]."""
-        image = self.images[index][None].astype(np.float32) / np.float32(255)
-        left, right = self.labels[index]
-        return [image, left, right]
+        return [item[0] for item in self.gather(np.array([index]))]
+
+    def gather(self, indices):
+        """A whole batch at once, for tools that ask for one; the same numbers as example by example.
+
+        Args:
+            indices: whole numbers [B].
+        Returns:
+            [images float32 [B, 1, 36, 36] in 0..1, left labels int64 [B], right labels int64 [B]].
+        """
+        images = self.images[indices][:, None].astype(np.float32)
+        images /= np.float32(255)
+        return [images, self.labels[indices, 0], self.labels[indices, 1]]
 
 
 def _is_data_file(path):
@@ -102,6 +112,12 @@ def _choice(config, key, choices):
     if value is not None and str(value) not in choices:
         raise ValueError(f"runner.{key} is {value!r}, but must be {' or '.join(choices)}.")
     return None if value is None else str(value)
+
+
+def _class_num(config):
+    """The number of classes; infinite where the value is none, which the network, not the reader, is to refuse."""
+    value = config.get("hyper_parameters.class_num", CLASS_NUM)
+    return value if type(value) is int and value >= 1 else math.inf
 
 
 def _part(config, folder):

@@ -26,6 +26,7 @@ import paddle.nn.functional as F
 from paddle import nn
 
 IMAGE_SIZE = 36  # pixels a side, of the Multi-MNIST images
+GROUP_SIZE = 5  # channels that group norm takes together
 LOG = logging.getLogger("dselect_k")
 
 
@@ -54,6 +55,13 @@ class HyperParameters:
     task_num: int = _key(2, int, "number of tasks, each with a gate and a tower of its own", low=1, high=64)
     class_num: int = _key(10, int, "number of classes of each task", low=2, high=65536)
     expert_num: int = _key(8, int, "number of experts, shared by all tasks", low=1, high=1024)
+    expert_norm: str = _key(
+        "batch",
+        str,
+        "what follows an expert's convolutions: batch norm, group norm, or none (the paper's); with the latter two "
+        "a per-example gate's experts run on just their own examples in training too",
+        choices=("batch", "group", "none"),
+    )
     top_k: int = _key(2, int, "selectors of each gate: at most so many experts for a task", low=1, high=1024)
     gamma: float = _key(1.0, float, "width of the smooth-step's band", above=0)
     expert_size: int = _key(50, int, "width of an expert's output", low=1, high=65536)
@@ -262,6 +270,9 @@ def gate_weights(selectors, mixing_logits):
         q, [..., n], each >= 0, at most k of them > 0 once every selector has settled.
     """
     mixture = paddle.unsqueeze(F.softmax(mixing_logits, axis=-1), axis=-2)  # [..., 1, k]
+    # Its own shape again: without this, oneDNN's matmul (Paddle Inference, 2.6.2 and 3.3.1) misreads
+    # what products by broadcasting have left, and gives wrong weights.
+    selectors = paddle.reshape(selectors, [-1, *selectors.shape[1:]])
     return paddle.squeeze(mixture @ selectors, axis=-2)
 
 
@@ -369,6 +380,26 @@ class DSelectKGate(nn.Layer):
             return logits
         return F.linear(features, getattr(self, f"{name}_weight"), logits)
 
+    def weights_at(self, parameters):
+        """A static gate's weights as plain numbers, for a program that is built for certain weights alone.
+
+        Called while a static program is built, which this gate is a part of.
+
+        Args:
+            parameters: parameter name -> array, the gate's own among them.
+        Returns:
+            NumPy array float32 [n].
+        """
+        paddle.disable_static()
+        try:
+            with paddle.utils.unique_name.guard():  # the program's own names go on as if nothing had been
+                gate = DSelectKGate(self.expert_num, self.top_k, self.gamma)
+            for key, parameter in self.named_parameters():
+                getattr(gate, key).set_value(parameters[parameter.name])
+            return gate()[0].numpy()
+        finally:
+            paddle.enable_static()
+
     def regularisation(self, selectors, entropy_weight):
         """This gate's term of the loss: ``entropy_weight`` x entropy, and reachability if n is no power of two."""
         term = entropy_weight * selector_entropy(selectors)
@@ -465,25 +496,48 @@ def _linear(in_size, out_size):
     return nn.Linear(in_size, out_size, weight_attr=paddle.ParamAttr(initializer=init))
 
 
-def _convolution(in_channels, out_channels):
+def _convolution(in_channels, out_channels, norm):
     init = nn.initializer.XavierNormal()
+    # no bias under batch norm: it would subtract it, and Adam would make steps of its rounding noise
+    bias_attr = False if norm == "batch" else None
     return nn.Sequential(
-        # no bias: batch norm would subtract it, and Adam would make steps of its rounding noise
-        nn.Conv2D(in_channels, out_channels, 5, weight_attr=paddle.ParamAttr(initializer=init), bias_attr=False),
-        nn.BatchNorm2D(out_channels),
-        nn.MaxPool2D(2),  # before ReLU: the same result as after it, at a quarter of ReLU's work
+        nn.Conv2D(in_channels, out_channels, 5, weight_attr=paddle.ParamAttr(initializer=init), bias_attr=bias_attr),
+        *_norm(norm, out_channels),
+        MaxPool(),  # before ReLU: the same result as after it, at a quarter of ReLU's work
         nn.ReLU(),
     )
 
 
-class Expert(nn.Layer):
-    """Two convolution blocks and two linear layers: [B, 1, 36, 36] -> [B, expert_size]."""
+class MaxPool(nn.Layer):
+    """Max-pooling by 2.
 
-    def __init__(self, expert_size):
+    In training by the kernel that notes where each maximum was: with its gradient it takes a third of
+    the time of the plain one on a CPU, where the gradient looks for the maxima again (benchmarks/LOG.md).
+    """
+
+    def forward(self, x):
+        return F.max_pool2d(x, 2, return_mask=True)[0] if self.training else F.max_pool2d(x, 2)
+
+
+def _norm(norm, channels):
+    if norm == "batch":
+        return [nn.BatchNorm2D(channels)]
+    return [nn.GroupNorm(channels // GROUP_SIZE, channels)] if norm == "group" else []
+
+
+class Expert(nn.Layer):
+    """Two convolution blocks and two linear layers: [B, 1, 36, 36] -> [B, expert_size].
+
+    Args:
+        expert_size: width of the output.
+        norm: "batch", "group" (of ``GROUP_SIZE`` channels), or "none".
+    """
+
+    def __init__(self, expert_size, norm="batch"):
         super().__init__()
         self.layers = nn.Sequential(
-            _convolution(1, 10),  # [B, 10, 16, 16]
-            _convolution(10, 20),  # [B, 20, 6, 6]
+            _convolution(1, 10, norm),  # [B, 10, 16, 16]
+            _convolution(10, 20, norm),  # [B, 20, 6, 6]
             nn.Flatten(),
             _linear(720, 50),
             nn.ReLU(),
@@ -526,7 +580,8 @@ class MultiGateMixture(nn.Layer):
     def __init__(self, hyper):
         super().__init__()
         self.expert_size = hyper.expert_size
-        self.experts = nn.LayerList([Expert(hyper.expert_size) for _ in range(hyper.expert_num)])
+        self.experts = nn.LayerList([Expert(hyper.expert_size, hyper.expert_norm) for _ in range(hyper.expert_num)])
+        self.rows_are_independent = hyper.expert_norm != "batch"
         self.gates = nn.LayerList(
             [
                 DSelectKGate(
@@ -560,11 +615,38 @@ class MultiGateMixture(nn.Layer):
         features = paddle.flatten(image, start_axis=1)
         gated = [gate(features) for gate in self.gates]
         weights = [w for w, _ in gated]
-        outputs = run_needed_experts(self.experts, image, weights, self.expert_size, by_row=not self.training)
+        by_row = self.rows_are_independent or not self.training
+        outputs = run_needed_experts(self.experts, image, weights, self.expert_size, by_row)
         logits = [tower(mixture) for tower, mixture in zip(self.towers, mix_experts(outputs, weights))]
         if not details:
             return logits
         return logits, weights, self._regularisation([r for _, r in gated])
+
+    def parameter_labels(self):
+        """What to call each parameter in a message: Paddle's name -> structured name, and the task that owns it."""
+        labels = {}
+        for name, parameter in self.named_parameters():
+            part, index = name.split(".")[:2] if "." in name else (name, "")
+            owner = f" (task {int(index) + 1})" if part in ("gates", "towers") else ""
+            labels[parameter.name] = name + owner
+        return labels
+
+    def forward_settled(self, image, weights):
+        """Predict with static gates whose weights are known: only experts with a weight are run, with no branch.
+
+        Args:
+            image: float32 [B, 1, 36, 36] in 0..1.
+            weights: per task NumPy array [n], as ``DSelectKGate.weights_at`` gives it.
+        Returns:
+            List of T logits [B, class_num], equal to ``forward``'s to rounding.
+        """
+        # a gate that has lost all its weight has a mixture of zeros, for which any expert will do
+        needed = [np.flatnonzero(w) if np.any(w) else [0] for w in weights]
+        outputs = {i: self.experts[i](image) for i in sorted({i for of_task in needed for i in of_task})}
+        mixtures = [
+            paddle.add_n([outputs[i] * float(w[i]) for i in of_task]) for of_task, w in zip(needed, weights)
+        ]  # not mix_experts, whose matmul makes programs forget that the batch is free
+        return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
     def _regularisation(self, selectors):
         last = len(self.entropy_weights) - 1
@@ -606,6 +688,11 @@ def accuracy_names(hyper):
     return [f"Accuracy{t + 1}" for t in range(hyper.task_num)]
 
 
+def loss_names(hyper):
+    """Printed name of each task's loss: loss1, loss2, ..."""
+    return [f"loss{t + 1}" for t in range(hyper.task_num)]
+
+
 def experts_used(gate_weights_of_tasks):
     """Number of experts with a weight > 0 for any task and example: int64 scalar."""
     used = paddle.cast(greatest_weights(gate_weights_of_tasks) > 0, "float32")
@@ -615,23 +702,22 @@ def experts_used(gate_weights_of_tasks):
 # ------------------------------------------------------------------------ loss and optimizer
 
 
-def task_loss(logits, labels, task_weights=()):
-    """Sum over the tasks of weight x cross-entropy, each a mean over the batch.
+def task_losses(logits, labels):
+    """Each task's cross-entropy, a mean over the batch.
 
     Args:
         logits: T tensors [B, class_num].
         labels: T tensors int64 [B] or [B, 1].
-        task_weights: T numbers; empty: 1 for each.
     Returns:
-        Scalar.
+        T scalars.
     """
-    weights = task_weights or [1.0] * len(logits)
-    return paddle.add_n(
-        [
-            weight * F.cross_entropy(z, paddle.reshape(label, [-1, 1]))
-            for weight, z, label in zip(weights, logits, labels)
-        ]
-    )
+    return [F.cross_entropy(z, paddle.reshape(label, [-1, 1])) for z, label in zip(logits, labels)]
+
+
+def weighted_sum(losses, task_weights=()):
+    """Sum over the tasks of weight x loss; no weights: 1 for each."""
+    weights = task_weights or [1.0] * len(losses)
+    return paddle.add_n([weight * loss for weight, loss in zip(weights, losses)])
 
 
 class TrainingSchedule(paddle.optimizer.lr.LRScheduler):

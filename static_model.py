@@ -38,25 +38,48 @@ class StaticModel:
         image, labels = input[0], input[1:]
         net.check_label_num(len(labels), self.hyper)
         self.network = net.MultiGateMixture(self.hyper)
+        self.parameter_labels = self.network.parameter_labels()  # for tools that name a parameter
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
         logits, gate_weights, regularisation = self.network(image, details=True)
-        loss = net.task_loss(logits, labels, self.hyper.task_weights)
+        losses = net.task_losses(logits, labels)
+        loss = net.weighted_sum(losses, self.hyper.task_weights)
         if not is_infer:
             loss = loss + regularisation
         self.loss = loss
-        self.export_vars = _by_task(
-            logits=logits, gate_weights=gate_weights, probabilities=[F.softmax(z) for z in logits]
-        )
+        self.export_vars = _offered(logits, gate_weights)
         fetches = {
             name: paddle.static.accuracy(input=z, label=paddle.reshape(label, [-1, 1]))
             for name, z, label in zip(net.accuracy_names(self.hyper), logits, labels)
         }
-        return {**fetches, "loss": loss, "experts_used": net.experts_used(gate_weights)}
+        fetches["loss"] = loss
+        fetches.update(zip(net.loss_names(self.hyper), losses))
+        return {**fetches, "experts_used": net.experts_used(gate_weights)}
 
     def infer_net(self, input):
         """The same, in evaluation mode and without the gates' regularisers."""
         return self.net(input, is_infer=True)
+
+    def export_net(self, feeds, parameters):
+        """Build the network for good, for the weights it has: what an exported model may offer.
+
+        Optional in a package; our tools ask for it by ``getattr``, and export ``infer_net`` and
+        ``export_vars`` where there is none. As in ``infer_net``, the layers are created as in
+        ``net``, so that their parameters have the same names; what is not used leaves the file.
+
+        Args:
+            feeds: what ``create_feeds(is_infer=True)`` gave.
+            parameters: parameter name -> array, the checkpoint's.
+        Returns:
+            {plain name: Variable}, logits1 and probabilities1 being those of the first task.
+        """
+        self.network = net.MultiGateMixture(self.hyper)
+        self.network.eval()
+        if self.hyper.gate == "dselect_k":
+            weights = [gate.weights_at(parameters) for gate in self.network.gates]
+            return _offered(self.network.forward_settled(feeds[0], weights), [paddle.assign(w) for w in weights])
+        logits, gate_weights, _ = self.network(feeds[0], details=True)
+        return _offered(logits, gate_weights)
 
     def create_optimizer(self, strategy=None):
         """Minimize the kept loss; the schedule of the learning rate moves on by itself, at each run."""
@@ -91,5 +114,7 @@ class _MovedByExecutor(net.TrainingSchedule):
         return super().__call__()
 
 
-def _by_task(**variables):
+def _offered(logits, gate_weights):
+    """The outputs that an exported model may have, by plain names."""
+    variables = {"logits": logits, "probabilities": [F.softmax(z) for z in logits], "gate_weights": gate_weights}
     return {f"{name}{t + 1}": v for name, of_tasks in variables.items() for t, v in enumerate(of_tasks)}

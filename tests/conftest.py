@@ -8,7 +8,8 @@ import paddle
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / part) for part in ("", "tools", "tests", "tests/stress", "data", "benchmarks")]
+FOLDERS = ("", "tools", "tests", "tests/stress", "data", "docs", "benchmarks")
+sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
 
 @pytest.fixture(autouse=True)

@@ -93,6 +93,40 @@ def test_shuffling_is_another_order_each_epoch_and_the_same_for_a_seed(kind):
     assert flat(make(kind(50), job="infer", shuffle=True)) == list(range(50)), "evaluation keeps the order"
 
 
+class Gathering(Items):
+    """A map-style reader that makes whole batches."""
+
+    def gather(self, indices):
+        self.gathered = True
+        samples = [self[i] for i in indices]
+        return [np.stack([sample[k] for sample in samples]) for k in range(len(samples[0]))]
+
+
+class Changed(Gathering):
+    """One whose subclass has other examples, which ``gather`` knows nothing of."""
+
+    def __getitem__(self, index):
+        return [item * 0 for item in super().__getitem__(index)]
+
+
+@pytest.mark.parametrize("settings", [{}, {"drop_last": False}, {"shuffle": True, "drop_last": False}])
+@pytest.mark.parametrize("begin", [0, 2])
+def test_whole_batches_are_those_of_the_loader(settings, begin):
+    ours, theirs = (list(make(kind(19), **settings)(3, begin)) for kind in (Gathering, Items))
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs):
+        for x, y in zip(a, b):
+            np.testing.assert_array_equal(np.asarray(x), np.asarray(y))
+
+
+def test_whole_batches_are_taken_where_they_are_true():
+    dataset, changed = Gathering(8), Changed(8)
+    assert flat(make(dataset)) == list(range(8)) and dataset.gathered
+    assert set(flat(make(changed))) == {0} and not hasattr(changed, "gathered")
+    with pytest.raises(UserError, match="a broken line.*KeyError at test_batches.py"):
+        flat(make(Gathering(8, bad=5)))
+
+
 def test_steps_are_counted_where_they_can_be():
     assert make(Items()).steps() == 2 and make(Items(), drop_last=False).steps() == 3
     assert make(Stream()).steps() is None

@@ -132,13 +132,14 @@ def test_a_warm_start_may_be_partial_but_not_empty(caplog):
 
 
 FACTS = {"graph": "dynamic", "epoch": 1, "batch": 0, "config": {"a": 1}, "schedule": None}
+FACTS.update(numbers={"loss": 0.5}, means=None)
 
 
 def saved(tmp_path):
     with checkpoint.new_folder(str(tmp_path), 0) as folder:
         with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
             file.write("content")
-        checkpoint.write_manifest(folder, **FACTS)
+        checkpoint.write_manifest(folder, {"weight": np.zeros([2, 3], "float32")}, **FACTS)
     return tmp_path / "0"
 
 

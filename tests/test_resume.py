@@ -4,15 +4,20 @@ import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
+import types
 
 import kill_resume
 import pytest
 from conftest import ROOT
 from toolbox import assert_refused, run_tool
+
+from engine import checkpoint
 
 GRAPHS = list(kill_resume.TOOLS)
 
@@ -214,3 +219,83 @@ def test_keep_last_leaves_the_newest_epochs(base, tmp_path):
     data, _ = base
     assert tool("dynamic", tmp_path, data, "runner.epochs=4", "runner.keep_last=2").returncode == 0
     assert sorted(os.listdir(tmp_path / "output")) == [".lock", "2", "3"]
+
+
+def test_keep_best_keeps_the_best_epoch_beside_the_newest(base, tmp_path):
+    data, _ = base
+    overrides = ["runner.epochs=4", "runner.keep_last=1", "hyper_parameters.optimizer.schedule=constant"]
+    process = tool("static", tmp_path, data, *overrides, "runner.keep_best=loss1")
+    assert process.returncode == 0, process.stderr
+    means = [float(x) for x in re.findall(r"mean, .*?loss1: (\S+),", process.stderr)]
+    best = min(range(4), key=lambda epoch: means[epoch])
+    assert sorted(os.listdir(tmp_path / "output")) == sorted({".lock", "3", str(best)})
+    greatest = tool("static", tmp_path, data, *overrides, "runner.keep_best=experts_used")
+    assert greatest.returncode == 0, "any other number is best where it is greatest"
+    refused = tool("static", tmp_path, data, *overrides, "runner.keep_best=loss7")
+    assert_refused(refused, "runner.keep_best", "loss7", "loss1", "Accuracy1")
+    assert_refused(tool("static", tmp_path, data, "runner.keep_best=loss"), "runner.keep_best", "keep_last")
+
+
+def manifest_of(loss):
+    return None if loss is None else {"numbers": {"loss": loss, "Accuracy1": loss}}
+
+
+@pytest.mark.parametrize(
+    "losses,name,best",
+    [
+        ([3.0, 1.0, 2.0], "loss", 1), ([3.0, 1.0, 2.0], "Accuracy1", 0), ([1.0, 1.0], "loss", 1),
+        ([1.0, None, 2.0], "loss", 0), ([None, 2.0], "loss", 1), ([2.0], "auc", None),
+    ],
+)  # fmt: skip
+def test_the_best_epoch(losses, name, best):
+    from engine.session import _best
+
+    assert _best({epoch: manifest_of(loss) for epoch, loss in enumerate(losses)}, name) == best
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_the_means_of_a_resumed_epoch_are_those_of_the_whole(base, tmp_path, graph):
+    data, undisturbed = base
+    process = kill_resume.start(graph, str(tmp_path), data, "runner.save_interval_steps=0")
+    wait_for(tmp_path, "epoch: 0, batch_id: 2", process)
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert tool(graph, tmp_path, data, "runner.resume=auto").returncode == 0
+    ours, theirs = (
+        json.loads((folder / "output" / "0" / "manifest.json").read_text())["numbers"]
+        for folder in (tmp_path, undisturbed[graph])
+    )
+    assert {name: ours[name] for name in ("loss", "loss2")} == {name: theirs[name] for name in ("loss", "loss2")}
+
+
+def test_a_newest_epoch_that_cannot_be_read_back_deletes_nothing(tmp_path):
+    """As on a disk that loses what it was told to flush."""
+    from engine.session import Session
+
+    session = Session.__new__(Session)
+    session.parent, session.settings = str(tmp_path), types.SimpleNamespace(keep_last=1, keep_best=None)
+    for epoch in range(3):
+        with checkpoint.new_folder(str(tmp_path), epoch) as folder:
+            pathlib.Path(folder, "file").write_text("x")
+            checkpoint.write_manifest(
+                folder, {}, graph="static", epoch=epoch + 1, batch=0, config={}, schedule=None, numbers={}, means=None
+            )
+    (tmp_path / "2" / "file").write_text("y")
+    session._delete_old(2)
+    assert checkpoint.saved_epochs(str(tmp_path)) == [0, 1, 2]
+    session._delete_old(1)
+    assert checkpoint.saved_epochs(str(tmp_path)) == [1, 2]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="limits of the system")
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_folder_without_room_is_found_before_the_first_step(base, tmp_path, graph):
+    data, _ = base
+    script = f"ulimit -f 64; trap '' XFSZ; exec {sys.executable} \"$@\""
+    tool_path = str(ROOT / "tools" / f"{kill_resume.TOOLS[graph]}.py")
+    command = ["bash", "-c", script, "bash", tool_path, "-m", str(ROOT / "config.yaml")]
+    process = subprocess.run(
+        [*command, "-o", *kill_resume.OVERRIDES, data], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert_refused(process, "output", "no room")
+    assert "batch_id" not in process.stderr and os.listdir(tmp_path / "output") == [".lock"]

@@ -157,10 +157,8 @@ def test_running_statistics_of_a_skipped_expert_stand_still(way, rng):
             assert (before[name] == after[name]).all() == skipped, key
 
 
-@every_way
-def test_inference_by_row_equals_the_whole_batch(way, rng):
-    """A per-example gate whose rows need different experts, some needed by none."""
-    flat = config(**PLAIN, gate="dselect_k_per_example")
+def start_both_on_rows(way, flat, rng):
+    """(sparse, dense, batch): a per-example gate whose rows need different experts, one needed by none."""
     sparse, dense = start(way, flat), start_dense(way, flat)
     batch = make_batches(rng, 1, size=12)[0]
     batch[0][:, :, :18] *= np.linspace(0, 1, 12).reshape(-1, 1, 1, 1).astype("float32")
@@ -173,6 +171,14 @@ def test_inference_by_row_equals_the_whole_batch(way, rng):
     for run in (sparse, dense):
         run.set(values)
     assert_rows_differ(sparse, batch)
+    return sparse, dense, batch
+
+
+@every_way
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_inference_by_row_equals_the_whole_batch(way, norm, rng):
+    flat = config(**PLAIN, gate="dselect_k_per_example", expert_norm=norm)
+    sparse, dense, batch = start_both_on_rows(way, flat, rng)
     ours, theirs = sparse.evaluate(batch), dense.evaluate(batch)
     assert ours[0] == theirs[0]
     for a, b in zip(ours[2], theirs[2]):
@@ -180,6 +186,23 @@ def test_inference_by_row_equals_the_whole_batch(way, rng):
     one_by_one = [sparse.evaluate([item[i : i + 1] for item in batch])[2] for i in range(12)]
     for t in range(2):
         np.testing.assert_allclose(np.concatenate([z[t] for z in one_by_one]), theirs[2][t], atol=1e-5)
+
+
+@every_way
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_training_by_row_equals_dense(way, norm, rng):
+    """Loss and every gradient (SGD at rate 1 moves by it), then ten steps."""
+    flat = {**PLAIN, "gate": "dselect_k_per_example", "expert_norm": norm, "optimizer__class": "sgd"}
+    for keys, step_num in (({**flat, "optimizer__momentum": 0, "optimizer__learning_rate": 1.0}, 1), (flat, 10)):
+        sparse, dense, batch = start_both_on_rows(way, config(**keys), rng)
+        before = sparse.state()
+        for _ in range(step_num):
+            (loss, used), (dense_loss, _) = sparse.step(batch), dense.step(batch)
+            assert loss == pytest.approx(dense_loss, abs=1e-5) and used <= 3
+        assert_close(trained(sparse), trained(dense), 1e-5)
+        moved = {key.split(".")[1] for key, name in sparse.names.items()
+                 if key.startswith("experts") and (sparse.state()[name] != before[name]).any()}  # fmt: skip
+        assert moved == {"0", "1", "3"}
 
 
 def assert_rows_differ(run, batch):

@@ -1,1 +1,1 @@
-"""What the four tools share. They run any package that keeps PaddleRec's interface and know no model."""
+VERSION = "0.1.0"  # of the tools, as in pyproject.toml

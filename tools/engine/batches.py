@@ -20,9 +20,10 @@ FAILURE = "reader failure"  # key of the batch that carries an exception's messa
 
 def find_reader(package, settings, job):
     """The class ``RecDataset`` of the module that the config names."""
-    module = settings.train_reader_path if job == "train" else settings.infer_reader_path
+    key = "train_reader_path" if job == "train" else "infer_reader_path"
+    module = getattr(settings, key)
     LOG.info("reader path:%s", module)
-    return package.find(module, "RecDataset", f"the reader that runner.{job}_reader_path names")
+    return package.find(module, "RecDataset", f"the reader that runner.{key} names")
 
 
 def open_dataset(reader, settings, config, job):
@@ -46,7 +47,10 @@ def open_dataset(reader, settings, config, job):
 
 
 class Batches:
-    """Batches of a dataset, from Paddle's loader.
+    """Batches of a dataset: from its ``gather(indices)`` if it has one, else from Paddle's loader.
+
+    ``gather`` gives a whole batch, a list of arrays with the batch as first dimension, and saves the
+    loader's work on each example. Worker processes are the loader's.
 
     An exception in a reader hangs Paddle's loader for ever, so it travels as data: the guarded
     dataset gives a ``_Failure`` for a sample, and the collated batch carries its message to here.
@@ -76,8 +80,10 @@ class Batches:
                 self.workers = 0
             self.dataset = _GuardedStream(dataset, self.batch_size, settings.seed if shuffle else None)
             self.order = None
+            self.gathers = False
         else:
-            self.dataset = _GuardedItems(dataset)
+            self.gathers = _gathers(dataset) and not self.workers
+            self.dataset = dataset if self.gathers else _GuardedItems(dataset)
             self.order = _Order(len(dataset), settings.seed if shuffle else None)
 
     def steps(self):
@@ -121,6 +127,19 @@ class Batches:
             )
 
     def _load(self, epoch, begin):
+        if not self.gathers:
+            yield from self._from_loader(epoch, begin)
+            return
+        self.order.epoch, self.order.begin = epoch, begin * self.batch_size
+        for indices in self._sampler():
+            try:
+                batch = self.dataset.gather(np.array(indices))
+            except Exception as error:
+                message = _Failure(error, f"a batch of the examples {indices[:3]} ...").message
+                raise UserError(f"reading {self.folder}: {message}") from error
+            yield batch
+
+    def _from_loader(self, epoch, begin):
         common = {"places": self.place, "num_workers": self.workers, "collate_fn": _collate, "return_list": True}
         common["worker_init_fn"] = _leave_ctrl_c_to_the_tool
         if self.order is None:
@@ -137,6 +156,12 @@ class Batches:
             raise UserError(
                 f"reading {self.folder}: a worker process ended ({error}). Set runner.num_workers to 0 to see why."
             ) from error
+
+
+def _gathers(dataset):
+    """Whether the reader makes whole batches; not if a subclass has changed its examples since."""
+    definers = (set(vars(kind)) & {"gather", "__getitem__"} for kind in type(dataset).__mro__)
+    return "gather" in next(filter(None, definers), ())
 
 
 def _leave_ctrl_c_to_the_tool(_):

@@ -23,6 +23,7 @@ import time
 import numpy as np
 import paddle
 
+from engine import VERSION
 from engine.errors import UserError
 
 LOG = logging.getLogger("engine")
@@ -49,8 +50,10 @@ def new_folder(parent, name):
         yield beside
         _flush(beside)
         _swap(beside, final)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(beside, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{final}: cannot be saved ({error}). What was saved before is as it was.") from error
     LOG.info("Already save model in %s", final)
 
@@ -84,11 +87,40 @@ def lock(parent):
     return file
 
 
-def write_manifest(folder, **facts):
-    """Add manifest.json: ``facts``, versions, and the SHA-256 of each file that ``folder`` has by now."""
-    files = {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
-    facts.update(format=FORMAT, saved_at=time.time(), files=files)
-    facts["versions"] = {"paddle": paddle.__version__, "numpy": np.__version__}
+def check_room(parent, parameters):
+    """Raise UserError if ``parent`` has no room for a save of ``parameters``: name -> array or Tensor.
+
+    Tried by writing as much, for quotas and limits do not show in the disk's free space.
+    """
+    left = sum(int(np.prod(array.shape)) for array in parameters.values()) * 4  # bytes; most are float32
+    path = os.path.join(parent, ".room")
+    try:
+        with open(path, "wb") as file:
+            for begin in range(0, left, 1 << 20):
+                file.write(bytes(min(1 << 20, left - begin)))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise UserError(
+            f"{parent}: there is no room for a save of {left / 1e6:.1f} MB ({error}). "
+            "Make room, or give another runner.model_save_path."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(path)
+
+
+def write_manifest(folder, parameters, **facts):
+    """Add manifest.json: ``facts``, the parameters' shapes, versions, and the SHA-256 of each file in ``folder``.
+
+    Args:
+        folder: with all its files written.
+        parameters: name -> array or Tensor, as saved.
+        facts: what else to record.
+    """
+    facts["parameters"] = {name: _described(array) for name, array in parameters.items()}
+    facts.update(format=FORMAT, saved_at=time.time(), files=digests(folder))
+    facts["versions"] = {"tools": VERSION, "paddle": paddle.__version__, "numpy": np.__version__}
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
 
@@ -105,20 +137,36 @@ def read_manifest(folder):
     try:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
-        wanted = {str(name): str(digest) for name, digest in manifest["files"].items()}
+        wanted = dict(manifest["files"])
         known = manifest["format"] == FORMAT
         _check_facts(manifest)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path}: cannot be read as a manifest ({error}). Take another folder.") from error
     if not known:
         raise UserError(f"{path}: its format is {manifest['format']!r}; these tools read {FORMAT}.")
+    check_files(folder, wanted)
+    return manifest
+
+
+def digests(folder):
+    """SHA-256 of each file in a folder, by its name."""
+    return {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+
+
+def check_files(folder, wanted):
+    """Raise UserError if a file of ``folder`` is missing or not the one whose SHA-256 ``wanted`` has by its name."""
     for name, digest in wanted.items():
         file = os.path.join(folder, name)
         if os.path.basename(name) != name or not os.path.isfile(file):
             raise UserError(f"{file}: the manifest lists it, but it is not there. Take another folder.")
         if _digest(file) != digest:
             raise UserError(f"{file}: it is cut or changed: its SHA-256 is not the manifest's. Take another folder.")
-    return manifest
+
+
+def _described(array):
+    """Type and shape in a word, such as float32[720, 50]."""
+    array = np.asarray(array)
+    return f"{array.dtype}{list(array.shape)}"
 
 
 def _check_facts(manifest):
@@ -126,7 +174,8 @@ def _check_facts(manifest):
     for name in ("epoch", "batch"):
         if type(manifest[name]) is not int or manifest[name] < 0:
             raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
-    for name, kind in (("saved_at", float), ("graph", str), ("config", dict), ("schedule", (dict, type(None)))):
+    kinds = {"saved_at": float, "graph": str, "config": dict, "schedule": (dict, type(None)), "parameters": dict}
+    for name, kind in {**kinds, "numbers": dict, "means": (dict, type(None))}.items():
         if not isinstance(manifest[name], kind):
             raise ValueError(f"its {name} is {str(manifest[name])[:50]!r}")
 
@@ -148,7 +197,11 @@ def write_file(path, write):
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".new", path)
-    except OSError as error:
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            os.remove(path + ".new")
+        if not isinstance(error, OSError):
+            raise
         raise UserError(f"{path}: cannot be written ({error}).") from error
 
 
@@ -205,7 +258,7 @@ def read_weights(folder):
         UserError: there is none, or its file cannot be read.
     """
     LOG.info("start load model from %s", folder)
-    read_manifest(folder)
+    manifest = read_manifest(folder)
     for prefix in (DYNAMIC, STATIC):
         path = os.path.join(folder, prefix + ".pdparams")
         if os.path.exists(path):
@@ -216,10 +269,21 @@ def read_weights(folder):
             "Give an epoch folder that a trainer saved."
         )
     content = _load(path)
+    table = content.pop(NAME_TABLE, {})
+    if manifest is not None:
+        _check_parameters(content, manifest["parameters"], path)
     if prefix == STATIC:
         return Weights(path, None, content)
-    table = content.pop(NAME_TABLE, {})
     return Weights(path, content, {table[key]: value for key, value in content.items() if key in table})
+
+
+def _check_parameters(content, described, path):
+    """Raise UserError where a file does not hold what its manifest says."""
+    held = {name: _described(array) for name, array in content.items()}
+    wrong = sorted(name for name in {*held, *described} if held.get(name) != described.get(name))
+    if wrong:
+        told = "; ".join(f"{name}: {described.get(name)} there, {held.get(name)} here" for name in wrong[:5])
+        raise UserError(f"{path}: it is not what its {MANIFEST} describes ({told}). Take another folder.")
 
 
 def read_optimizer_state(folder, prefix):

@@ -16,8 +16,8 @@ def main(graph, job):
     """Run a tool and leave the process: code 0, or 2 after one message if the user made a mistake.
 
     Args:
-        graph: "dynamic" or "static".
-        job: "train" or "infer".
+        graph: "dynamic", "static" or "exported".
+        job: "train", "infer" or "export".
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("-m", "--config_yaml", required=True, metavar="PATH", help="YAML file of a model package")
@@ -44,10 +44,17 @@ def _run(graph, job, args):
     settings = read_settings(config, job)
     if settings.tune_process:
         process.tune()
-    from engine import run  # not before: this imports paddle
+    if graph == "exported" and not args.print_config:
+        from engine import predict  # not before: this imports paddle
+
+        predict.run(config, settings)
+        return
+    from engine import run
 
     if args.print_config:
         run.print_config(graph, job, config, settings, args.opt)
+    elif job == "export":
+        run.export_epoch(config, settings)
     else:
         run.run(graph, job, config, settings)
 

@@ -1,12 +1,13 @@
 """The dynamic graph: a package's ``DygraphModel``, trained and evaluated eagerly."""
 
+import copy
 import os
 
 import numpy as np
 import paddle
 
-from engine import checkpoint
-from engine.errors import NotFinite, blaming, heeding
+from engine import checkpoint, finite
+from engine.errors import blaming, heeding
 from engine.meter import Step
 
 
@@ -58,16 +59,34 @@ class DynamicGraph:
         Returns:
             (Step, number of examples).
         Raises:
-            NotFinite: the loss is nan or infinite; nothing has been updated.
+            NotFinite: a number that the package gives, or a gradient, is nan or infinite; no
+                parameter has been updated, but running statistics and metrics have been.
         """
         self.optimizer.clear_grad()
         loss, self.metrics_list, tensors = self._forward(self.model.train_forward, batch)
-        if not np.isfinite(np.asarray(loss)).all():
-            raise NotFinite(f"the loss is {np.asarray(loss)}")
+        finite.check({"loss": loss, **_numbers(tensors)}.items())
         loss.backward()
+        finite.check(self._gradients(), "the gradient of {name} is not finite")
         self.optimizer.step()
         self._move_schedule("batch")
         return Step(tensors or {}, self.metrics), len(batch[0])
+
+    def _gradients(self):
+        labels = getattr(self.model, "parameter_labels", {})
+        for name, parameter in self.net.named_parameters():
+            if parameter.grad is not None:
+                yield labels.get(parameter.name, name), parameter.grad
+
+    def snapshot(self):
+        """A copy of all that a step which raises NotFinite may have changed, for ``restore``."""
+        values = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
+        return values, copy.deepcopy(self.metrics_list)
+
+    def restore(self, snapshot):
+        """Undo the step since ``snapshot``."""
+        values, self.metrics_list = snapshot
+        for name, tensor in self.net.state_dict().items():
+            tensor.set_value(values[name])
 
     def infer_step(self, batch):
         """One step of evaluation: (Step, number of examples)."""
@@ -75,6 +94,7 @@ class DynamicGraph:
         return Step(tensors or {}, self.metrics), len(batch[0])
 
     def _forward(self, forward, batch):
+        batch = [paddle.to_tensor(item) if isinstance(item, np.ndarray) else item for item in batch]
         with heeding(self.package.folder):
             return forward(self.net, self.metrics_list, batch, self.config)
 
@@ -89,6 +109,10 @@ class DynamicGraph:
     def metrics(self):
         """The metrics so far: name -> float."""
         return {name: float(metric.accumulate()) for name, metric in zip(self.metric_names, self.metrics_list)}
+
+    def parameters(self):
+        """Weights and running statistics by the names they are saved under."""
+        return self.net.state_dict()
 
     def write(self, folder):
         """Write the weights and the optimizer's state."""
@@ -124,3 +148,8 @@ class DynamicGraph:
                 for name, value in checkpoint.fit(by_name, weights.by_name, weights.path, partly).items()
             }
         self.net.set_state_dict({**state, **chosen})
+
+
+def _numbers(tensors):
+    """The scalars among what a step prints."""
+    return {name: tensor for name, tensor in (tensors or {}).items() if np.size(tensor) == 1}

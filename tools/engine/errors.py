@@ -10,7 +10,7 @@ class UserError(Exception):
 
 
 class NotFinite(Exception):
-    """A training step's loss is nan or infinite; the loop adds epoch and batch."""
+    """A training step's loss or gradient is nan or infinite; the session adds epoch and batch."""
 
 
 class Stopped(Exception):

@@ -1,56 +1,144 @@
-"""``runner.use_inference``: an exported model beside the weights of an epoch."""
+"""An exported model: a program cut down to its outputs, its weights, and a signature that says what is what.
 
+rec_inference.json, .pdmodel   the program: .json where Paddle 3.x writes its own form, .pdmodel in legacy programs
+rec_inference.pdiparams        the weights that the program uses
+signature.json                 the reader's items, which of them are inputs or a task's labels, the outputs in
+                               their order, which of them are a task's; the SHA-256 of the files
+"""
+
+import collections
+import json
 import os
+import re
 
 import paddle
+from paddle.base.data_feeder import convert_dtype
 
-from engine.errors import UserError
+from engine import checkpoint
+from engine.errors import UserError, blaming
 
-PREFIX = "rec_inference"
+PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 1
+OF_TASK = re.compile(r"(logits|probabilities)(\d*)")  # outputs with a column for each class of a task
+
+# A program with its feeds in the reader's order, and what may be its inputs and outputs: name -> Variable.
+Built = collections.namedtuple("Built", "program feeds inputs outputs")
 
 
-def write(folder, graph):
-    """Export what ``save_inference_feed_varnames`` and ``…fetch_varnames`` name.
+def write(folder, graph, parameters):
+    """Export what ``save_inference_fetch_varnames`` names, or all logits and probabilities of the tasks.
 
-    A name is a feed's, a key of the dict that ``infer_net`` returns, or a key of the package's dict
-    ``export_vars``, in a program built anew for inference. Failing that, in a legacy program, it may
-    be any variable of the training program, as in PaddleRec.
+    A name is a key of the dict that the package's ``export_net`` returns or, failing that, a feed's
+    name or a key of the dicts ``infer_net`` returns and ``export_vars``, in a program built anew for
+    inference. Failing that too, in a legacy program, it may be any variable of the graph's own
+    program, as in PaddleRec.
 
+    Args:
+        folder: to write in.
+        graph: StaticGraph, its weights in the scope.
+        parameters: these weights, parameter name -> array.
     Raises:
-        UserError: a name is none of these.
+        UserError: a name is none of these, or there is nothing to export.
     """
     settings = graph.settings
-    feed_names, fetch_names = settings.save_inference_feed_varnames, settings.save_inference_fetch_varnames
-    program, inputs, outputs = _inference_program(graph)
-    unknown = [name for name in feed_names if name not in inputs] + [n for n in fetch_names if n not in outputs]
-    if unknown:
-        program, inputs, outputs = graph.program, *_training_variables(graph, unknown, inputs, outputs)
-    paddle.static.save_inference_model(
-        os.path.join(folder, PREFIX),
-        [inputs[name] for name in feed_names],
-        [outputs[name] for name in fetch_names],
-        graph.executor,
-        program=program,
+    built, names = _choose(graph, parameters, settings.save_inference_feed_varnames,
+                           settings.save_inference_fetch_varnames)  # fmt: skip
+    outputs = [built.outputs[name] for name in names]
+    needed = _needed_feeds(built, outputs)
+    inputs = list(settings.save_inference_feed_varnames) or needed
+    missing = sorted(set(needed) - set(inputs))
+    if missing:
+        raise UserError(
+            f"runner.save_inference_feed_varnames: an output of {', '.join(names)} needs {', '.join(missing)} too."
+        )
+    variables = [built.inputs[name] for name in inputs]
+    path = os.path.join(folder, PREFIX)
+    paddle.static.save_inference_model(path, variables, outputs, graph.executor, program=built.program)
+    _write_signature(folder, built, inputs, names)
+
+
+def _choose(graph, parameters, feed_names, fetch_names):
+    """(Built, output names): of the smallest program that has all the names asked for."""
+    for built in _inference_programs(graph, parameters):
+        names = list(fetch_names) or [name for name in built.outputs if OF_TASK.fullmatch(name)]
+        missing = _missing(built, feed_names, names)
+        if names and not missing:
+            return built, names
+    if not paddle.framework.in_pir_mode():
+        variables = graph.program.global_block().vars
+        own = Built(graph.program, graph.feeds, variables, variables)
+        if names and not _missing(own, feed_names, names):
+            return own, names
+    wrong = f"there is no {', '.join(missing)}" if missing else "none is named, and the package has no logits"
+    raise UserError(
+        f"runner.save_inference_…_varnames: {wrong}. "
+        f"Inputs are {', '.join(built.inputs)}; outputs are {', '.join(built.outputs)}."
     )
 
 
-def _inference_program(graph):
-    """(program, feeds by name, possible outputs by name), sharing the training program's parameters by name."""
+def _missing(built, feed_names, fetch_names):
+    known_in, known_out = map(str, built.inputs), map(str, built.outputs)
+    return sorted({*map(str, feed_names)} - {*known_in}) + sorted({*map(str, fetch_names)} - {*known_out})
+
+
+def _inference_programs(graph, parameters):
+    """What may be exported, one after the other; each shares the graph's parameters by their names."""
+    if hasattr(graph.model, "export_net"):
+        yield _build(graph, lambda model, feeds: model.export_net(feeds, parameters))
+    yield _build(graph, lambda model, feeds: {**model.infer_net(feeds), **getattr(model, "export_vars", {})})
+
+
+def _build(graph, network):
     program = paddle.static.Program()
     with paddle.utils.unique_name.guard(), paddle.static.program_guard(program, paddle.static.Program()):
-        model = type(graph.model)(graph.config)
-        feeds = model.create_feeds(is_infer=True)
-        fetches = model.infer_net(feeds)
+        with blaming(graph.config["yaml_path"]):
+            model = type(graph.model)(graph.config)
+            feeds = list(model.create_feeds(is_infer=True))
+            outputs = network(model, feeds)
     inputs = {variable.name: variable for variable in feeds}
-    return program, inputs, {**inputs, **fetches, **getattr(model, "export_vars", {})}
+    return Built(program, feeds, inputs, {**inputs, **outputs})
 
 
-def _training_variables(graph, unknown, inputs, outputs):
-    variables = {} if paddle.framework.in_pir_mode() else graph.program.global_block().vars
-    missing = [name for name in unknown if name not in variables]
-    if missing:
-        raise UserError(
-            f"runner.save_inference_…_varnames: there is no {', '.join(missing)}. "
-            f"Inputs are {', '.join(inputs)}; outputs are {', '.join(outputs)}."
-        )
-    return variables, variables
+def _needed_feeds(built, outputs):
+    """Names of the feeds that the outputs depend on: what is left of them in a program cut down to the outputs."""
+    program = paddle.static.normalize_program(built.program, [], outputs)
+    if paddle.framework.in_pir_mode():
+        read = {op.attrs()["name"] for op in program.global_block().ops if op.name() == "pd_op.data"}
+    else:
+        read = {name for block in program.blocks for op in block.ops for name in op.input_arg_names}
+    return [variable.name for variable in built.feeds if variable.name in read]
+
+
+def _write_signature(folder, built, inputs, names):
+    feeds = [
+        {"name": variable.name, "shape": list(variable.shape), "dtype": convert_dtype(variable.dtype)}
+        for variable in built.feeds
+    ]
+    outputs = [
+        {"name": name, "per_example": bool(OF_TASK.fullmatch(name)) or list(built.outputs[name].shape[:1]) == [-1]}
+        for name in names
+    ]
+    files = {name: digest for name, digest in checkpoint.digests(folder).items() if name.startswith(PREFIX)}
+    facts = {"format": FORMAT, "feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": _tasks(built, names)}
+    facts.update(labels=_labels(feeds, inputs, _tasks(built, built.outputs)), paddle=paddle.__version__, files=files)
+    with open(os.path.join(folder, SIGNATURE), "w", encoding="utf-8") as file:
+        json.dump(facts, file, indent=1)
+
+
+def _tasks(built, names):
+    """Task -> {"logits": output name, "probabilities": output name}, as far as they are among ``names``."""
+    tasks = {}
+    for name in names:
+        match, shape = OF_TASK.fullmatch(name), list(built.outputs[name].shape)
+        if match and len(shape) == 2 and shape[1] != 1:  # a single column has no classes to choose from
+            tasks.setdefault(match.group(2), {})[match.group(1)] = name
+    return tasks
+
+
+def _labels(feeds, inputs, tasks):
+    """Task -> feed with its labels: the feeds of whole numbers that are no inputs, if there is one for each task."""
+    names = [
+        feed["name"]
+        for feed in feeds
+        if feed["name"] not in inputs and feed["dtype"].startswith("int") and feed["shape"][1:] in ([], [1])
+    ]
+    return dict(zip(tasks, names)) if len(names) == len(tasks) else {}

@@ -10,7 +10,7 @@ from engine.errors import UserError
 
 LOG = logging.getLogger("engine")
 REQUIRED = object()
-Key = collections.namedtuple("Key", "kind default job meaning")  # job: which needs it, or "" for both
+Key = collections.namedtuple("Key", "kind default job meaning")  # job: which needs it, or "" for all
 
 # Every runner.* key that a tool reads. kind: bool, int (with its least value), str, list, or a tuple of choices.
 RUNNER_KEYS = {
@@ -40,6 +40,8 @@ RUNNER_KEYS = {
     "resume": Key(str, "off", "train", "go on where a run ended: off, auto (from the newest save) or a folder"),
     "save_interval_steps": Key(0, 0, "train", "also save inside an epoch, every so many steps; 0: only after it"),
     "keep_last": Key(0, 0, "train", "how many epochs' folders to keep; 0: all"),
+    "keep_best": Key(str, None, "train", "with keep_last: keep the epoch too whose mean of this number is best"),
+    "skip_not_finite": Key(0, 0, "train", "not finite steps in a row that are undone before the run ends"),
     "tune_process": Key(bool, True, "", "set what makes Paddle fast on this CPU (MKL's path on AMD, glibc's memory)"),
     "strict": Key(bool, False, "", "refuse unknown runner keys instead of warning"),
     "use_auc": Key(bool, False, "", "static training: start every auc op afresh in each epoch"),
@@ -49,8 +51,13 @@ RUNNER_KEYS = {
     "reader_type": Key(("DataLoader", "CustomizeDataLoader"), "DataLoader", "", "static graph: who makes batches"),
     "thread_num": Key(1, 1, "", "static graph: environment variable CPU_NUM"),
     "use_inference": Key(bool, False, "train", "static graph: export a model after every epoch"),
-    "save_inference_feed_varnames": Key(list, (), "train", "names of the exported model's inputs"),
-    "save_inference_fetch_varnames": Key(list, (), "train", "names of the exported model's outputs"),
+    "save_inference_feed_varnames": Key(list, (), "", "names of the exported model's inputs; empty: what outputs need"),
+    "save_inference_fetch_varnames": Key(list, (), "", "names of its outputs; empty: all logits… and probabilities…"),
+    "export_epoch": Key(0, None, "export", "saved epoch to export; if not given, the newest in infer_load_path"),
+    "export_path": Key(str, "exported", "", "folder of the exported model, relative to the working one"),
+    "export_format": Key(("paddle", "onnx"), "paddle", "export", "onnx: write an ONNX file beside Paddle's own"),
+    "predict_path": Key(str, "predictions.csv", "infer", "file to write, .csv or .npz, relative to the working folder"),
+    "predict_threads": Key(0, 0, "infer", "threads of the exported model; 0: one for each core"),
     "use_save_data": Key(bool, False, "", "static graph: write all batches' fetches to result.npy"),
     "use_out_vec": Key(bool, False, "train", "static graph: start a parameter from out_vec_path"),
     "emb_weight_name": Key(str, None, "train", "that parameter's name"),
@@ -63,7 +70,7 @@ def read_settings(config, job):
 
     Args:
         config: from ``load_config``.
-        job: "train" or "infer".
+        job: "train", "infer" or "export".
     Returns:
         A namespace with one attribute for each of ``RUNNER_KEYS``.
     Raises:

@@ -19,6 +19,7 @@ STYLES = {
     ("dynamic", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
     ("static", "train"): Style("", "{}: {}, ", "", "{:.5f}", False),
     ("static", "infer"): Style("", "{}: {}, ", "", "{:.2f}", True),
+    ("exported", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
 }
 DONE_METRIC = "{}: {:.6f},"
 
@@ -27,7 +28,7 @@ class Meter:
     """Counts time and examples between two lines; takes means over an epoch, weighted by examples.
 
     Args:
-        graph_name: "dynamic" or "static".
+        graph_name: "dynamic", "static" or "exported".
         job: "train" or "infer".
         interval: steps between two lines.
         scalars: function (name, value, step) that records a number elsewhere as well, or None.
@@ -35,14 +36,14 @@ class Meter:
 
     def __init__(self, graph_name, job, interval, scalars=None):
         self.style = STYLES[graph_name, job]
-        self.takes_means = graph_name == "static"  # the dynamic graph's metrics are over the epoch already
+        self.prints_means = graph_name == "static"  # the dynamic graph's metrics are over the epoch already
         self.interval, self.scalars = interval, scalars
         self.step = 0
 
-    def begin(self):
-        """Start an epoch."""
+    def begin(self, state=None):
+        """Start an epoch, or go on in the middle of one from its ``state()``."""
         self.started = time.perf_counter()
-        self.sums, self.examples = {}, 0
+        self.sums, self.examples = (dict(state["sums"]), state["examples"]) if state else ({}, 0)
         self.tensors = {}
         self._begin_interval()
 
@@ -64,11 +65,14 @@ class Meter:
         self.interval_examples += examples
         self.reader_s += reader_s
         self.step_s += step_s
-        if self.takes_means:
-            self._add_to_means(examples)
+        self._add_to_means(examples)
         if batch_id % self.interval == 0:
             self._write_interval(epoch, batch_id, step.metrics())
         self.step += 1
+
+    def state(self):
+        """What the epoch's means are made of, as plain numbers."""
+        return {"sums": self.sums, "examples": self.examples}
 
     def _add_to_means(self, examples):
         for name, value in self.tensors.items():
@@ -110,12 +114,15 @@ class Meter:
 
         Args:
             metrics: name -> float, over the epoch.
+        Returns:
+            name -> float: the means over the epoch of all numbers, and the metrics.
         """
-        if self.takes_means:
+        means = {name: total / self.examples for name, total in self.sums.items()}
+        if self.prints_means:
             LOG.info(
                 "epoch: %d mean, %s",
                 epoch,
-                ", ".join(f"{name}: {total / self.examples:.6f}" for name, total in self.sums.items()),
+                ", ".join(f"{name}: {mean:.6f}" for name, mean in means.items()),
             )
         LOG.info(
             "epoch: %d done, %s%s%sepoch time: %.2f s",
@@ -125,6 +132,7 @@ class Meter:
             self.style.gap,
             time.perf_counter() - self.started,
         )
+        return {**means, **metrics}
 
 
 # What a graph gives for a step: name -> tensor, and a function without arguments for the metrics so

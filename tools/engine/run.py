@@ -3,9 +3,9 @@
 import logging
 import os
 
-from engine import loop, visual
+from engine import export, loop, to_onnx, visual
 from engine.batches import Batches, CustomBatches, find_reader, open_dataset
-from engine.checkpoint import saved_epochs
+from engine.checkpoint import new_folder, saved_epochs
 from engine.config import in_force
 from engine.device import set_device, set_seeds
 from engine.dynamic import DynamicGraph
@@ -68,13 +68,14 @@ def print_config(graph_name, job, config, settings, overrides):
     package = Package(config["config_abs_dir"])
     reader = _reader(package, graph_name, job, config, settings)
     defaults = dict.fromkeys((f"runner.{name}" for name in getattr(reader, "config_keys", ())), None)
-    defaults.update(getattr(GRAPHS[graph_name].find_wrapper(package), "config_defaults", {}))
+    if graph_name in GRAPHS:  # an exported model has no wrapper
+        defaults.update(getattr(GRAPHS[graph_name].find_wrapper(package), "config_defaults", {}))
     for line in in_force(config, overrides, defaults):
         print(line)
 
 
 def _train(graph, batches, meter, settings, config):
-    session = Session(graph, config, settings)
+    session = Session(graph, config, settings, meter)
     first = session.first()
     session.listen()
     loop.train(graph, batches, first, settings.epochs, meter, session)
@@ -105,6 +106,47 @@ def _infer(graph, batches, meter, settings, config):
         graph.read(os.path.join(settings.infer_load_path, str(epoch)))
 
     loop.infer(graph, batches, found, meter, load, lambda epoch: graph.write_data(settings.infer_load_path))
+
+
+def export_epoch(config, settings):
+    """Write a saved epoch of either graph as an exported model.
+
+    Raises:
+        UserError: a mistake that the message explains.
+    """
+    package = Package(config["config_abs_dir"])
+    _reader(package, "static", "export", config, settings)
+    epoch = _epoch_to_export(settings)
+    path = os.path.realpath(settings.export_path)
+    _check_replaceable(path)
+    graph = StaticGraph(package, config, settings, "export", set_device(settings))
+    graph.read(os.path.join(settings.infer_load_path, str(epoch)))
+    with new_folder(*os.path.split(path)) as folder:
+        graph.export(folder)
+        if settings.export_format == "onnx":
+            to_onnx.write(folder)
+    LOG.info("exported epoch %d", epoch)
+
+
+def _epoch_to_export(settings):
+    there, wanted = saved_epochs(settings.infer_load_path), settings.export_epoch
+    if wanted in there or (wanted is None and there):
+        return there[-1] if wanted is None else wanted
+    raise UserError(
+        f"runner.infer_load_path: {settings.infer_load_path} has no epoch {'at all' if wanted is None else wanted} "
+        f"to export (export_epoch). It has: {', '.join(map(str, there)) or 'none'}."
+    )
+
+
+def _check_replaceable(path):
+    """Raise UserError if ``path`` holds anything but an earlier export: writing the new one would remove it."""
+    there = os.listdir(path) if os.path.isdir(path) else [path] if os.path.lexists(path) else []
+    strange = sorted(name for name in there if not name.startswith(export.PREFIX + ".") and name != export.SIGNATURE)
+    if strange:
+        raise UserError(
+            f"runner.export_path: {path}: {strange[0]} is in the way; no export wrote it, and it would be lost. "
+            "Give another folder."
+        )
 
 
 def _log_banner(graph_name, job, settings):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 import signal
@@ -16,9 +17,11 @@ LAST_STEP = "last_step"  # the folder saved inside an epoch; gone once the epoch
 # but for epochs, of which a line in the log tells.
 FREE = (
     "epochs print_interval use_gpu use_xpu use_npu num_workers use_visual strict resume save_interval_steps keep_last "
+    "keep_best skip_not_finite tune_process "
     "model_save_path model_init_path train_data_dir test_data_dir thread_num use_auc auc_num use_save_data "
     "use_inference save_inference_feed_varnames save_inference_fetch_varnames infer_batch_size infer_reader_path "
-    "infer_load_path infer_start_epoch infer_end_epoch infer_drop_last"
+    "infer_load_path infer_start_epoch infer_end_epoch infer_drop_last "
+    "export_epoch export_path export_format predict_path predict_threads"
 ).split()
 
 
@@ -32,23 +35,31 @@ class Session:
         graph: DynamicGraph or StaticGraph.
         config: flat config dict.
         settings: the tools' own settings.
+        meter: Meter, whose means of the epoch so far are saved too.
+    Raises:
+        UserError: the folder is in use, cannot be written, or has no room for a save.
     """
 
-    def __init__(self, graph, config, settings):
-        self.graph, self.settings = graph, settings
+    def __init__(self, graph, config, settings, meter):
+        self.graph, self.settings, self.meter = graph, settings, meter
+        if settings.keep_best and not settings.keep_last:
+            raise UserError("runner.keep_best is set, but keep_last is 0, which keeps every epoch. Set keep_last too.")
         decisive = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
         self.config = json.loads(json.dumps(decisive, default=str))  # as the manifest will give it back
         self.parent = settings.model_save_path
         self.lock = checkpoint.lock(self.parent)  # held until the process ends
+        checkpoint.check_room(self.parent, graph.parameters())
         self.stop_signal = None
+        self.undone = 0  # steps in a row
+        self.check_name = True
 
     # ---- going on
 
     def first(self):
-        """(epoch, batch) to begin at, the state of a saved run taken up if ``runner.resume`` says so."""
+        """(epoch, batch, means) to begin at, the state of a saved run taken up if ``runner.resume`` says so."""
         folder, manifest = self._save_to_resume()
         if folder is None:
-            return 0, 0
+            return 0, 0, None
         if manifest is None:
             raise UserError(
                 f"{folder}: it has no {checkpoint.MANIFEST}, so there is no saying where it was. "
@@ -63,7 +74,7 @@ class Session:
         self._check_config(manifest["config"], folder, position)
         self.graph.resume(folder, manifest["schedule"])
         LOG.info("resumed from %s: epoch %d, batch %d", folder, *position)
-        return position
+        return *position, manifest["means"]
 
     def _save_to_resume(self):
         """(folder, its manifest or None), or (None, None) if training starts anew."""
@@ -77,11 +88,7 @@ class Session:
         found = []
         for folder in folders:
             if os.path.isdir(folder):
-                try:
-                    manifest = checkpoint.read_manifest(folder)
-                except UserError as error:
-                    LOG.warning("not resumed from: %s", error)
-                    continue
+                manifest = self._manifest(folder)
                 if manifest is not None:
                     found.append((folder, manifest))
         if not found:
@@ -114,31 +121,83 @@ class Session:
     def before_step(self, epoch, batch_id):
         """Make what is random in the step depend on its position alone."""
         set_seeds(self.settings.seed, epoch, batch_id)
+        if self.settings.skip_not_finite:
+            self.before = self.graph.snapshot()
 
-    def after_step(self, epoch, batch_id):
-        """Save if it is due, and end the run if a signal has come."""
+    def after_step(self, epoch, batch_id, not_finite):
+        """Undo the step if it was not finite, save if it is due, and end the run if a signal has come.
+
+        Args:
+            not_finite: the step's NotFinite, or None.
+        """
+        if not_finite is not None:
+            self._undo(not_finite, epoch, batch_id)
+        else:
+            self.undone = 0
+            self._check_keep_best()
         interval, done = self.settings.save_interval_steps, batch_id + 1
         if self.stop_signal is not None or (interval and done % interval == 0):
-            self._save(LAST_STEP, epoch, done)
+            self._save(LAST_STEP, epoch, done, means=self.meter.state())
         if self.stop_signal is not None:
             raise Stopped(self.stop_signal)
 
-    def after_epoch(self, epoch):
-        """Save the epoch."""
-        self._save(epoch, epoch + 1, 0)
+    def _undo(self, error, epoch, batch_id):
+        where = f"epoch {epoch}, batch {batch_id}: {error}"
+        if self.undone >= self.settings.skip_not_finite:
+            raise UserError(
+                f"{where}. Training has stopped; the epochs saved before are as they were. "
+                "A lower learning rate may help."
+            ) from error
+        self.undone += 1
+        self.graph.restore(self.before)
+        LOG.warning("%s. The step is undone, and training goes on (runner.skip_not_finite)", where)
+
+    def _check_keep_best(self):
+        """Once there are numbers: find out at the first step, not at the first epoch's end."""
+        name, self.check_name = self.settings.keep_best if self.check_name else None, False
+        known = {**self.meter.state()["sums"], **self.graph.metrics()} if name else {}
+        if name and name not in known:
+            raise UserError(f"runner.keep_best is {name!r}, but the numbers of a step are: {', '.join(known)}.")
+
+    def after_epoch(self, epoch, numbers):
+        """Save the epoch.
+
+        Args:
+            numbers: name -> float, over the epoch.
+        """
+        self._save(epoch, epoch + 1, 0, numbers=numbers)
         shutil.rmtree(os.path.join(self.parent, LAST_STEP), ignore_errors=True)
         if self.settings.keep_last:
-            for old in checkpoint.saved_epochs(self.parent):
-                if old <= epoch - self.settings.keep_last:
-                    shutil.rmtree(os.path.join(self.parent, str(old)), ignore_errors=True)
+            self._delete_old(epoch)
         self.graph.write_data(self.parent)
 
-    def _save(self, name, epoch, batch):
+    def _delete_old(self, newest):
+        """Delete what ``keep_last`` and ``keep_best`` do not keep, if the newest epoch can be read back."""
+        epochs = [epoch for epoch in checkpoint.saved_epochs(self.parent) if epoch <= newest]
+        manifests = {epoch: self._manifest(os.path.join(self.parent, str(epoch))) for epoch in epochs}
+        if manifests[newest] is None:
+            return
+        kept = {epoch for epoch in epochs if epoch > newest - self.settings.keep_last}
+        if self.settings.keep_best:
+            kept.add(_best(manifests, self.settings.keep_best))
+        for epoch in set(epochs) - kept:
+            shutil.rmtree(os.path.join(self.parent, str(epoch)), ignore_errors=True)
+
+    def _manifest(self, folder):
+        """The folder's manifest; None, and a line in the log, if it cannot be resumed from."""
+        try:
+            return checkpoint.read_manifest(folder)
+        except UserError as error:
+            LOG.warning("left out: %s", error)
+            return None
+
+    def _save(self, name, epoch, batch, numbers=None, means=None):
+        finite = {key: value for key, value in (numbers or {}).items() if math.isfinite(value)}
         with checkpoint.new_folder(self.parent, name) as folder:
             self.graph.write(folder)
             checkpoint.write_manifest(
-                folder, graph=self.graph.name, epoch=epoch, batch=batch,
-                schedule=self.graph.schedule_state(), config=self.config,
+                folder, self.graph.parameters(), graph=self.graph.name, epoch=epoch, batch=batch,
+                schedule=self.graph.schedule_state(), numbers=finite, means=means, config=self.config,
             )  # fmt: skip
 
     # ---- signals
@@ -153,3 +212,10 @@ class Session:
         self.stop_signal = number
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
+
+
+def _best(manifests, name):
+    """The epoch whose mean of ``name`` is the smallest, if it is a loss, else the greatest; the later of equals."""
+    sign = -1 if "loss" in name.lower() or "cost" in name.lower() else 1
+    known = {e: m["numbers"][name] for e, m in manifests.items() if m is not None and name in m["numbers"]}
+    return max(known, key=lambda epoch: (sign * known[epoch], epoch), default=None)

@@ -6,8 +6,8 @@ import os
 import numpy as np
 import paddle
 
-from engine import checkpoint, export
-from engine.errors import NotFinite, UserError, blaming
+from engine import checkpoint, export, finite
+from engine.errors import UserError, blaming
 from engine.meter import Step
 
 LOG = logging.getLogger("engine")
@@ -38,6 +38,7 @@ class StaticGraph:
         self.auc_states = _auc_states(self.program)
         self.saved_data = []
         if job == "train":
+            self.trained = [name for name, value in self._state("param").items() if value.dtype.kind == "f"]
             self._start_from_files()
 
     @staticmethod
@@ -83,14 +84,27 @@ class StaticGraph:
         Returns:
             (Step, number of examples).
         Raises:
-            NotFinite: a number among the fetches is nan or infinite.
+            NotFinite: a number among the fetches, or a parameter that the step has updated, is nan
+                or infinite.
         """
         step, examples = self._run(batch)
-        for name, value in step.tensors.items():
-            if value.size == 1 and value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise NotFinite(f"{name} is {value}")
+        finite.check((name, value) for name, value in step.tensors.items() if value.size == 1)
+        finite.check(self._updated(), "after the step, {name} is not finite: a gradient was not")
         self._move_schedule("batch")
         return step, examples
+
+    def _updated(self):
+        labels = getattr(self.model, "parameter_labels", {})
+        values = self._values(self.trained)
+        return ((labels.get(name, name), value) for name, value in values.items())
+
+    def snapshot(self):
+        """A copy of all that a step may change, for ``restore``."""
+        return {name: value.copy() for name, value in self._state("all").items()}
+
+    def restore(self, snapshot):
+        """Undo the step since ``snapshot``."""
+        self._set(snapshot)
 
     def infer_step(self, batch):
         """One step of evaluation: (Step, number of examples)."""
@@ -128,6 +142,10 @@ class StaticGraph:
         """None: a static package's numbers are fetched."""
         return {}
 
+    def parameters(self):
+        """Weights and running statistics by the names they are saved under."""
+        return self._state("param")
+
     def write(self, folder):
         """Write weights, all other state, and the program; an exported model too if the config asks for it."""
         prefix = os.path.join(folder, checkpoint.STATIC)
@@ -139,7 +157,11 @@ class StaticGraph:
         else:
             paddle.static.save(self.program, prefix)
         if self.settings.use_inference:
-            export.write(folder, self)
+            self.export(folder)
+
+    def export(self, folder):
+        """Write an exported model of the weights as they are."""
+        export.write(folder, self, self._state("param"))
 
     def write_data(self, parent):
         """With ``use_save_data``, write the fetches of all batches of the epoch to ``parent``/result.npy."""

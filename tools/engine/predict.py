@@ -1,0 +1,242 @@
+"""An exported model over a folder of data, by Paddle Inference. Needs the reader and the exported files alone."""
+
+import json
+import logging
+import os
+import time
+
+import numpy as np
+import paddle
+from paddle import inference
+
+from engine import checkpoint, loop, visual
+from engine.batches import Batches, find_reader, open_dataset
+from engine.device import set_seeds
+from engine.errors import UserError
+from engine.export import FORMAT, PREFIX, SIGNATURE
+from engine.keys import check_unknown_keys
+from engine.meter import Meter, Step
+from engine.package import Package
+from engine.tables import CsvTable, NpzTable
+
+LOG = logging.getLogger("engine")
+
+
+def run(config, settings):
+    """Predict every example of ``test_data_dir``, in order, and write ``predict_path``, whole or not at all.
+
+    Raises:
+        UserError: a mistake that the message explains.
+    """
+    table_of = {".csv": CsvTable, ".npz": NpzTable}.get(os.path.splitext(settings.predict_path)[1])
+    if table_of is None:
+        raise UserError(f"runner.predict_path is {settings.predict_path!r}, but must end in .csv or .npz.")
+    if settings.use_gpu is True or settings.use_xpu or settings.use_npu:
+        raise UserError("tools/predict.py computes on the CPU. Set runner.use_gpu, use_xpu and use_npu to false.")
+    package = Package(config["config_abs_dir"])
+    reader = find_reader(package, settings, "infer")
+    check_unknown_keys(config, settings.strict, getattr(reader, "config_keys", ()))
+    config["runner.job"] = "infer"
+    set_seeds(settings.seed)  # for readers that draw
+    model = ExportedModel(settings.export_path, settings.predict_threads or _cores())
+    batches = Batches(open_dataset(reader, settings, config, "infer"), settings, "infer", paddle.CPUPlace())
+
+    def predict_into(file):
+        model.table = table_of(file, model.signature)
+        scalars = visual.open_log(config["config_abs_dir"], "infer") if settings.use_visual else None
+        meter = Meter(model.name, "infer", settings.print_interval, scalars)
+        loop.infer(model, batches, [0], meter, lambda epoch: None, lambda epoch: model.table.close())
+
+    checkpoint.write_file(settings.predict_path, predict_into)
+    LOG.info(
+        "%d examples into %s, ips: %.2f ins/s, the model alone %.2f ins/s",
+        model.examples, settings.predict_path, model.examples / (time.perf_counter() - model.opened_at),
+        model.examples / model.model_s,
+    )  # fmt: skip
+
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def read_signature(folder):
+    """What ``export`` wrote of a folder, its files checked.
+
+    Raises:
+        UserError: the folder or one of its files is missing or changed.
+    """
+    path = os.path.join(folder, SIGNATURE)
+    try:
+        with open(path, encoding="utf-8") as file:
+            signature = json.load(file)
+        known = signature["format"] == FORMAT
+        files = dict(signature["files"])
+        _check_types(signature)
+    except OSError as error:
+        raise UserError(
+            f"runner.export_path: {path} cannot be read ({error.strerror}). Give a folder that tools/export.py wrote."
+        ) from error
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: this is no signature of an exported model ({error!r}). Export it again.") from error
+    if not known:
+        raise UserError(f"{path}: its format is {signature['format']!r}; these tools read {FORMAT}.")
+    checkpoint.check_files(folder, files)
+    return signature
+
+
+def _check_types(signature):
+    """Raise ValueError, KeyError or TypeError where a signature is not as ``export`` writes it."""
+    for feed in signature["feeds"]:
+        np.dtype(feed["dtype"]), [int(size) for size in feed["shape"]], feed["name"].strip()
+    outputs = [output["name"] for output in signature["outputs"] if type(output["per_example"]) is bool]
+    named = [name for task in signature["tasks"].values() for name in task.values()]
+    feeds = [feed["name"] for feed in signature["feeds"]]
+    read = [*signature["inputs"], *signature["labels"].values()]
+    if not set(named) <= set(outputs) or not signature["inputs"] or not set(read) <= set(feeds):
+        raise ValueError("its names do not fit together")
+
+
+class ExportedModel:
+    """An exported folder, run as the tools run a graph; ``table`` takes what it predicts.
+
+    Args:
+        folder: that an export wrote.
+        threads: of the mathematics.
+    Raises:
+        UserError: it is no such folder.
+    """
+
+    name = "exported"
+
+    def __init__(self, folder, threads):
+        self.folder, self.threads = folder, threads
+        self.signature = read_signature(folder)
+        if os.path.exists(_file(folder, ".json")) and paddle.__version__.startswith("2."):  # it would crash
+            raise UserError(
+                f"{folder}: Paddle {self.signature.get('paddle')} exported it, in a form that Paddle "
+                f"{paddle.__version__} cannot read. Export it with this release."
+            )
+        self.predictor = self.table = None
+        self.model_s = 0.0
+
+    def begin_evaluation(self):
+        self.examples, self.correct = 0, {}
+
+    def infer_step(self, batch):
+        """Predict a batch: (Step, number of examples)."""
+        items = [np.asarray(item) for item in batch]
+        outputs, examples = self.outputs(self._inputs(items)), len(items[0])
+        columns = {}
+        for task, names in self.signature["tasks"].items():
+            prediction = outputs[next(iter(names.values()))].argmax(axis=-1)
+            label = self._label(task, items)
+            if label is not None:
+                columns[f"label{task}"] = label
+                self.correct[task] = self.correct.get(task, 0) + int((label == prediction).sum())
+            columns[f"prediction{task}"] = prediction
+            if "probabilities" in names:
+                of_prediction = np.take_along_axis(outputs[names["probabilities"]], prediction[:, None], axis=1)
+                columns[f"probability{task}"] = of_prediction[:, 0]
+        self.table.add(columns, outputs)
+        self.examples += examples
+        return Step({}, self.metrics), examples
+
+    def metrics(self):
+        """Each task's accuracy so far, by name; {} without labels."""
+        return {f"Accuracy{task}": correct / self.examples for task, correct in self.correct.items()}
+
+    def _inputs(self, items):
+        """The model's inputs out of a batch of the reader, checked: name -> array."""
+        inputs = {}
+        for place, feed in enumerate(self.signature["feeds"]):
+            if feed["name"] in self.signature["inputs"]:
+                if place >= len(items):
+                    raise UserError(
+                        f"an example has {len(items)} items, but the exported model's input "
+                        f"{feed['name']} is item {place + 1}."
+                    )
+                inputs[feed["name"]] = _fitted(items[place], feed)
+        return inputs
+
+    def _label(self, task, items):
+        """A task's labels [B] in a batch of the reader, or None if it gives none."""
+        names = [feed["name"] for feed in self.signature["feeds"]]
+        place = names.index(self.signature["labels"][task]) if task in self.signature["labels"] else len(items)
+        return items[place].reshape(-1) if place < len(items) else None
+
+    def outputs(self, inputs):
+        """All outputs for ``inputs``, both name -> array."""
+        if self.predictor is None:
+            self.predictor = self._open(inputs)
+            self.opened_at = time.perf_counter()
+        started = time.perf_counter()
+        values = _run(self.predictor, inputs)
+        self.model_s += time.perf_counter() - started
+        return {output["name"]: value for output, value in zip(self.signature["outputs"], values)}
+
+    def _open(self, inputs):
+        """A predictor: with oneDNN if that runs ``inputs`` to the same outputs as without it."""
+        try:
+            plain, expected = self._try(inputs, onednn=False)
+        except Exception as error:  # of Paddle's own, under many names
+            raise UserError(f"{self.folder}: Paddle {paddle.__version__} cannot run it: {_last_line(error)}") from error
+        try:
+            fast, outputs = self._try(inputs, onednn=True)
+            trouble = None if _close(outputs, expected) else "its outputs are not those without it"
+        except Exception as error:
+            trouble = _last_line(error)
+        if trouble is not None:
+            LOG.warning("oneDNN cannot run this model in Paddle %s and is off: %s", paddle.__version__, trouble)
+        LOG.info("oneDNN: %s, threads: %d", "off" if trouble else "on", self.threads)
+        return plain if trouble else fast
+
+    def _try(self, inputs, onednn):
+        predictor = inference.create_predictor(_settings(self.folder, self.threads, onednn))
+        return predictor, _run(predictor, inputs)
+
+
+def _last_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _close(outputs, expected):
+    return all(np.allclose(a, b, rtol=1e-3, atol=1e-3, equal_nan=True) for a, b in zip(outputs, expected))
+
+
+def _fitted(item, feed):
+    """``item`` as the model's input ``feed``, or a UserError."""
+    wanted, shape = feed["shape"], list(item.shape)
+    if wanted[1:] == [1] and len(shape) == 1:  # as Paddle's executor takes it
+        item = item.reshape(-1, 1)
+        shape = list(item.shape)
+    fits = len(shape) == len(wanted) and all(w in (-1, size) for w, size in zip(wanted, shape))
+    if not fits or not np.can_cast(item.dtype, feed["dtype"], "same_kind"):
+        raise UserError(
+            f"the reader's batch has {shape} {item.dtype}, but the exported model's input {feed['name']} "
+            f"is {wanted} {feed['dtype']} (-1: any size). Give the reader and data it was trained with."
+        )
+    return np.ascontiguousarray(item, feed["dtype"])
+
+
+def _file(folder, ending):
+    return os.path.join(folder, PREFIX + ending)
+
+
+def _settings(folder, threads, onednn):
+    program = _file(folder, ".json" if os.path.exists(_file(folder, ".json")) else ".pdmodel")
+    config = inference.Config(program, _file(folder, ".pdiparams"))
+    config.disable_gpu()
+    config.disable_glog_info()
+    config.set_cpu_math_library_num_threads(threads)
+    switch = "enable" if onednn else "disable"
+    (getattr(config, f"{switch}_onednn", None) or getattr(config, f"{switch}_mkldnn"))()  # the older name
+    return config
+
+
+def _run(predictor, inputs):
+    for name, value in inputs.items():
+        handle = predictor.get_input_handle(name)
+        handle.reshape(value.shape)
+        handle.copy_from_cpu(value)
+    predictor.run()
+    return [predictor.get_output_handle(name).copy_to_cpu() for name in predictor.get_output_names()]

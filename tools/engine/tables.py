@@ -1,0 +1,57 @@
+"""Predictions as a file, CSV or NPZ. Each table takes a binary file, open for writing, and a model's signature."""
+
+import numpy as np
+
+
+class CsvTable:
+    """One line an example, written as it comes.
+
+    Columns: index; each task's label, prediction and the prediction's probability; then each number
+    of the outputs that are no task's.
+    """
+
+    def __init__(self, file, signature):
+        self.file, self.rows = file, 0
+        of_tasks = [name for task in signature["tasks"].values() for name in task.values()]
+        self.others = [o["name"] for o in signature["outputs"] if o["per_example"] and o["name"] not in of_tasks]
+
+    def add(self, columns, outputs):
+        """Write a batch: ``columns`` name -> [B], ``outputs`` name -> array, [B, ...] if per example."""
+        columns = {**columns, **{key: column for name in self.others for key, column in _flat(name, outputs[name])}}
+        size = len(next(iter(columns.values())))
+        columns = {"index": np.arange(self.rows, self.rows + size), **columns}
+        lines = [] if self.rows else [",".join(columns)]
+        texts = [[f"{x:.7g}" if column.dtype.kind == "f" else str(x) for x in column] for column in columns.values()]
+        self.file.write("".join(line + "\n" for line in lines + [",".join(row) for row in zip(*texts)]).encode())
+        self.rows += size
+
+    def close(self):
+        """Nothing is left to write."""
+
+
+def _flat(name, values):
+    """(column name, [B]) for each number that an example has."""
+    rows = values.reshape(len(values), -1)
+    if rows.shape[1] == 1:
+        return [(name, rows[:, 0])]
+    return [(f"{name}_{i}", rows[:, i]) for i in range(rows.shape[1])]
+
+
+class NpzTable:
+    """All columns and all outputs as arrays by name, kept until ``close`` writes them."""
+
+    def __init__(self, file, signature):
+        self.file, self.batches = file, []
+        self.constant = {output["name"] for output in signature["outputs"] if not output["per_example"]}
+
+    def add(self, columns, outputs):
+        """Keep a batch, as ``CsvTable.add`` takes it."""
+        self.batches.append({**columns, **outputs})
+
+    def close(self):
+        """Write the file."""
+        arrays = {
+            name: value if name in self.constant else np.concatenate([batch[name] for batch in self.batches])
+            for name, value in self.batches[0].items()
+        }
+        np.savez(self.file, **arrays)
