@@ -13,6 +13,7 @@ or by {"absent": why} or {"error": text}.
 """
 
 import contextlib
+import ctypes
 import importlib
 import importlib.metadata
 import json
@@ -20,6 +21,7 @@ import os
 import pathlib
 import platform
 import resource
+import signal
 import sys
 import time
 import traceback
@@ -35,6 +37,7 @@ KINDS = {
     "loader": ("rates", "PaddleLoader"),
     "product": ("rates", "MatrixProduct"),
 }
+PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 LIBRARIES = ("numpy", "paddlepaddle", "torch")
 
 
@@ -102,7 +105,14 @@ def answer(desk, request):
         return {"error": traceback.format_exc()}
 
 
+def end_with_the_driver():
+    """A driver that is killed could leave this process stopped for ever, with gigabytes."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main():
+    end_with_the_driver()
     settings = json.loads(sys.argv[1])
     sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tools")]
     # Libraries print; the answers go where only this function writes.

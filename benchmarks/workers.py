@@ -6,6 +6,7 @@ cannot take a core from the worker whose turn it is.
 """
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -71,8 +72,9 @@ class Worker:
             WorkerError: anything else went wrong.
         """
         self.process.send_signal(signal.SIGCONT)
-        self.process.stdin.write(json.dumps({"do": do, **facts}) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and reading will say so
+            self.process.stdin.write(json.dumps({"do": do, **facts}) + "\n")
+            self.process.stdin.flush()
         answer = self._read()
         self.process.send_signal(signal.SIGSTOP)
         return answer
@@ -94,8 +96,10 @@ class Worker:
 
     def __exit__(self, *_):
         self.process.kill()  # it has nothing to save
-        self.process.communicate()
-        self.log.close()
+        self.process.wait()
+        for stream in (self.process.stdin, self.process.stdout, self.log):
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
 
 
 def take_turns(variants, rounds, turn_s):

@@ -10,6 +10,7 @@ import figures
 import numpy as np
 import paddle
 import pytest
+import workers
 from conftest import ROOT
 from stage import Disagreement, Stage
 
@@ -86,6 +87,18 @@ def test_a_table_runs_from_start_to_end(tmp_path):
     assert all(row["ms"][0] > 0 for row in table["rows"])
     promised = {row["figure"]: row["measured"] for row in lines[2]["rows"]}
     assert promised[acceptance.TARGETS["growth eager"].figure] > 0
+
+
+def test_a_worker_that_ends_is_reported_and_one_that_fails_goes_on(tmp_path):
+    with workers.Worker(workers.Settings(tuned=False), str(tmp_path)) as worker:
+        with pytest.raises(workers.WorkerError, match="KeyError"):
+            worker.ask("steps", name="none of this name", count=1)
+        assert worker.ask("facts")["versions"]["numpy"] == np.__version__
+        worker.process.kill()
+        with pytest.raises(workers.WorkerError, match="ended"):
+            worker.ask("facts")
+    with pytest.raises(workers.Absent, match="no_such_python"):
+        workers.Worker(workers.Settings(python="/no_such_python"), str(tmp_path))
 
 
 def test_an_unknown_table_is_refused():
