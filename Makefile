@@ -3,6 +3,8 @@ PYTHON ?= python3
 PADDLE ?= 3.3.1
 VENV := .venv
 VENV26 := .venv-paddle26
+TORCH_PYTHON ?=
+TABLES ?=
 export GLOG_minloglevel ?= 2
 
 help:  ## this list
@@ -28,6 +30,9 @@ check: env  ## lint and format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
+bench: env  ## the benchmarks, ten minutes; TORCH_PYTHON: an interpreter with PyTorch; TABLES: some alone
+	$(VENV)/bin/python benchmarks/bench.py --torch-python '$(TORCH_PYTHON)' $(TABLES)
+
 clean:  ## remove the environments and what training wrote
 	rm -rf $(VENV) $(VENV26) output output_bigdata exported predictions.csv .pytest_cache .ruff_cache
 
@@ -41,4 +46,4 @@ $(VENV26)/ready: pyproject.toml Makefile
 	$(VENV26)/bin/python -m pip install --quiet 'paddlepaddle==2.6.2' 'numpy<2' 'setuptools<81' '.[test]'
 	touch $@
 
-.PHONY: help env train test test-legacy test-paddle26 check clean
+.PHONY: help env train test test-legacy test-paddle26 check bench clean

@@ -68,9 +68,13 @@ class EagerRun:
         self.net.eval()
         metrics, _ = self.wrapper.create_metrics()
         metrics, printed = self.wrapper.infer_forward(self.net, metrics, self._tensors(batch), self.flat)
-        with paddle.no_grad():
-            logits = self.net(paddle.to_tensor(batch[0]))
-        return [m.accumulate() for m in metrics], float(printed["loss"]), [z.numpy() for z in logits]
+        return [m.accumulate() for m in metrics], float(printed["loss"]), self.predict(batch)
+
+    @paddle.no_grad()
+    def predict(self, batch):
+        """Logits of each task, in evaluation mode."""
+        self.net.eval()
+        return [z.numpy() for z in self.net(paddle.to_tensor(batch[0]))]
 
     def state(self):
         return {tensor.name: tensor.numpy().copy() for tensor in self.net.state_dict().values()}
@@ -102,7 +106,7 @@ class StaticRun:
     def __init__(self, flat, seed=1):
         self.flat = flat
         self.scope = paddle.static.Scope()
-        with self._on():
+        with self.on():
             self.program, startup = paddle.static.Program(), paddle.static.Program()
             with paddle.utils.unique_name.guard(), paddle.static.program_guard(self.program, startup):
                 self.wrapper = StaticModel(flat)
@@ -114,14 +118,16 @@ class StaticRun:
             unused_startup = paddle.static.Program()
             with paddle.utils.unique_name.guard(), paddle.static.program_guard(self.infer_program, unused_startup):
                 wrapper = StaticModel(flat)
-                self.infer_fetches = wrapper.infer_net(wrapper.create_feeds(is_infer=True))
+                self.infer_feeds = wrapper.create_feeds(is_infer=True)
+                self.infer_fetches = wrapper.infer_net(self.infer_feeds)
                 self.logits = [wrapper.export_vars[f"logits{t + 1}"] for t in range(wrapper.hyper.task_num)]
             self.executor = paddle.static.Executor(paddle.CPUPlace())
             paddle.seed(seed)
             self.executor.run(startup)
 
     @contextlib.contextmanager
-    def _on(self):
+    def on(self):
+        """Static mode, and this run's scope."""
         paddle.enable_static()
         try:
             with paddle.static.scope_guard(self.scope):
@@ -131,7 +137,7 @@ class StaticRun:
 
     def _run(self, program, batch, fetches):
         feed = {variable.name: item for variable, item in zip(self.feeds, batch)}
-        with self._on():
+        with self.on():
             return [np.asarray(x) for x in self.executor.run(program, feed=feed, fetch_list=fetches)]
 
     def step(self, batch):
@@ -145,6 +151,10 @@ class StaticRun:
         accuracies = [float(v) for name, v in printed.items() if name.startswith("Accuracy")]
         return accuracies, float(printed["loss"]), values[len(fetches) :]
 
+    def predict(self, batch):
+        """Logits of each task, in evaluation mode."""
+        return self._run(self.infer_program, batch, self.logits)
+
     def state(self):
         return {name: self._array(name).copy() for name in self.names.values()}
 
@@ -156,7 +166,7 @@ class StaticRun:
             self.scope.find_var(name).get_tensor().set(np.asarray(value), paddle.CPUPlace())
 
     def reopened(self, folder):
-        with self._on():
+        with self.on():
             state = self.program.state_dict("all", self.scope)
             np.savez(f"{folder}/state.npz", **{name: np.asarray(value) for name, value in state.items()})
         other = StaticRun(self.flat, seed=99)

@@ -1,0 +1,153 @@
+"""The package itself as a variant: eager, to_static or static, as it is or with all experts computed."""
+
+import contextlib
+import dataclasses
+from unittest import mock
+
+import case as cases
+import numpy as np
+import oracles
+import paddle
+from ways import code_logits, config, gate_values, make_batches, start
+
+import net
+
+SETTLED_DISTANCE = 0.8  # of a digit's logit from 0: outside the band of width 1
+ROWS_DISTANCE = 1e4  # a per-example gate's typical logit: none of a batch is likely to lie in the band
+AGED_MOMENTS = {"_moment1_": 1e-30, "_moment2_": 2e-38}  # see age_dead_experts
+LEAST_NORMAL = np.finfo(np.float32).tiny
+
+
+class Ours:
+    """A run of ``tests/ways.py`` with a case's weights.
+
+    Args:
+        path: of the case.
+        way: one of ``ways.WAYS``.
+        dense: compute all experts, whatever their weights.
+    """
+
+    def __init__(self, path, way, dense=False):
+        self.case, self.dense = cases.Case(path), dense
+        with self._mixture():
+            self.run = start(way, config(**self.case.hyper))
+        self.run.set({self.run.names[key]: value for key, value in self.case.weights.items()})
+
+    def _mixture(self):
+        if not self.dense:
+            return contextlib.nullcontext()
+        return mock.patch.object(net, "run_needed_experts", oracles.run_all_experts)
+
+    def predict(self):
+        with self._mixture():
+            return self.run.predict(self.case.batch)
+
+    def step(self):
+        """One training step: (loss before it, experts in use)."""
+        with self._mixture():
+            return self.run.step(self.case.batch)
+
+    def age_dead_experts(self):
+        """Set the moments of skipped experts as if these had been skipped for long.
+
+        A step leaves nine tenths of the first and 0.999 of the second: from its usual size, that one needs
+        some 70,000 steps to the denormal numbers. Started close to them, both reach them within 600.
+        """
+        self._set_optimizer_state(
+            {
+                name: np.full_like(value, size)
+                for name, value in self._dead_moments().items()
+                for kind, size in AGED_MOMENTS.items()
+                if kind in name
+            }
+        )
+
+    def denormal_share(self):
+        """The share of the skipped experts' moments that are denormal numbers."""
+        values = np.concatenate([np.ravel(value) for value in self._dead_moments().values()])
+        return float(((values != 0) & (np.abs(values) < LEAST_NORMAL)).mean())
+
+    def _dead_moments(self):
+        dead = [f"experts.{i}." for i in range(self.run.wrapper.hyper.expert_num) if i not in self.case.active]
+        parameters = tuple(name for key, name in self.run.names.items() if key.startswith(tuple(dead)))
+        return {
+            name: value
+            for name, value in self._optimizer_state().items()
+            if name.startswith(parameters) and any(kind in name for kind in AGED_MOMENTS)
+        }
+
+    def _optimizer_state(self):
+        if hasattr(self.run, "optimizer"):
+            state = self.run.optimizer.state_dict().items()
+            return {name: value.numpy() for name, value in state if isinstance(value, paddle.Tensor)}
+        return {name: np.asarray(value) for name, value in self.run.program.state_dict("opt", self.run.scope).items()}
+
+    def _set_optimizer_state(self, values):
+        if not hasattr(self.run, "optimizer"):
+            return self.run.set(values)
+        state = self.run.optimizer.state_dict()  # of the optimizer's own tensors
+        for name, value in values.items():
+            state[name].set_value(value)
+
+
+def write_reference(spec, path):
+    """Write a case: weights, a batch of noise of the real size, and what the dense mixture answers.
+
+    The work does not depend on the images, but a per-example gate's choice does.
+
+    Args:
+        spec: {"hyper": as ``ways.config`` takes them, "batch": examples,
+            "settled": None, or for each task the experts that its static gate has settled on, or
+            "rows": a per-example gate that has settled on other experts for each example}.
+        path: to write.
+    Raises:
+        NotImplementedError: a hyper-parameter is not built yet.
+    """
+    known = {field.name for field in dataclasses.fields(net.HyperParameters)}
+    for key in spec["hyper"]:
+        if key not in known and not key.startswith("optimizer__"):
+            raise NotImplementedError(f"hyper_parameters.{key}: not built yet")
+    rng = np.random.RandomState(0)
+    batch = make_batches(rng, 1, size=spec["batch"])[0]
+    with mock.patch.object(net, "run_needed_experts", oracles.run_all_experts):
+        run = start("eager", config(**spec["hyper"]))
+        run.set(_gate_values(run, spec["settled"], rng))
+        state = run.state()
+        weights = {key: state[name] for key, name in run.names.items()}
+        active = _active_experts(run, batch)
+        logits = run.predict(batch)
+        losses = [run.step(batch)[0] for _ in range(2)]
+    cases.write(path, spec["hyper"], active, batch, logits, losses, weights)
+
+
+def _gate_values(run, settled, rng):
+    if settled is None:
+        return {}
+    hyper = run.wrapper.hyper
+    digits = net.digit_num(hyper.expert_num)
+    if settled == "rows":
+        return _scattering_gate(run, hyper.top_k * digits, rng)
+    values = {}
+    for task, chosen in enumerate(settled):
+        of_all_tasks = gate_values(run, code_logits(chosen, digits, SETTLED_DISTANCE))
+        name = run.names[f"gates.{task}.selector_logits"]
+        values[name] = of_all_tasks[name]
+    return values
+
+
+def _scattering_gate(run, size, rng):
+    """Per-example gates, the same for all tasks, whose digits differ from example to example: z = W (x - 1/2)."""
+    weight = rng.randn(net.IMAGE_SIZE**2, size)
+    weight = (ROWS_DISTANCE * (weight - weight.mean(axis=0))).astype("float32")  # so the mean pixel decides nothing
+    values = {run.names[key]: weight for key in run.names if key.endswith("selector_weight")}
+    for key, tensor in run.net.state_dict().items():
+        if key.endswith(("selector_logits", "mixing_weight", "mixing_logits")):
+            values[tensor.name] = np.zeros(tensor.shape, "float32")
+    return values
+
+
+@paddle.no_grad()
+def _active_experts(run, batch):
+    run.net.eval()  # or batch norm would move its statistics
+    _, weights, _ = run.net(paddle.to_tensor(batch[0]), details=True)
+    return np.flatnonzero(net.greatest_weights(weights).numpy() > 0).tolist()

@@ -1,0 +1,151 @@
+"""A table's variants on their worker processes: built, checked against the dense mixture, timed in turns."""
+
+import collections
+import os
+
+import case as cases
+import figures
+import numpy as np
+import workers
+
+REFERENCE = workers.Settings(threads=1)  # whose process writes the cases
+PREDICTIONS, LOSSES = 1e-4, 1e-3  # greatest difference of a logit; of a loss, relative
+
+# options: of the kind's class, see worker.KINDS; job: train, infer, or rate for what has no case
+Variant = collections.namedtuple("Variant", "name kind job case options settings")
+
+
+class Disagreement(Exception):
+    """A variant computes something else than the dense mixture."""
+
+
+class Stage:
+    """Use as a context manager; leaving it ends the workers.
+
+    Args:
+        folder: for the files of cases and answers.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.workers, self.variants = {}, []
+        self.absent = {}  # name -> why
+        self.greatest_difference = None  # of a prediction from the dense mixture's
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        for worker in self.workers.values():
+            worker.__exit__(*error)
+
+    def worker(self, settings):
+        """The process with these settings; all variants that need them share it.
+
+        Raises:
+            Absent: its interpreter has not what it needs.
+        """
+        if settings not in self.workers:
+            self.workers[settings] = workers.Worker(settings, self.folder)
+        return self.workers[settings]
+
+    def case(self, hyper, batch, settled):
+        """Have a case written: see ``ours.write_reference``. Returns its path, or the reason why it cannot be."""
+        path = os.path.join(self.folder, f"case{len(os.listdir(self.folder))}.npz")
+        try:
+            self.worker(REFERENCE).ask(
+                "reference", case={"hyper": hyper, "batch": batch, "settled": settled}, path=path
+            )
+        except workers.Absent as why:
+            return why
+        return path
+
+    def add(self, name, kind, job, case, settings, **options):
+        """Build a variant and check its answers; one that cannot be here goes to ``absent``, with the reason."""
+        variant = Variant(name, kind, job, case, options, settings)
+        outputs = os.path.join(self.folder, f"outputs{len(os.listdir(self.folder))}.npz")
+        try:
+            if isinstance(case, workers.Absent):
+                raise case
+            self.worker(settings).ask(
+                "build", name=name, kind=kind, job=job, case=case, options=options, outputs=outputs
+            )
+        except workers.Absent as why:
+            self.absent[name] = str(why)
+            return
+        if job != "rate":
+            self.check(name, cases.Case(case), outputs)
+        self.variants.append(variant)
+
+    def check(self, name, case, outputs):
+        """Compare a variant's answers with a case's.
+
+        Raises:
+            Disagreement: they differ.
+        """
+        with np.load(outputs) as answers:
+            difference = max(float(np.abs(answers[f"logits{t}"] - z).max()) for t, z in enumerate(case.logits))
+            if not difference <= PREDICTIONS:
+                raise Disagreement(f"{name}: a prediction is {difference:.1e} away from the dense mixture's")
+            self.greatest_difference = max(self.greatest_difference or 0.0, difference)
+            if "losses" in answers:
+                off = float(np.abs(answers["losses"] / case.losses - 1).max())
+                if not off <= LOSSES:
+                    raise Disagreement(
+                        f"{name}: the losses of the first two steps are {answers['losses']}, "
+                        f"the dense mixture's {case.losses}"
+                    )
+
+    def times(self, rounds, turn_s):
+        """{name: [seconds a step, one number a round]} of all variants, taking turns."""
+        if REFERENCE in self.workers:  # it has done its work, and keeps what dense steps have needed
+            self.workers.pop(REFERENCE).__exit__()
+        return workers.take_turns([_Turns(self, variant) for variant in self.variants], rounds, turn_s)
+
+    def ask(self, variant, do, **facts):
+        """Ask a variant's worker about it."""
+        return self.worker(variant.settings).ask(do, name=variant.name, **facts)
+
+
+class _Turns:
+    def __init__(self, stage, variant):
+        self.stage, self.variant, self.name = stage, variant, variant.name
+        self.active = cases.Case(variant.case).active if variant.job == "train" else None
+
+    def steps(self, count):
+        answer = self.stage.ask(self.variant, "steps", count=count)
+        if answer["used"] is not None and answer["used"] != len(self.active):
+            raise Disagreement(f"{self.name}: {answer['used']} experts were in use, not {len(self.active)}")
+        return answer["seconds"]
+
+
+def rows(stage, times, examples, bases):
+    """A table's rows: milliseconds a step, examples a second, and how many times faster than others.
+
+    Args:
+        times: from ``Stage.times``.
+        examples: in a step.
+        bases: column -> function from a variant's name to that of the one it is compared with.
+    """
+    found = []
+    for variant in stage.variants:
+        seconds = times[variant.name]
+        row = {"variant": variant.name, "process": describe(variant)}
+        row["ms"] = figures.Spread(*(1e3 * value for value in figures.spread(seconds)))
+        row["examples/s"] = examples / figures.spread(seconds).median
+        for column, base_of in bases.items():
+            if base_of(variant.name) in times:
+                row[column] = figures.ratio(times[base_of(variant.name)], seconds)
+        found.append(row)
+    return found + [{"variant": name, "process": why} for name, why in stage.absent.items()]
+
+
+def describe(variant):
+    """Process settings and threads in words."""
+    settings = variant.settings
+    threads = variant.options.get("threads", settings.threads)
+    words = ["tuned" if settings.tuned else "as installed"]
+    words.append("default threads" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}")
+    if settings.core is not None:
+        words.append("one core")
+    return ", ".join(words)

@@ -1,0 +1,340 @@
+"""The tables: which variants each has, and which figures of the acceptance table it gives.
+
+A table is a function of a ``Plan`` and an open ``Stage``; it returns a ``Table``.
+"""
+
+import collections
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import figures
+import workers
+from stage import rows
+
+ROOT = workers.HERE.parent
+OURS, AS_INSTALLED = workers.Settings(), workers.Settings(tuned=False)
+TWO_THREADS, ONE_CORE = workers.Settings(threads=2), workers.Settings(core=0)
+ONE_CORE_AS_INSTALLED = workers.Settings(tuned=False, core=0)
+WAYS = ("eager", "to_static", "static")
+# experts in use -> the two experts that each task's gate has settled on; 8: a gate that has not settled
+SETTLED = {8: None, 4: [[0, 1], [2, 3]], 2: [[0, 1], [0, 1]], 1: [[0, 0], [0, 0]]}
+BASELINE, TORCH = "dense baseline", "PyTorch dense"
+TRAINERS = ("tools/trainer.py", "tools/static_trainer.py")
+START_TIMEOUT_S = 120
+MB = 1e6
+
+# Sizes of everything. repeat: how often the sample is read where there is no full set; 1: the sample, always.
+# hyper: keys that all cases have. torch: settings of PyTorch's process, or None
+Plan = collections.namedtuple(
+    "Plan",
+    "batch rounds turn_s product growth unsettled_growth row_experts memory memory_steps "
+    "epochs epoch_steps epoch_batch starts repeat hyper torch",
+)
+FULL = Plan(
+    batch=256,
+    rounds=7,
+    turn_s=0.25,
+    product=2048,
+    growth=(4, 8, 16, 32, 64),
+    unsettled_growth=(4, 8, 16, 32, 64),
+    row_experts=16,
+    memory=(8, 64),
+    memory_steps=30,  # some twenty until it grows no more
+    epochs=20,
+    epoch_steps=60,
+    epoch_batch=64,
+    starts=3,
+    repeat=25,
+    hyper={},
+    torch=None,
+)
+SMALL = FULL._replace(
+    batch=16,
+    rounds=2,
+    turn_s=0.0,
+    product=64,
+    growth=(4, 8),
+    unsettled_growth=(4,),
+    row_experts=4,
+    memory=(4,),
+    memory_steps=2,
+    epochs=2,
+    epoch_steps=2,
+    epoch_batch=16,
+    starts=1,
+    repeat=1,
+    hyper={"expert_size": 8, "tower_size": 8},
+)
+
+# rows: dicts; figures: key of acceptance.TARGETS -> number
+Table = collections.namedtuple("Table", "title rows notes figures")
+
+
+def step(plan, stage):
+    """Training steps by experts in use, and the arithmetic limit."""
+    settled = {active: _static_gate(plan, stage, 8, codes) for active, codes in SETTLED.items()}
+    stage.add(BASELINE, "baseline", "train", settled[2], AS_INSTALLED)
+    for active, case in settled.items():
+        for way in WAYS:
+            stage.add(f"{way}, {active} of 8", "ours", "train", case, OURS, way=way)
+    _add_torch(plan, stage, "train", settled[2])
+    for threads, settings in ((1, OURS), (2, TWO_THREADS)):
+        stage.add(f"product, {threads}", "product", "rate", None, settings, size=plan.product)
+    times = stage.times(plan.rounds, plan.turn_s)
+    products = {threads: min(times.pop(f"product, {threads}")) for threads in (1, 2)}  # the fastest: a ceiling
+    stage.variants = [variant for variant in stage.variants if variant.name in times]
+    found = rows(stage, times, plan.batch, _against(BASELINE, TORCH))
+    notes = _arithmetic_limit(plan, products, found)
+    measured = {
+        "step static settled": _times_faster(times, BASELINE, "static, 2 of 8"),
+        "step eager settled": _times_faster(times, BASELINE, "eager, 2 of 8"),
+        "step static settled torch": _times_faster(times, TORCH, "static, 2 of 8"),
+        "step static all": _times_faster(times, BASELINE, "static, 8 of 8"),
+    }
+    return Table(f"training step, 8 experts, batch {plan.batch}", found, notes, measured)
+
+
+def _arithmetic_limit(plan, products, found):
+    """The rate of matrix products as the ceiling; the fraction that each settled variant reaches of it."""
+    rates = {threads: plan.product**3 / seconds for threads, seconds in products.items()}
+    notes = [
+        f"float32 product of {plan.product} x {plan.product}: {2e-9 * rates[1]:.0f} GFLOP/s on one thread, "
+        f"{2e-9 * rates[2]:.0f} on two"
+    ]
+    for active in (2, 1):
+        needed = figures.multiplications_per_example(active, **plan.hyper)
+        limit = rates[2] / needed
+        notes.append(
+            f"{active} of 8: {needed / 1e6:.2f} million multiplications an example, forward and backward; "
+            f"limit on two threads {limit:.0f} examples/s"
+        )
+        for row in found:
+            if row["variant"].endswith(f"{active} of 8"):
+                row["of the limit"] = row["examples/s"] / limit
+    return notes
+
+
+def growth(plan, stage):
+    """Training steps by number of experts, at k = 2."""
+    unsettled = {n: _static_gate(plan, stage, n, None) for n in plan.unsettled_growth}
+    for n in plan.growth:
+        case = _static_gate(plan, stage, n, SETTLED[2])
+        for way in ("eager", "static"):
+            stage.add(f"{way}, 2 of {n}", "ours", "train", case, OURS, way=way)
+        if n in unsettled:
+            # eager: the static executor's threads each keep memory, gigabytes for as many experts
+            stage.add(f"eager, all of {n}", "ours", "train", unsettled[n], OURS, way="eager")
+    times = stage.times(max(plan.rounds - 2, 1), plan.turn_s)
+    first, last = 8, plan.growth[-1]
+    measured = {
+        f"growth {way}": 1 / _times_faster(times, f"{way}, 2 of {first}", f"{way}, 2 of {last}")
+        for way in ("eager", "static")
+    }
+    bases = {f"against 2 of {first}": lambda name: f"{name.split(',')[0]}, 2 of {first}"}
+    found = rows(stage, times, plan.batch, bases)
+    return Table(f"training step by number of experts, k = 2, batch {plan.batch}", found, [], measured)
+
+
+def inference(plan, stage):
+    """Predictions of a settled gate."""
+    case = _static_gate(plan, stage, 8, SETTLED[2])
+    stage.add(BASELINE, "baseline", "infer", case, AS_INSTALLED)
+    stage.add("eager dense", "ours", "infer", case, OURS, way="eager", dense=True)
+    for way in WAYS:
+        stage.add(f"{way}, 2 of 8", "ours", "infer", case, OURS, way=way)
+    # a process of their own, or their idle threads would spin in the next variant's turn
+    stage.add("exported dense", "exported", "infer", case, TWO_THREADS, pruned=False, threads=2)
+    stage.add("exported pruned", "exported", "infer", case, TWO_THREADS, pruned=True, threads=2)
+    _add_torch(plan, stage, "infer", case)
+    times = stage.times(plan.rounds, plan.turn_s)
+    measured = {"inference pruned": _times_faster(times, BASELINE, "exported pruned")}
+    found = rows(stage, times, plan.batch, _against(BASELINE, TORCH))
+    return Table(f"inference, 8 experts, batch {plan.batch}", found, [], measured)
+
+
+def rows_inference(plan, stage):
+    """Predictions of a per-example gate: an expert runs on the examples that need it."""
+    case = _per_example_gate(plan, stage)
+    return _routed(plan, stage, case, "infer", "per-example gate at inference", "rows inference")
+
+
+def rows_training(plan, stage):
+    """The same in training, which is exact without batch norm alone."""
+    case = _per_example_gate(plan, stage, expert_norm="none")
+    return _routed(plan, stage, case, "train", "per-example gate in training, expert_norm: none", "rows training")
+
+
+def _routed(plan, stage, case, job, title, key):
+    for way in WAYS:
+        stage.add(f"{way}, all experts", "ours", job, case, OURS, way=way, dense=True)
+        stage.add(f"{way}, rows routed", "ours", job, case, OURS, way=way)
+    times = stage.times(plan.rounds, plan.turn_s)
+    measured = {f"{key} {way}": _times_faster(times, f"{way}, all experts", f"{way}, rows routed") for way in WAYS}
+    found = rows(stage, times, plan.batch, {"against all": lambda name: f"{name.split(',')[0]}, all experts"})
+    note = "each example has two experts, the same for both tasks"
+    return Table(f"{title}, k = 2 of {plan.row_experts}, batch {plan.batch}", found, [note], measured)
+
+
+def reader(plan, stage):
+    """Batches a second on one core, shuffled."""
+    data, what = _data(plan, stage)
+    # a process for each: Paddle's loader reads ahead, and would do so in the other's turn
+    stage.add("Paddle's loader", "loader", "rate", None, ONE_CORE_AS_INSTALLED, data=data, batch=plan.batch)
+    stage.add("engine's Batches", "batches", "rate", None, ONE_CORE, data=data, batch=plan.batch)
+    facts = stage.worker(ONE_CORE).ask("facts")["engine's Batches"]
+    note = f"{what}: {facts['examples']} examples, {facts['bytes'] / MB:.1f} MB in memory"
+    times = stage.times(plan.rounds, plan.turn_s)
+    return Table(f"reader, batch {plan.batch}", rows(stage, times, plan.batch, _against("Paddle's loader")), [note], {})
+
+
+def _data(plan, stage):
+    """(folder, in words) of the full set, or failing that of the sample's files, each many times."""
+    full = ROOT / "data" / "full" / "train"
+    if full.is_dir() and plan.repeat > 1:
+        return str(full), "the full set"
+    folder = os.path.join(stage.folder, "sample")
+    os.mkdir(folder)
+    for file in sorted((ROOT / "data" / "sample" / "train").glob("*.pickle")):
+        for i in range(plan.repeat):
+            os.symlink(file, os.path.join(folder, f"{file.stem}-{i}.pickle"))
+    return folder, f"the sample {plan.repeat} times"
+
+
+def start(plan, stage):
+    """From a process's start to its first training step, at 8 experts."""
+    seconds = {name: [] for name in ("import paddle", *TRAINERS)}
+    for i in range(plan.starts):
+        seconds["import paddle"].append(_seconds_until("", [sys.executable, "-c", "import paddle"]))
+        for tool in TRAINERS:
+            overrides = ["runner.print_interval=1", f"runner.train_batch_size={plan.epoch_batch}"]
+            overrides.append(f"runner.model_save_path={stage.folder}/{os.path.basename(tool)}{i}")
+            command = [sys.executable, str(ROOT / tool), "-m", str(ROOT / "config.yaml"), "-o", *overrides]
+            seconds[tool].append(_seconds_until("batch_id: 0", command))
+    least = seconds["import paddle"]
+    found = [
+        # seconds are compared the other way round: how many times as long
+        {"variant": name, "s": figures.spread(values), "against import paddle": figures.ratio(values, least)}
+        for name, values in seconds.items()
+    ]
+    return Table("start to first training step, 8 experts", found, [], {})
+
+
+def _seconds_until(words, command):
+    """How long a command takes until it prints ``words``; to its end if they are empty."""
+    began = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=workers.clean_environment()
+    )
+    limit = threading.Timer(START_TIMEOUT_S, process.kill)
+    limit.start()
+    try:
+        printed = ""
+        for line in process.stderr:
+            printed += line
+            if words and words in line:
+                return time.perf_counter() - began
+        if words or process.wait():
+            raise workers.WorkerError(f"{command[1:3]} ended before it printed {words!r}:\n{printed[-1000:]}")
+        return time.perf_counter() - began
+    finally:
+        limit.cancel()
+        process.kill()
+        process.communicate()
+
+
+def memory(plan, stage):
+    """Greatest resident memory of a process that trains, each in a process of its own."""
+    first, found = (
+        plan.memory[0],
+        [{"variant": "import paddle", "MB": _peak_bytes(plan, stage, "product", None, size=1) / MB}],
+    )
+    for way in ("eager", "static"):
+        # All experts at the least number alone: the static graph took 6.8 GB with 16, and was not done growing.
+        for n, codes in [(first, None)] + [(n, SETTLED[2]) for n in plan.memory]:
+            peak = _peak_bytes(plan, stage, "ours", _static_gate(plan, stage, n, codes), way=way)
+            found.append({"variant": f"{way}, {'all' if codes is None else 2} of {n}", "MB": peak / MB})
+    for row in found[1:]:
+        base = next(other for other in found if other["variant"] == f"{row['variant'].split(',')[0]}, 2 of {first}")
+        row[f"against 2 of {first}"] = row["MB"] / base["MB"]
+    return Table(f"peak memory of {plan.memory_steps} training steps, batch {plan.batch}", found, [], {})
+
+
+def _peak_bytes(plan, stage, kind, case, **options):
+    outputs = os.path.join(stage.folder, "memory.npz")
+    with workers.Worker(OURS, stage.folder) as worker:
+        worker.ask("build", name="only", kind=kind, job="rate", case=case, options=options, outputs=outputs)
+        worker.ask("steps", name="only", count=plan.memory_steps)
+        return worker.ask("facts")["peak_bytes"]
+
+
+def long_run(plan, stage):
+    """Epochs of steps with six dead experts, whose moments decay into the denormal numbers on the way."""
+    case = _static_gate(plan, stage, 8, SETTLED[2], batch=plan.epoch_batch)
+    for way in ("eager", "static"):
+        stage.add(way, "ours", "train", case, OURS, way=way)
+    found, measured, epochs = [], {}, {}
+    for variant in stage.variants:
+        stage.ask(variant, "steps", count=2)
+        stage.ask(variant, "age")
+        epochs[variant.name] = []
+        found.append({"variant": variant.name, "denormal at first": stage.ask(variant, "denormal")["share"]})
+    for _ in range(plan.epochs):
+        for variant in stage.variants:
+            epochs[variant.name].append(stage.ask(variant, "steps", count=plan.epoch_steps)["seconds"])
+    for row, variant in zip(found, stage.variants):
+        first, last = (figures.spread(epochs[variant.name][i]) for i in (0, -1))
+        row["at last"] = stage.ask(variant, "denormal")["share"]
+        row["first epoch, ms"] = figures.Spread(*(1e3 * value for value in first))
+        row["last epoch, ms"] = figures.Spread(*(1e3 * value for value in last))
+        row["last against first"] = last.median / first.median
+        measured[f"long run {variant.name}"] = row["last against first"]
+    notes = [
+        "Adam leaves 0.9 of a dead expert's first moment each step, which is denormal after some 830, and 0.999 of",
+        "the second, after some 70,000; here they start at 1e-30 and 2e-38, and both get there in this run",
+    ]
+    title = f"{plan.epochs} epochs of {plan.epoch_steps} steps, 2 of 8 experts, batch {plan.epoch_batch}"
+    return Table(title, found, notes, measured)
+
+
+TABLES = {
+    "step": step,
+    "growth": growth,
+    "inference": inference,
+    "rows_inference": rows_inference,
+    "rows_training": rows_training,
+    "reader": reader,
+    "start": start,
+    "memory": memory,
+    "long_run": long_run,
+}
+
+
+def _static_gate(plan, stage, expert_num, settled, batch=None):
+    hyper = {"expert_num": expert_num, "top_k": 2, **plan.hyper}
+    return stage.case(hyper, batch or plan.batch, settled)
+
+
+def _per_example_gate(plan, stage, **keys):
+    hyper = {"gate": "dselect_k_per_example", "expert_num": plan.row_experts, "top_k": 2, **plan.hyper, **keys}
+    # so slow that the gates stay as they are set, however many steps there are
+    return stage.case({**hyper, "optimizer__gate_learning_rate_factor": 1e-6}, plan.batch, "rows")
+
+
+def _add_torch(plan, stage, job, case):
+    for name, skipping in ((TORCH, False), ("PyTorch skipping, 2 of 8", True)):
+        if plan.torch is None:
+            stage.absent[name] = "no interpreter with PyTorch is given (TORCH_PYTHON)"
+        else:
+            stage.add(name, "torch", job, case, plan.torch, skipping=skipping, threads=plan.torch.threads)
+
+
+def _against(*names):
+    return {f"against {name}": lambda _, name=name: name for name in names}
+
+
+def _times_faster(times, slow, fast):
+    """Median ratio of two variants; None where one is absent."""
+    return figures.ratio(times[slow], times[fast]).median if slow in times and fast in times else None
