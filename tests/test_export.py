@@ -52,7 +52,7 @@ def exported(run, folder, outputs=ALL, model=StaticModel, inputs=()):
     """Export a ``StaticRun``, and give the folder."""
     folder.mkdir(exist_ok=True)
     settings = types.SimpleNamespace(save_inference_feed_varnames=inputs, save_inference_fetch_varnames=outputs)
-    with run._on():
+    with run.on():
         graph = types.SimpleNamespace(
             model=model(run.flat), config={**run.flat, "yaml_path": "config.yaml"}, settings=settings,
             executor=run.executor, program=run.program, feeds=run.feeds,
@@ -327,7 +327,7 @@ def test_a_program_of_a_later_release_is_refused_where_it_would_crash(routed, tm
     shutil.copytree(routed[1], tmp_path / "model")
     (tmp_path / "model" / "rec_inference.json").touch()
     monkeypatch.setattr(paddle, "__version__", "2.6.2")
-    monkeypatch.setattr(checkpoint, "check_files", lambda folder, files: None)
+    monkeypatch.setattr(checkpoint, "check_files", lambda *_: None)
     with pytest.raises(UserError, match="2.6.2 cannot read"):
         predict.ExportedModel(str(tmp_path / "model"), 1)
 

@@ -178,7 +178,9 @@ def check_files(folder, wanted, path):
 
 
 def _described(array):
-    """Type and shape in a word, such as float32[720, 50]."""
+    """Type and shape in a word, such as float32[720, 50]; for what is no array, its kind."""
+    if not hasattr(array, "shape"):
+        return type(array).__name__
     array = np.asarray(array)
     return f"{array.dtype}{list(array.shape)}"
 
