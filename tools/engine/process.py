@@ -1,6 +1,6 @@
 """What makes Paddle fast on this CPU and must be set in the process before Paddle is imported.
 
-Both were measured, see benchmarks/LOG.md. Imports no paddle.
+`make bench TABLES=step` times the package with these settings against a baseline without. Imports no paddle.
 """
 
 import ctypes
