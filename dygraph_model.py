@@ -57,18 +57,9 @@ class DygraphModel:
             self.schedule.step()
         image, labels = self.create_feeds(batch_data, config)
         logits, gate_weights, regularisation = dy_model(image, details=True)
-        loss, printed = self._printed(logits, labels, gate_weights, regularisation)
+        losses = net.losses(logits, labels, self.hyper, regularisation)
         _update(metrics_list, logits, labels)
-        return loss, metrics_list, printed
-
-    def _printed(self, logits, labels, gate_weights, regularisation=None):
-        """(loss, {printed name: Tensor})."""
-        losses = net.task_losses(logits, labels)
-        loss = net.weighted_sum(losses, self.hyper.task_weights)
-        if regularisation is not None:
-            loss = loss + regularisation
-        of_tasks = dict(zip(net.loss_names(self.hyper), losses))
-        return loss, {"loss": loss, **of_tasks, "experts_used": net.experts_used(gate_weights)}
+        return losses["loss"], metrics_list, {**losses, "experts_used": net.experts_used(gate_weights)}
 
     @paddle.no_grad()
     def infer_forward(self, dy_model, metrics_list, batch_data, config):
@@ -80,7 +71,8 @@ class DygraphModel:
         image, labels = self.create_feeds(batch_data, config)
         logits, gate_weights, _ = dy_model(image, details=True)
         _update(metrics_list, logits, labels)
-        return metrics_list, self._printed(logits, labels, gate_weights)[1]
+        losses = net.losses(logits, labels, self.hyper)
+        return metrics_list, {**losses, "experts_used": net.experts_used(gate_weights)}
 
 
 def _update(metrics_list, logits, labels):

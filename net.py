@@ -688,11 +688,6 @@ def accuracy_names(hyper):
     return [f"Accuracy{t + 1}" for t in range(hyper.task_num)]
 
 
-def loss_names(hyper):
-    """Printed name of each task's loss: loss1, loss2, ..."""
-    return [f"loss{t + 1}" for t in range(hyper.task_num)]
-
-
 def experts_used(gate_weights_of_tasks):
     """Number of experts with a weight > 0 for any task and example: int64 scalar."""
     used = paddle.cast(greatest_weights(gate_weights_of_tasks) > 0, "float32")
@@ -702,22 +697,24 @@ def experts_used(gate_weights_of_tasks):
 # ------------------------------------------------------------------------ loss and optimizer
 
 
-def task_losses(logits, labels):
-    """Each task's cross-entropy, a mean over the batch.
+def losses(logits, labels, hyper, regularisation=None):
+    """What training minimizes, and each task's part of it.
 
     Args:
         logits: T tensors [B, class_num].
         labels: T tensors int64 [B] or [B, 1].
+        hyper: HyperParameters.
+        regularisation: scalar, the gates' terms; None: without.
     Returns:
-        T scalars.
+        {printed name: scalar}: ``loss``, the sum over the tasks of weight x cross-entropy (a mean over
+        the batch), and the regularisation; then ``loss1``, ``loss2``, ..., each task's cross-entropy.
     """
-    return [F.cross_entropy(z, paddle.reshape(label, [-1, 1])) for z, label in zip(logits, labels)]
-
-
-def weighted_sum(losses, task_weights=()):
-    """Sum over the tasks of weight x loss; no weights: 1 for each."""
-    weights = task_weights or [1.0] * len(losses)
-    return paddle.add_n([weight * loss for weight, loss in zip(weights, losses)])
+    of_tasks = [F.cross_entropy(z, paddle.reshape(label, [-1, 1])) for z, label in zip(logits, labels)]
+    weights = hyper.task_weights or [1.0] * len(of_tasks)
+    loss = paddle.add_n([weight * part for weight, part in zip(weights, of_tasks)])
+    if regularisation is not None:
+        loss = loss + regularisation
+    return {"loss": loss, **{f"loss{t + 1}": part for t, part in enumerate(of_tasks)}}
 
 
 class TrainingSchedule(paddle.optimizer.lr.LRScheduler):

@@ -42,19 +42,14 @@ class StaticModel:
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
         logits, gate_weights, regularisation = self.network(image, details=True)
-        losses = net.task_losses(logits, labels)
-        loss = net.weighted_sum(losses, self.hyper.task_weights)
-        if not is_infer:
-            loss = loss + regularisation
-        self.loss = loss
+        losses = net.losses(logits, labels, self.hyper, None if is_infer else regularisation)
+        self.loss = losses["loss"]
         self.export_vars = _offered(logits, gate_weights)
         fetches = {
             name: paddle.static.accuracy(input=z, label=paddle.reshape(label, [-1, 1]))
             for name, z, label in zip(net.accuracy_names(self.hyper), logits, labels)
         }
-        fetches["loss"] = loss
-        fetches.update(zip(net.loss_names(self.hyper), losses))
-        return {**fetches, "experts_used": net.experts_used(gate_weights)}
+        return {**fetches, **losses, "experts_used": net.experts_used(gate_weights)}
 
     def infer_net(self, input):
         """The same, in evaluation mode and without the gates' regularisers."""

@@ -8,11 +8,12 @@ import tempfile
 import case as cases
 import paddle
 from ours import Ours
-from paddle import inference
+
+from engine.export import PREFIX
+from engine.predict import predictor
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXPORT_TOOL = os.path.join(ROOT, "tools", "export.py")
-PREFIX = "rec_inference"
 
 
 class Exported:
@@ -23,8 +24,6 @@ class Exported:
         pruned: exported by the tool, which leaves out the experts without weight; else the plain
             inference program with all experts.
         threads: of Paddle Inference.
-    Raises:
-        NotImplementedError: there is no tool yet.
     """
 
     def __init__(self, path, pruned, threads):
@@ -32,7 +31,7 @@ class Exported:
         self.logits_num = len(cases.Case(path).logits)
         with tempfile.TemporaryDirectory() as folder:
             (_export_by_tool if pruned else _export_dense)(path, folder)
-            self.predictor = inference.create_predictor(_settings(folder, threads))
+            self.predictor = predictor(folder, threads, onednn=True)
         self.input = self.predictor.get_input_handle(self.predictor.get_input_names()[0])
         self.outputs = [self.predictor.get_output_handle(name) for name in self.predictor.get_output_names()]
         assert len(self.outputs) == self.logits_num, "the model has other outputs than the tasks' logits"
@@ -52,8 +51,6 @@ def _export_dense(path, folder):
 
 
 def _export_by_tool(path, folder):
-    if not os.path.exists(EXPORT_TOOL):
-        raise NotImplementedError("tools/export.py: not built yet")
     ours = Ours(path, "eager")
     with tempfile.TemporaryDirectory() as saved:
         os.mkdir(os.path.join(saved, "0"))
@@ -66,14 +63,3 @@ def _export_by_tool(path, folder):
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"tools/export.py failed: {done.stderr[-1000:]}")
-
-
-def _settings(folder, threads):
-    path = os.path.join(folder, PREFIX)
-    program = next(path + ending for ending in (".json", ".pdmodel") if os.path.exists(path + ending))
-    settings = inference.Config(program, path + ".pdiparams")
-    settings.disable_gpu()
-    settings.disable_glog_info()
-    (getattr(settings, "enable_onednn", None) or settings.enable_mkldnn)()  # the older name, of 2.6.2
-    settings.set_cpu_math_library_num_threads(threads)
-    return settings

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import pickle
 import re
 import shutil
 import subprocess
@@ -13,7 +12,7 @@ import numpy as np
 import paddle
 import pytest
 from conftest import ROOT
-from toolbox import assert_refused, run_tool
+from toolbox import TEST_NUM, assert_refused, run_tool, small_data
 from ways import LEGACY_3, StaticRun, code_logits, config, start
 
 from engine import checkpoint, export, predict, run
@@ -346,21 +345,14 @@ def test_a_file_that_fails_half_way_leaves_nothing(tmp_path):
 
 # ---------------------------------------------------------------------------- the tools, as processes
 
-TEST_NUM = 50  # no multiple of the batch: the last one is partial
-
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
     """A folder with data, and an epoch trained in each graph: (folder, the overrides)."""
     folder = tmp_path_factory.mktemp("work ü")
-    for name, number in (("train", 70), ("test", TEST_NUM)):
-        part = read_set(str(ROOT / "data" / "sample" / name / "part-0.pickle"))
-        (folder / name).mkdir()
-        with open(folder / name / "part.pickle", "wb") as file:
-            pickle.dump((part.images[:number], part.labels[:number]), file)
     overrides = [
         "hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32", "runner.epochs=1",
-        f"runner.train_data_dir={folder / 'train'}", f"runner.test_data_dir={folder / 'test'}",
+        *small_data(folder),
     ]  # fmt: skip
     run_well("trainer", *overrides, "runner.model_save_path=dynamic", cwd=folder)
     run_well("static_trainer", *overrides, "runner.model_save_path=static", "runner.use_inference=true", cwd=folder)
@@ -462,6 +454,13 @@ def test_predict_names_a_missing_export(work):
     )
 
 
+def assert_named(function, job, overrides, words):
+    """``function`` of a job's config and settings refuses them by a message with ``words``."""
+    with pytest.raises(UserError) as caught:
+        function(*settings_for(job, *overrides))
+    assert all(word in str(caught.value) for word in words)
+
+
 EXPORT_MISTAKES = {
     "no such epoch": (["runner.export_epoch=3"], ["export_epoch", "3", "0"]),
     "nothing saved": (["runner.infer_load_path=nowhere"], ["infer_load_path", "nowhere"]),
@@ -475,9 +474,7 @@ EXPORT_MISTAKES = {
 @pytest.mark.parametrize("overrides,words", EXPORT_MISTAKES.values(), ids=EXPORT_MISTAKES)
 def test_a_mistake_of_an_export_is_named(overrides, words, work, monkeypatch):
     monkeypatch.chdir(work[0])
-    with pytest.raises(UserError) as caught:
-        run.export_epoch(*settings_for("export", *work[1], "runner.infer_load_path=static", *overrides))
-    assert all(word in str(caught.value) for word in words)
+    assert_named(run.export_epoch, "export", [*work[1], "runner.infer_load_path=static", *overrides], words)
     assert (work[0] / "test" / "part.pickle").exists()
 
 
@@ -493,9 +490,7 @@ PREDICT_MISTAKES = {
 @pytest.mark.parametrize("overrides,words", PREDICT_MISTAKES.values(), ids=PREDICT_MISTAKES)
 def test_a_mistake_of_a_prediction_is_named(overrides, words, work, monkeypatch):
     monkeypatch.chdir(work[0])
-    with pytest.raises(UserError) as caught:
-        predict.run(*settings_for("infer", *work[1], "runner.export_path=static/0", *overrides))
-    assert all(word in str(caught.value) for word in words)
+    assert_named(predict.run, "infer", [*work[1], "runner.export_path=static/0", *overrides], words)
 
 
 def test_the_new_keys_decide_no_training():

@@ -8,6 +8,8 @@ from conftest import ROOT
 
 MODEL = ["net", "dygraph_model", "static_model", "multiMNIST_reader"]
 LIBRARIES = {"paddle", "numpy", "yaml"}
+# what every run of a tool takes together
+OF_A_RUN = ["errors", "keys", "package", "device", "batches", "checkpoint", "visual", "meter", "loop"]
 # file of tools/engine -> those it may import from there
 ENGINE = {
     "errors": set(),
@@ -26,39 +28,11 @@ ENGINE = {
     "export": {"errors", "checkpoint"},
     "to_onnx": {"errors", "export"},
     "tables": set(),
-    "predict": {
-        "errors",
-        "keys",
-        "package",
-        "device",
-        "batches",
-        "checkpoint",
-        "visual",
-        "meter",
-        "loop",
-        "export",
-        "tables",
-    },
+    "predict": {*OF_A_RUN, "export", "tables"},
     "session": {"errors", "checkpoint", "device"},
     "dynamic": {"errors", "checkpoint", "finite", "meter"},
     "static": {"errors", "checkpoint", "export", "finite", "meter"},
-    "run": {
-        "errors",
-        "config",
-        "keys",
-        "package",
-        "device",
-        "batches",
-        "checkpoint",
-        "visual",
-        "meter",
-        "loop",
-        "session",
-        "dynamic",
-        "static",
-        "export",
-        "to_onnx",
-    },
+    "run": {*OF_A_RUN, "config", "session", "dynamic", "static", "export", "to_onnx"},
     "cli": {"errors", "config", "keys", "process", "run", "predict"},
     "__init__": set(),
 }

@@ -1,6 +1,5 @@
 """The four tools on our package, as processes: what they print, save, load and refuse."""
 
-import pickle
 import re
 import shutil
 import subprocess
@@ -10,26 +9,17 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
-from toolbox import assert_refused, run_tool
+from toolbox import TEST_NUM, assert_refused, run_tool, small_data
 from ways import LEGACY_3
-
-from multiMNIST_reader import read_set
 
 CONFIG = ROOT / "config.yaml"
 SMALL = ["hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32"]
-TEST_NUM = 50  # no multiple of the batch: the last batch is partial
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The overrides that point the tools at a part of the sample."""
-    folder = tmp_path_factory.mktemp("data ü 数据")
-    for name, number in (("train", 70), ("test", TEST_NUM)):
-        part = read_set(str(ROOT / "data" / "sample" / name / "part-0.pickle"))
-        (folder / name).mkdir()
-        with open(folder / name / "part.pickle", "wb") as file:
-            pickle.dump((part.images[:number], part.labels[:number]), file)
-    return [*SMALL, f"runner.train_data_dir={folder / 'train'}", f"runner.test_data_dir={folder / 'test'}"]
+    return [*SMALL, *small_data(tmp_path_factory.mktemp("data ü 数据"))]
 
 
 @pytest.fixture(scope="module")

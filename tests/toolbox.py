@@ -5,8 +5,10 @@ import re
 import subprocess
 import sys
 
+import kill_resume
 from conftest import ROOT
 
+TEST_NUM = 50  # examples to evaluate on: no multiple of the batch, so the last one is partial
 TIMEOUT_S = 120  # a hang is a failure
 
 
@@ -18,6 +20,11 @@ def run_tool(name, config, *overrides, cwd, env=None):
     return subprocess.run(
         command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=TIMEOUT_S
     )
+
+
+def small_data(folder):
+    """Make ``folder``/train and ``folder``/test of a part of the sample; gives the overrides that point at them."""
+    return [kill_resume.make_data(str(folder / part), n, part) for part, n in (("train", 70), ("test", TEST_NUM))]
 
 
 def assert_refused(process, *words):

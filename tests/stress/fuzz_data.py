@@ -214,23 +214,34 @@ def fuzz(files, seed, folder):
     Returns:
         How many were read after all.
     """
-    read = []
+    cases = st.tuples(st.sampled_from(SEEDS), edits())
+    return for_each(cases, files, seed, lambda case: check(mutate(*case), folder))
+
+
+def for_each(cases, number, seed, judge):
+    """Draw ``number`` cases of a strategy, and count those for which ``judge(case)`` is true."""
+    judged = []
 
     @with_seed(seed)
-    @settings(max_examples=files, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(st.sampled_from(SEEDS), edits())
-    def run(good, changes):
-        read.append(check(mutate(good, changes), folder))
+    @settings(max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @given(cases)
+    def run(case):
+        judged.append(judge(case))
 
     run()
-    return sum(read)
+    return sum(judged)
+
+
+def arguments(doc):
+    """The command line of a fuzzing job: how many files, and the seed."""
+    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0])
+    parser.add_argument("--files", type=int, default=2000)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--files", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = arguments(__doc__)
     before = megabytes()
     with tempfile.TemporaryDirectory() as folder:
         for make in HOSTILE.values():

@@ -7,7 +7,6 @@ a file runs (a canary would show), no other exception, no hang, and memory stays
 tests/test_faults.py runs a few.
 """
 
-import argparse
 import faulthandler
 import hashlib
 import json
@@ -24,8 +23,6 @@ import time
 import fuzz_data
 import numpy as np
 import paddle
-from hypothesis import HealthCheck, given, settings
-from hypothesis import seed as with_seed
 from hypothesis import strategies as st
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -338,31 +335,23 @@ def fuzz(number, seed, files):
     Returns:
         How many were taken after all.
     """
-    taken = []
     kinds = files.kinds()
     pieces = {"config": _YAML_PIECES, checkpoint.MANIFEST: _JSON_PIECES}
-    one = st.sampled_from(kinds).flatmap(
+    cases = st.sampled_from(kinds).flatmap(
         lambda kind: st.tuples(
             st.just(kind), fuzz_data.edits(pieces.get(kind[0], pieces.get(kind[1], fuzz_data._PIECES)))
         )
     )
 
-    @with_seed(seed)
-    @settings(max_examples=number, deadline=None, database=None, suppress_health_check=list(HealthCheck))
-    @given(one)
-    def run(choice):
-        (where, file, good), edits = choice
-        taken.append(files.check(where, file, fuzz_data.mutate(good, edits)))
+    def judge(case):
+        (where, file, good), edits = case
+        return files.check(where, file, fuzz_data.mutate(good, edits))
 
-    run()
-    return sum(taken)
+    return fuzz_data.for_each(cases, number, seed, judge)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--files", type=int, default=2000)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = fuzz_data.arguments(__doc__)
     logging.disable(logging.CRITICAL)
     with tempfile.TemporaryDirectory() as folder:
         files = Files(folder)

@@ -27,13 +27,13 @@ OVERRIDES = [
 ]  # fmt: skip
 
 
-def make_data(folder, example_num=100):
-    """A small folder of data, of the committed sample; gives the override that points at it."""
-    images, labels = pickle.loads((ROOT / "data" / "sample" / "train" / "part-0.pickle").read_bytes())
+def make_data(folder, example_num=100, part="train"):
+    """A small folder of data, of a part of the committed sample; gives the override that points at it."""
+    images, labels = pickle.loads((ROOT / "data" / "sample" / part / "part-0.pickle").read_bytes())
     os.makedirs(folder)
     with open(os.path.join(folder, "part.pickle"), "wb") as file:
         pickle.dump((images[:example_num], labels[:example_num]), file)
-    return f"runner.train_data_dir={folder}"
+    return f"runner.{part}_data_dir={folder}"
 
 
 def start(graph, cwd, *overrides, new_group=False):

@@ -377,14 +377,18 @@ def _check_parameters(content, described, path):
         raise UserError(f"{path}: it is not what its {MANIFEST} describes ({told}). Take another folder.")
 
 
-def read_optimizer_state(folder, prefix):
+def read_optimizer_state(folder, prefix, needed=True):
     """The optimizer state that a graph (``DYNAMIC`` or ``STATIC``) saved.
 
     Returns:
-        (path of the file, name -> array, or None if there is no such file).
+        (path of the file, name -> array; None if there is no such file and it is not ``needed``).
+    Raises:
+        UserError: it cannot be read, or is needed and not there.
     """
     path = os.path.join(folder, prefix + ".pdopt")
     if not os.path.isfile(path):
+        if needed:
+            raise UserError(f"{path}: it is not there, and no training goes on without it. Take another epoch.")
         return path, None
     state = _load(path)
     state.pop(NAME_TABLE, None)  # which paddle.save adds to every dict of tensors

@@ -8,7 +8,7 @@ import numpy as np
 import paddle
 
 from engine import checkpoint, finite
-from engine.errors import UserError, blaming, heeding
+from engine.errors import blaming, heeding
 from engine.meter import Step
 
 
@@ -65,7 +65,7 @@ class DynamicGraph:
         """
         self.optimizer.clear_grad()
         loss, self.metrics_list, tensors = self._forward(self.model.train_forward, batch)
-        finite.check({"loss": loss, **_numbers(tensors)}.items())
+        finite.check_scalars({"loss": loss, **(tensors or {})})
         loss.backward()
         finite.check(self._gradients(), "the gradient of {name} is not finite")
         self.optimizer.step()
@@ -123,8 +123,6 @@ class DynamicGraph:
     def resume(self, folder, schedule_state):
         """Take up weights and optimizer state, which has the schedule's, from a folder that ``write`` filled."""
         path, found = checkpoint.read_optimizer_state(folder, checkpoint.DYNAMIC)
-        if found is None:
-            raise UserError(f"{path}: it is not there, and no training goes on without it. Take another epoch.")
         self._step_on_zeros(found)  # before reading the weights, which it may change
         self.read(folder)
         # Paddle itself would take any state here, and fail at the first step.
@@ -171,8 +169,3 @@ class DynamicGraph:
                 for name, value in checkpoint.fit(by_name, weights.by_name, weights.path, partly).items()
             }
         self.net.set_state_dict({**state, **chosen})
-
-
-def _numbers(tensors):
-    """The scalars among what a step prints."""
-    return {name: tensor for name, tensor in (tensors or {}).items() if np.size(tensor) == 1}

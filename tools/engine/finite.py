@@ -18,6 +18,11 @@ def check(arrays, words="{name} is not finite"):
         raise NotFinite(words.format(name=", ".join(wrong[:3]) + more))
 
 
+def check_scalars(named):
+    """``check`` of the scalars among what a step gives, name -> array of any size."""
+    check((name, value) for name, value in named.items() if np.size(value) == 1)
+
+
 def _is_finite(array):
     if array.dtype.kind != "f":
         return True

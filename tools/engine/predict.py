@@ -191,8 +191,8 @@ class ExportedModel:
         return plain if trouble else fast
 
     def _try(self, inputs, onednn):
-        predictor = inference.create_predictor(_settings(self.folder, self.threads, onednn))
-        return predictor, _run(predictor, inputs)
+        opened = predictor(self.folder, self.threads, onednn)
+        return opened, _run(opened, inputs)
 
 
 def _last_line(error):
@@ -222,7 +222,14 @@ def _file(folder, ending):
     return os.path.join(folder, PREFIX + ending)
 
 
-def _settings(folder, threads, onednn):
+def predictor(folder, threads, onednn):
+    """Paddle Inference's predictor of an exported folder, on the CPU.
+
+    Args:
+        folder: that an export wrote.
+        threads: of the mathematics.
+        onednn: use oneDNN.
+    """
     program = _file(folder, ".json" if os.path.exists(_file(folder, ".json")) else ".pdmodel")
     config = inference.Config(program, _file(folder, ".pdiparams"))
     config.disable_gpu()
@@ -230,13 +237,13 @@ def _settings(folder, threads, onednn):
     config.set_cpu_math_library_num_threads(threads)
     switch = "enable" if onednn else "disable"
     (getattr(config, f"{switch}_onednn", None) or getattr(config, f"{switch}_mkldnn"))()  # the older name
-    return config
+    return inference.create_predictor(config)
 
 
-def _run(predictor, inputs):
+def _run(opened, inputs):
     for name, value in inputs.items():
-        handle = predictor.get_input_handle(name)
+        handle = opened.get_input_handle(name)
         handle.reshape(value.shape)
         handle.copy_from_cpu(value)
-    predictor.run()
-    return [predictor.get_output_handle(name).copy_to_cpu() for name in predictor.get_output_names()]
+    opened.run()
+    return [opened.get_output_handle(name).copy_to_cpu() for name in opened.get_output_names()]

@@ -50,7 +50,7 @@ class Session:
         checkpoint.check_room(self.parent, graph.parameters())
         self.stop_signal = None
         self.undone = 0  # steps in a row
-        self.check_name = True
+        self.unchecked_best = settings.keep_best  # until a step has given numbers
 
     # ---- going on
 
@@ -156,10 +156,14 @@ class Session:
 
     def _check_keep_best(self):
         """Once there are numbers: find out at the first step, not at the first epoch's end."""
-        name, self.check_name = self.settings.keep_best if self.check_name else None, False
-        known = {**self.meter.state()["sums"], **self.graph.metrics()} if name else {}
-        if name and name not in known:
-            raise UserError(f"runner.keep_best is {name!r}, but the numbers of a step are: {', '.join(known)}.")
+        if self.unchecked_best is None:
+            return
+        known = {**self.meter.state()["sums"], **self.graph.metrics()}
+        if self.unchecked_best not in known:
+            raise UserError(
+                f"runner.keep_best is {self.unchecked_best!r}, but the numbers of a step are: {', '.join(known)}."
+            )
+        self.unchecked_best = None
 
     def after_epoch(self, epoch, numbers):
         """Save the epoch.
@@ -175,12 +179,12 @@ class Session:
 
     def _delete_old(self, newest):
         """Delete what ``keep_last`` and ``keep_best`` do not keep, if the newest epoch can be read back."""
-        epochs = [epoch for epoch in checkpoint.saved_epochs(self.parent) if epoch <= newest]
-        manifests = {epoch: self._manifest(os.path.join(self.parent, str(epoch))) for epoch in epochs}
-        if manifests[newest] is None:
+        if self._manifest(os.path.join(self.parent, str(newest))) is None:
             return
+        epochs = [epoch for epoch in checkpoint.saved_epochs(self.parent) if epoch <= newest]
         kept = {epoch for epoch in epochs if epoch > newest - self.settings.keep_last}
         if self.settings.keep_best:
+            manifests = {epoch: self._manifest(os.path.join(self.parent, str(epoch))) for epoch in epochs}
             kept.add(_best(manifests, self.settings.keep_best))
         for epoch in set(epochs) - kept:
             checkpoint.remove(self.parent, epoch)

@@ -88,7 +88,7 @@ class StaticGraph:
                 or infinite.
         """
         step, examples = self._run(batch)
-        finite.check((name, value) for name, value in step.tensors.items() if value.size == 1)
+        finite.check_scalars(step.tensors)
         finite.check(self._updated(), "after the step, {name} is not finite: a gradient was not")
         self._move_schedule("batch")
         return step, examples
@@ -186,20 +186,15 @@ class StaticGraph:
         self._set(checkpoint.fit(mine, weights.by_name, weights.path, partly))
 
     def _start_optimizer(self, folder):
-        path, found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
+        path, found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC, needed=False)
         self._set(checkpoint.fit(self._state("opt"), found, path, partly=True) if found else {})
-
-    def _resume_optimizer(self, folder):
-        path, found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
-        if found is None:
-            raise UserError(f"{path}: it is not there, and no training goes on without it. Take another epoch.")
-        self._set(checkpoint.fit_optimizer(self._state("opt"), found, path))
 
     def resume(self, folder, schedule_state):
         """Take up weights, optimizer state and schedule from a folder that ``write`` filled."""
         weights = checkpoint.read_weights(folder)
         self._take(weights)
-        self._resume_optimizer(folder)
+        path, found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
+        self._set(checkpoint.fit_optimizer(self._state("opt"), found, path))
         # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
         saved = weights.by_name
         self._set({n: saved[n] for n in self._state("param") if n.startswith("learning_rate_") and n in saved})
