@@ -19,6 +19,7 @@ import dataclasses
 import difflib
 import logging
 import math
+import re
 
 import numpy as np
 import paddle
@@ -425,47 +426,96 @@ def greatest_weights(weights):
     return greatest
 
 
-def run_needed_experts(experts, x, weights, expert_size, by_row=False):
-    """Outputs of the experts that a task needs; zeros, at no cost, for the others.
+def mix_needed_experts(experts, x, weights, expert_size, by_row=False, branch=False):
+    """sum_i q_i h_i for each task, each expert computed on just the rows that need it, or not at all.
 
     An expert whose weight is exactly zero adds nothing to the output, to any gradient, or to its
-    gate's own gradient, so leaving it out is exact. The branch is taken at run time: a static
+    gate's own gradient, so leaving it out is exact. The choice is made at run time: a static
     program need not be rebuilt as gates settle. What differs from running all: a skipped expert's
     batch-norm running statistics stand still.
-
-    The one exception is a static program of Paddle 3.x in legacy mode, which cannot hold a
-    branch: there all experts run, to the same result.
 
     Args:
         experts: n layers, each [B, ...] -> [B, expert_size].
         x: what they are given, [B, ...].
         weights: per task [n] or [B, n], >= 0.
         expert_size: H.
-        by_row: run an expert on just the rows that a task needs it for. Exact only where rows do
-            not depend on each other: in eval mode, or without batch norm.
+        by_row: choose rows, not only experts. Exact only where rows do not depend on each other:
+            in eval mode, or without batch norm.
+        branch: in a program, branch past an expert that nobody needs instead of giving it an empty
+            batch, as is done anyway where Paddle cannot run one.
     Returns:
-        n tensors [B, H].
+        T tensors [B, H].
     """
-    if not _can_branch():
-        return [expert(x) for expert in experts]
-    greatest = greatest_weights(weights)
-    by_row = by_row and all(len(w.shape) == 2 for w in weights)
-    rows = paddle.add_n([paddle.cast(w > 0, "float32") for w in weights]) if by_row else None  # [B, n]
+    needed = needed_rows(x, weights, by_row)
+    if paddle.in_dynamic_mode() or (_runs_empty_batches() and not branch):
+        return _mix_by_dispatch(experts, x, weights, expert_size, needed)
+    return _mix_past_branches(experts, x, weights, expert_size, needed)
+
+
+def needed_rows(x, weights, by_row=False):
+    """Which expert a task needs for which row: 1 or 0, float32 [n, B]. All rows alike, unless ``by_row``."""
+    if by_row and all(len(w.shape) == 2 for w in weights):
+        needed = paddle.transpose(paddle.add_n([paddle.cast(w > 0, "float32") for w in weights]) > 0, [1, 0])
+    else:
+        needed = paddle.unsqueeze(greatest_weights(weights) > 0, axis=1)
+    needed = paddle.cast(needed, "float32") * paddle.ones([1, paddle.shape(x)[0]])
+    needed.stop_gradient = True
+    return needed
+
+
+def _mix_by_dispatch(experts, x, weights, expert_size, needed):
+    """Gather the pairs (expert, row), sorted by expert, split them among the experts, and sum up by row.
+
+    An expert without a pair is not called or, in a program, gets an empty batch: a small part of
+    what a branch past it costs there (benchmarks/LOG.md).
+    """
+    pairs = paddle.nonzero(needed)  # [P, 2]
+    expert_index, row_index = pairs[:, 0], pairs[:, 1]
+    sizes = paddle.cast(paddle.einsum("nb->n", needed), "int32")
+    sizes = sizes.tolist() if paddle.in_dynamic_mode() else paddle.unbind(sizes)
+    mixtures = [paddle.zeros([paddle.shape(x)[0], expert_size], x.dtype) for _ in weights]
+    called = list(zip(experts, paddle.split(paddle.gather(x, row_index), sizes)))
+    if paddle.in_dynamic_mode():
+        called = [pair for pair, size in zip(called, sizes) if size]
+        if not called:  # all gates have lost all their weight
+            return mixtures
+    outputs = paddle.concat([expert(chunk) for expert, chunk in called])  # [P, H]
+    for t, w in enumerate(weights):
+        of_pairs = paddle.gather(w, expert_index) if len(w.shape) == 1 else paddle.gather_nd(w, pairs[:, ::-1])
+        weighted = outputs * paddle.unsqueeze(of_pairs, axis=1)
+        mixtures[t] = paddle.scatter(mixtures[t], row_index, weighted, overwrite=False)  # adds
+    return mixtures
+
+
+def _mix_past_branches(experts, x, weights, expert_size, needed):
+    """The same in a program where an expert without a row is branched past.
+
+    In the legacy programs of Paddle 3.x, which cannot hold a branch, all experts run on all rows,
+    to the same result.
+    """
 
     def zeros():
         return paddle.zeros([paddle.shape(x)[0], expert_size], x.dtype)
 
     def on_rows(expert, i):
-        index = paddle.flatten(paddle.nonzero(rows[:, i]))
+        index = paddle.flatten(paddle.nonzero(needed[i]))
         return paddle.scatter(zeros(), index, expert(paddle.gather(x, index)))
 
-    def compute(expert, i):
-        return on_rows(expert, i) if by_row else expert(x)
+    if _can_branch():
+        outputs = [
+            paddle.static.nn.cond(paddle.max(needed[i]) > 0, lambda expert=expert, i=i: on_rows(expert, i), zeros)
+            for i, expert in enumerate(experts)
+        ]
+    else:
+        outputs = [expert(x) for expert in experts]
+    stacked = paddle.stack(outputs, axis=1)  # [B, n, H]
+    return [paddle.squeeze(paddle.reshape(w, [-1, 1, len(outputs)]) @ stacked, axis=1) for w in weights]
 
-    return [
-        paddle.static.nn.cond(greatest[i] > 0, lambda expert=expert, i=i: compute(expert, i), zeros)
-        for i, expert in enumerate(experts)
-    ]
+
+def _runs_empty_batches():
+    """Whether a program here computes a layer of no rows, and its gradients: since Paddle 3.1.1, on CPU and GPU."""
+    version = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]]
+    return paddle.framework.in_pir_mode() and version >= [3, 1, 1] and paddle.get_device()[:3] in ("cpu", "gpu")
 
 
 def _can_branch():
@@ -473,19 +523,6 @@ def _can_branch():
     if paddle.in_dynamic_mode() or paddle.framework.in_pir_mode():
         return True
     return int(paddle.__version__.split(".")[0]) < 3
-
-
-def mix_experts(outputs, weights):
-    """sum_i q_i h_i for each task.
-
-    Args:
-        outputs: n tensors [B, H].
-        weights: per task [n] or [B, n].
-    Returns:
-        T tensors [B, H].
-    """
-    stacked = paddle.stack(outputs, axis=1)  # [B, n, H]
-    return [paddle.squeeze(paddle.reshape(w, [-1, 1, len(outputs)]) @ stacked, axis=1) for w in weights]
 
 
 # -------------------------------------------------------------------------------- the network
@@ -582,6 +619,7 @@ class MultiGateMixture(nn.Layer):
         self.expert_size = hyper.expert_size
         self.experts = nn.LayerList([Expert(hyper.expert_size, hyper.expert_norm) for _ in range(hyper.expert_num)])
         self.rows_are_independent = hyper.expert_norm != "batch"
+        self.branch = False  # see mix_needed_experts; for whoever builds a program that must not have empty batches
         self.gates = nn.LayerList(
             [
                 DSelectKGate(
@@ -616,8 +654,8 @@ class MultiGateMixture(nn.Layer):
         gated = [gate(features) for gate in self.gates]
         weights = [w for w, _ in gated]
         by_row = self.rows_are_independent or not self.training
-        outputs = run_needed_experts(self.experts, image, weights, self.expert_size, by_row)
-        logits = [tower(mixture) for tower, mixture in zip(self.towers, mix_experts(outputs, weights))]
+        mixtures = mix_needed_experts(self.experts, image, weights, self.expert_size, by_row, self.branch)
+        logits = [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
         if not details:
             return logits
         return logits, weights, self._regularisation([r for _, r in gated])
@@ -645,7 +683,7 @@ class MultiGateMixture(nn.Layer):
         outputs = {i: self.experts[i](image) for i in sorted({i for of_task in needed for i in of_task})}
         mixtures = [
             paddle.add_n([outputs[i] * float(w[i]) for i in of_task]) for of_task, w in zip(needed, weights)
-        ]  # not mix_experts, whose matmul makes programs forget that the batch is free
+        ]  # not a matmul with the weights, which makes programs forget that the batch is free
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
     def _regularisation(self, selectors):

@@ -73,6 +73,7 @@ class StaticModel:
         if self.hyper.gate == "dselect_k":
             weights = [gate.weights_at(parameters) for gate in self.network.gates]
             return _offered(self.network.forward_settled(feeds[0], weights), [paddle.assign(w) for w in weights])
+        self.network.branch = True  # oneDNN, which Paddle Inference uses, refuses an empty batch
         logits, gate_weights, _ = self.network(feeds[0], details=True)
         return _offered(logits, gate_weights)
 

@@ -35,7 +35,7 @@ class Ours:
     def _mixture(self):
         if not self.dense:
             return contextlib.nullcontext()
-        return mock.patch.object(net, "run_needed_experts", oracles.run_all_experts)
+        return mock.patch.object(net, "mix_needed_experts", oracles.mix_all_experts)
 
     def predict(self):
         with self._mixture():
@@ -102,7 +102,7 @@ def write_reference(spec, path):
     """
     rng = np.random.RandomState(0)
     batch = make_batches(rng, 1, size=spec["batch"])[0]
-    with mock.patch.object(net, "run_needed_experts", oracles.run_all_experts):
+    with mock.patch.object(net, "mix_needed_experts", oracles.mix_all_experts):
         run = start("eager", config(**spec["hyper"]))
         run.set(_gate_values(run, spec["settled"], rng))
         state = run.state()

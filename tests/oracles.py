@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import paddle
 
 
 def smooth_step(t, gamma):
@@ -58,6 +59,7 @@ def central_difference(function, x, step=1e-6):
     return np.stack(columns, axis=-1).reshape(columns[0].shape + x.shape)
 
 
-def run_all_experts(experts, x, weights, expert_size, by_row=False):
-    """The dense mixture: stands in for ``net.run_needed_experts``."""
-    return [expert(x) for expert in experts]
+def mix_all_experts(experts, x, weights, *_):
+    """The dense mixture: stands in for ``net.mix_needed_experts``."""
+    outputs = paddle.stack([expert(x) for expert in experts], axis=1)  # [B, n, H]
+    return [paddle.squeeze(paddle.reshape(w, [-1, 1, len(experts)]) @ outputs, axis=1) for w in weights]

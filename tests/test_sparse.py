@@ -21,7 +21,7 @@ class Dense:
     """A run whose every call, its building included, finds the dense mixture in place of the sparse one."""
 
     def __init__(self, make):
-        with mock.patch.object(net, "run_needed_experts", oracles.run_all_experts):
+        with mock.patch.object(net, "mix_needed_experts", oracles.mix_all_experts):
             self.run = make()
 
     def __getattr__(self, name):
@@ -30,7 +30,7 @@ class Dense:
             return value
 
         def call(*args):
-            with mock.patch.object(net, "run_needed_experts", oracles.run_all_experts):
+            with mock.patch.object(net, "mix_needed_experts", oracles.mix_all_experts):
                 return value(*args)
 
         return call
@@ -214,6 +214,37 @@ def assert_rows_differ(run, batch):
     assert 0 in needed and any(0 < x < 12 for x in needed), f"the draw missed the case under test: {needed}"
 
 
+@pytest.mark.parametrize("way", ["to_static", "static"])
+@both_gates
+def test_branches_equal_empty_batches(way, gate, rng):
+    """What older releases of Paddle and exported models do instead, to the same numbers."""
+    flat = config(**PLAIN, gate=gate, expert_norm="none")
+    batches = make_batches(rng, 3)
+    ours = start(way, flat)
+    with mock.patch.object(net, "_runs_empty_batches", lambda: False):
+        theirs = start(way, flat)
+        for run in (ours, theirs):
+            reset_gates(run, 5)  # experts 0 and 2
+        for batch in batches:
+            (loss, used), (their_loss, their_used) = ours.step(batch), theirs.step(batch)
+            assert used == their_used == 2 and loss == pytest.approx(their_loss, abs=1e-5)
+        for a, b in zip(ours.predict(batches[0]), theirs.predict(batches[0])):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert_close(ours.state(), theirs.state(), 1e-5)
+
+
+@every_way
+@both_gates
+def test_gates_without_any_weight_mix_nothing(way, gate, rng):
+    """The fourth of three experts: all weights are 0, and every example gets the same logits."""
+    run = start(way, config(expert_num=3, top_k=2, gate=gate, expert_size=8))
+    values = gate_values(run, code_logits([3, 3], 2, 0.7))
+    values.update({run.names[k]: np.zeros([1296, 4], "float32") for k in run.names if k.endswith("selector_weight")})
+    run.set(values)
+    for logits in run.predict(make_batches(rng, 1)[0]):
+        assert np.isfinite(logits).all() and (logits == logits[0]).all()
+
+
 @pytest.mark.parametrize("weights", [[[0.0, 0.5, 0.5]], [[0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]])
 def test_only_the_needed_experts_are_called(weights):
     called = []
@@ -221,14 +252,15 @@ def test_only_the_needed_experts_are_called(weights):
     def expert(i):
         def run(x):
             called.append(i)
-            return x
+            return x * 10**i
 
         return run
 
     x = paddle.ones([2, 3])
-    outputs = net.run_needed_experts([expert(i) for i in range(3)], x, [paddle.to_tensor(w) for w in weights], 3)
+    mixtures = net.mix_needed_experts([expert(i) for i in range(3)], x, [paddle.to_tensor(w) for w in weights], 3)
     assert called == [1, 2]
-    assert [float(o.sum()) for o in outputs] == [0.0, 6.0, 6.0]
+    for w, mixture in zip(weights, mixtures):
+        assert mixture.numpy().tolist() == [[np.dot(w, [1, 10, 100])] * 3] * 2
 
 
 def test_by_row_calls_an_expert_with_just_its_rows():
@@ -240,6 +272,6 @@ def test_by_row_calls_an_expert_with_just_its_rows():
 
     x = paddle.to_tensor([[1.0, 1.0], [2.0, 2.0], [3.0, 3.0]])
     weights = paddle.to_tensor([[1.0, 0.0], [0.0, 0.0], [0.5, 0.0]])
-    outputs = net.run_needed_experts([expert, expert], x, [weights], 2, by_row=True)
+    (mixture,) = net.mix_needed_experts([expert, expert], x, [weights], 2, by_row=True)
     assert seen == [[1.0, 3.0]]
-    assert outputs[0].numpy()[:, 0].tolist() == [10.0, 0.0, 30.0] and not outputs[1].numpy().any()
+    assert mixture.numpy().tolist() == [[10.0, 10.0], [0.0, 0.0], [15.0, 15.0]]

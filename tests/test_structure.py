@@ -31,8 +31,9 @@ ENGINE = {
     "predict": {*OF_A_RUN, "export", "tables"},
     "session": {"errors", "checkpoint", "device"},
     "dynamic": {"errors", "checkpoint", "finite", "meter"},
-    "static": {"errors", "checkpoint", "export", "finite", "meter"},
-    "run": {*OF_A_RUN, "config", "session", "dynamic", "static", "export", "to_onnx"},
+    "executor": set(),
+    "static": {"errors", "checkpoint", "executor", "export", "finite", "meter"},
+    "run": {*OF_A_RUN, "config", "session", "dynamic", "static", "executor", "export", "to_onnx"},
     "cli": {"errors", "config", "keys", "process", "run", "predict"},
     "__init__": set(),
 }

@@ -3,7 +3,7 @@
 import logging
 import os
 
-from engine import export, loop, to_onnx, visual
+from engine import executor, export, loop, to_onnx, visual
 from engine.batches import Batches, CustomBatches, find_reader, open_dataset
 from engine.checkpoint import new_folder, saved_epochs
 from engine.config import in_force
@@ -38,6 +38,8 @@ def run(graph_name, job, config, settings):
     _log_banner(graph_name, job, settings)
     package = Package(config["config_abs_dir"])
     place = set_device(settings)
+    if settings.tune_process:
+        executor.keep_tensors(place)
     set_seeds(settings.seed)
     reader = _reader(package, graph_name, job, config, settings)
     config["runner.job"] = job  # for readers whose files hold more than one part

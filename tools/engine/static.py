@@ -6,7 +6,7 @@ import os
 import numpy as np
 import paddle
 
-from engine import checkpoint, export, finite
+from engine import checkpoint, executor, export, finite
 from engine.errors import UserError, blaming
 from engine.meter import Step
 
@@ -35,6 +35,8 @@ class StaticGraph:
         paddle.seed(settings.seed)  # again, for the building may have drawn
         self.executor.run(paddle.static.default_startup_program())
         self.program = paddle.static.default_main_program()
+        if settings.tune_process:
+            executor.print_once(self.program)
         self.auc_states = _auc_states(self.program)
         self.saved_data = []
         if job == "train":
