@@ -93,6 +93,16 @@ def test_a_kill_between_the_last_step_and_the_epochs_save_loses_nothing(base, tm
     assert not kill_resume.differences(kill_resume.state(tmp_path), kill_resume.state(undisturbed[graph]))
 
 
+def test_a_compiled_network_goes_on_to_the_same_bits(base, tmp_path):
+    data, _ = base
+    for name, epochs in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        keys = [data, "hyper_parameters.optimizer.schedule=constant", "runner.to_static=true"]
+        assert tool("dynamic", tmp_path / name, *keys, f"runner.epochs={epochs}").returncode == 0
+    assert tool("dynamic", tmp_path / "one", *keys, "runner.resume=auto").returncode == 0
+    assert not kill_resume.differences(kill_resume.state(tmp_path / "one"), kill_resume.state(tmp_path / "two"))
+
+
 def test_nothing_to_resume_is_said_and_training_starts(base, tmp_path):
     data, _ = base
     process = tool("dynamic", tmp_path, data, "runner.resume=auto", "runner.epochs=1")

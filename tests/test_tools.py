@@ -14,6 +14,7 @@ from ways import LEGACY_3
 
 CONFIG = ROOT / "config.yaml"
 SMALL = ["hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32"]
+SMALL += ["runner.to_static=false"]  # which takes a second to compile
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,26 @@ def test_the_trainers_lines_are_paddlerecs(runs):
 def test_the_first_losses_agree_between_the_graphs(runs):
     first = [re.search(r"batch_id: 0, .*?loss: ?(\d+\.\d+)", log).group(1) for _, log in runs.values()]
     assert float(first[0]) == pytest.approx(float(first[1]), abs=2e-6)
+
+
+def test_a_compiled_network_trains_and_evaluates_to_the_same_numbers(runs, data, tmp_path):
+    folder, log = runs["dynamic"]
+    overrides = [*data, "runner.to_static=true", "runner.epochs=2", "runner.print_interval=2"]
+    compiled = run_tool("trainer", CONFIG, *overrides, cwd=tmp_path)
+    assert compiled.returncode == 0, compiled.stderr
+    logs = (log, compiled.stderr), (infer("infer", folder, data), infer("infer", tmp_path, overrides))
+    for plain, other in logs:
+        ours, theirs = (
+            [line_numbers(line) for line in text.splitlines() if "epoch: " in line] for text in (plain, other)
+        )
+        assert len(ours) == len(theirs) > 2
+        for a, b in zip(ours, theirs):
+            assert a == pytest.approx(b, abs=1e-4)
+
+
+def line_numbers(line):
+    """The losses and accuracies of a line of the log."""
+    return [float(x) for x in re.findall(r"(?:loss\d?|Accuracy\d): ?(\d+\.\d+)", line)]
 
 
 def test_either_checkpoint_gives_the_same_accuracy_in_both_graphs(runs, data):

@@ -30,6 +30,8 @@ class DynamicGraph:
         self.model = self.find_wrapper(package)()
         with blaming(config["yaml_path"]):
             self.net = self.model.create_model(config)
+        if settings.to_static:
+            self.net = paddle.jit.to_static(self.net, full_graph=True)
         if job == "train":
             if settings.model_init_path is not None:
                 self.read(settings.model_init_path, partly=True)
