@@ -10,6 +10,7 @@ import paddle
 from ways import code_logits, config, gate_values, make_batches, start
 
 import net
+from engine import executor
 
 SETTLED_DISTANCE = 0.8  # of a digit's logit from 0: outside the band of width 1
 ROWS_DISTANCE = 1e4  # a per-example gate's typical logit: none of a batch is likely to lie in the band
@@ -24,12 +25,18 @@ class Ours:
         path: of the case.
         way: one of ``ways.WAYS``.
         dense: compute all experts, whatever their weights.
+        print_once: spare the executor printing its programs at every run, as the tools do.
     """
 
-    def __init__(self, path, way, dense=False):
+    def __init__(self, path, way, dense=False, print_once=True):
         self.case, self.dense = cases.Case(path), dense
+        executor.keep_tensors(paddle.CPUPlace())
         with self._mixture():
             self.run = start(way, config(**self.case.hyper))
+        if way == "static" and print_once:
+            with self.run.on():
+                executor.print_once(self.run.program)
+                executor.print_once(self.run.infer_program)
         self.run.set({self.run.names[key]: value for key, value in self.case.weights.items()})
 
     def _mixture(self):

@@ -19,6 +19,9 @@ OURS, AS_INSTALLED = workers.Settings(), workers.Settings(tuned=False)
 TWO_THREADS, ONE_CORE = workers.Settings(threads=2), workers.Settings(core=0)
 ONE_CORE_AS_INSTALLED = workers.Settings(tuned=False, core=0)
 WAYS = ("eager", "to_static", "static")
+# what switches off each of the tools' process settings: the user's own setting wins
+NO_FAST_PATH, NO_KEPT_PAGES = ("MKL_DEBUG_CPU_TYPE", ""), ("GLIBC_TUNABLES", "glibc.malloc.check=0")
+NO_KEPT_TENSORS = ("FLAGS_eager_delete_tensor_gb", "0")
 # experts in use -> the two experts that each task's gate has settled on; 8: a gate that has not settled
 SETTLED = {8: None, 4: [[0, 1], [2, 3]], 2: [[0, 1], [0, 1]], 1: [[0, 0], [0, 0]]}
 BASELINE, TORCH = "dense baseline", "PyTorch dense"
@@ -112,9 +115,33 @@ def _arithmetic_limit(plan, products, found):
             f"limit on two threads {limit:.0f} examples/s"
         )
         for row in found:
-            if row["variant"].endswith(f"{active} of 8"):
+            if row["variant"].endswith(f"{active} of 8") and "examples/s" in row:  # not absent
                 row["of the limit"] = row["examples/s"] / limit
     return notes
+
+
+def settings(plan, stage):
+    """Training steps with each of the tools' settings left out, and with more threads."""
+    case = _static_gate(plan, stage, 8, SETTLED[2])
+    for way in WAYS:
+        leave_out = {
+            "all settings": OURS,
+            "MKL's usual path": OURS._replace(environment=(NO_FAST_PATH,)),
+            "glibc gives memory back": OURS._replace(environment=(NO_KEPT_PAGES,)),
+            "programs free tensors": OURS._replace(environment=(NO_KEPT_TENSORS,)),
+            "two OpenMP threads": TWO_THREADS,
+        }
+        if way == "eager":
+            del leave_out["programs free tensors"]
+        for what, process in leave_out.items():
+            stage.add(f"{way}, {what}", "ours", "train", case, process, way=way)
+        if way == "static":
+            stage.add("static, program printed", "ours", "train", case, OURS, way=way, print_once=False)
+        none = AS_INSTALLED._replace(environment=(NO_KEPT_TENSORS,))
+        stage.add(f"{way}, no settings", "ours", "train", case, none, way=way, print_once=False)
+    times = stage.times(plan.rounds, plan.turn_s)
+    found = rows(stage, times, plan.batch, {"against all settings": lambda name: f"{name.split(',')[0]}, all settings"})
+    return Table(f"the tools' settings, training, 2 of 8 experts, batch {plan.batch}", found, [], {})
 
 
 def growth(plan, stage):
@@ -124,9 +151,8 @@ def growth(plan, stage):
         case = _static_gate(plan, stage, n, SETTLED[2])
         for way in ("eager", "static"):
             stage.add(f"{way}, 2 of {n}", "ours", "train", case, OURS, way=way)
-        if n in unsettled:
-            # eager: the static executor's threads each keep memory, gigabytes for as many experts
-            stage.add(f"eager, all of {n}", "ours", "train", unsettled[n], OURS, way="eager")
+            if n in unsettled:
+                stage.add(f"{way}, all of {n}", "ours", "train", unsettled[n], OURS, way=way)
     times = stage.times(max(plan.rounds - 2, 1), plan.turn_s)
     first, last = 8, plan.growth[-1]
     measured = {
@@ -252,8 +278,7 @@ def memory(plan, stage):
         [{"variant": "import paddle", "MB": _peak_bytes(plan, stage, "product", None, size=1) / MB}],
     )
     for way in ("eager", "static"):
-        # All experts at the least number alone: the static graph took 6.8 GB with 16, and was not done growing.
-        for n, codes in [(first, None)] + [(n, SETTLED[2]) for n in plan.memory]:
+        for n, codes in [(n, codes) for n in plan.memory for codes in (None, SETTLED[2])]:
             peak = _peak_bytes(plan, stage, "ours", _static_gate(plan, stage, n, codes), way=way)
             found.append({"variant": f"{way}, {'all' if codes is None else 2} of {n}", "MB": peak / MB})
     for row in found[1:]:
@@ -301,6 +326,7 @@ def long_run(plan, stage):
 
 TABLES = {
     "step": step,
+    "settings": settings,
     "growth": growth,
     "inference": inference,
     "rows_inference": rows_inference,

@@ -16,10 +16,13 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 MOST_STEPS = 40  # in a turn
-SETTING_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "GOMP_")  # would be "as installed" no longer
+SETTING_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "GOMP_", "FLAGS_")  # would be "as installed" no longer
 
-# threads None: the library's own default; core: the only one the process may use, or None
-Settings = collections.namedtuple("Settings", "tuned threads core python", defaults=(True, None, None, sys.executable))
+# threads None: the library's own default; core: the only one the process may use, or None;
+# environment: (name, value) of further variables
+Settings = collections.namedtuple(
+    "Settings", "tuned threads core python environment", defaults=(True, None, None, sys.executable, ())
+)
 
 
 class Absent(Exception):
@@ -31,7 +34,7 @@ class WorkerError(Exception):
 
 
 def clean_environment():
-    """The environment without settings of the memory allocator and of threads, which are the workers' own."""
+    """The environment without settings of memory, threads and Paddle, which are the workers' own."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -48,6 +51,7 @@ class Worker:
 
     def __init__(self, settings, folder):
         environment = {**clean_environment(), "GLOG_minloglevel": "2", "PYTHONUNBUFFERED": "1"}
+        environment.update(settings.environment)
         if settings.threads is not None:
             environment["OMP_NUM_THREADS"] = str(settings.threads)
         self.log = open(os.path.join(folder, f"worker-{len(os.listdir(folder))}.log"), "w+")
