@@ -843,6 +843,9 @@ def build_optimizer(net, hyper, learning_rate, parameters=None):
     clip = nn.ClipGradByGlobalNorm(hyper.optimizer_clip_norm) if hyper.optimizer_clip_norm else None
     common = {"learning_rate": learning_rate, "parameters": parameters, "grad_clip": clip}
     decay = hyper.optimizer_weight_decay
+    if hyper.optimizer_class != "sgd" and paddle.framework.in_pir_mode():
+        # Paddle's defaults, made once a step; as numbers they would be made anew for each parameter
+        common.update({name: paddle.full([1], x) for name, x in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8))})
     if hyper.optimizer_class == "adamw":
         spared = {p.name for p in net.gates.parameters()}
         return paddle.optimizer.AdamW(
