@@ -471,7 +471,7 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
     """
     pairs = paddle.nonzero(needed)  # [P, 2]
     expert_index, row_index = pairs[:, 0], pairs[:, 1]
-    sizes = paddle.cast(paddle.einsum("nb->n", needed), "int32")
+    sizes = paddle.cast(paddle.einsum("nb->n", needed), "int64")
     sizes = sizes.tolist() if paddle.in_dynamic_mode() else paddle.unbind(sizes)
     mixtures = [paddle.zeros([paddle.shape(x)[0], expert_size], x.dtype) for _ in weights]
     called = list(zip(experts, paddle.split(paddle.gather(x, row_index), sizes)))

@@ -7,7 +7,7 @@ import weakref
 import paddle
 from paddle.base import executor as paddles
 
-_printed = weakref.WeakKeyDictionary()  # program that will not change -> its text
+_texts = weakref.WeakKeyDictionary()  # program that will not change -> hash of its text
 LOG = logging.getLogger("engine")
 # Paddle has no public way to the key by which its executor looks up what it has prepared for a program.
 FUNCTION = "_get_strong_program_cache_key_for_new_exe"
@@ -34,14 +34,14 @@ def print_once(program):
     original = getattr(paddles, FUNCTION, None)
     if original is None or not paddle.framework.in_pir_mode():
         return
-    _printed[program] = str(program)
+    _texts[program] = hash(str(program))  # the executor takes no more of its key
     if hasattr(original, "is_ours"):
         return
 
     def key(program, scope, feed, fetch_list):
-        if program not in _printed:
+        if program not in _texts:
             return original(program, scope, feed, fetch_list)
-        return f"{_printed[program]}{scope.raw_address()}{paddles._get_program_cache_key(feed, fetch_list)}"
+        return f"{_texts[program]} {scope.raw_address()}{paddles._get_program_cache_key(feed, fetch_list)}"
 
     key.is_ours = True
     setattr(paddles, FUNCTION, key)
