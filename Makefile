@@ -30,7 +30,7 @@ check: env  ## lint and format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-bench: env  ## the benchmarks, ten minutes; TORCH_PYTHON: an interpreter with PyTorch; TABLES: some alone
+bench: env  ## the benchmarks, a quarter of an hour; TORCH_PYTHON: an interpreter with PyTorch; TABLES: some alone
 	$(VENV)/bin/python benchmarks/bench.py --torch-python '$(TORCH_PYTHON)' $(TABLES)
 
 clean:  ## remove the environments and what training wrote

@@ -42,7 +42,7 @@ RUNNER_KEYS = {
     "keep_last": Key(0, 0, "train", "how many epochs' folders to keep; 0: all"),
     "keep_best": Key(str, None, "train", "with keep_last: keep the epoch too whose mean of this number is best"),
     "skip_not_finite": Key(0, 0, "train", "not finite steps in a row that are undone before the run ends"),
-    "tune_process": Key(bool, True, "", "set what makes Paddle fast on this CPU (MKL's path on AMD, glibc's memory)"),
+    "tune_process": Key(bool, True, "", "set what makes Paddle fast on this CPU (MKL on AMD, glibc, executor)"),
     "to_static": Key(bool, False, "", "dynamic graph: compile the network into a program (paddle.jit.to_static)"),
     "strict": Key(bool, False, "", "refuse unknown runner keys instead of warning"),
     "use_auc": Key(bool, False, "", "static training: start every auc op afresh in each epoch"),

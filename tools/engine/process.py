@@ -1,6 +1,6 @@
 """What makes Paddle fast on this CPU and must be set in the process before Paddle is imported.
 
-`make bench TABLES=step` times the package with these settings against a baseline without. Imports no paddle.
+`make bench TABLES=settings` leaves out one at a time. Imports no paddle.
 """
 
 import ctypes
