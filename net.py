@@ -470,46 +470,68 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
     what a branch past it costs there (benchmarks/LOG.md).
     """
     pairs = paddle.nonzero(needed)  # [P, 2]
-    expert_index, row_index = pairs[:, 0], pairs[:, 1]
     sizes = paddle.cast(paddle.einsum("nb->n", needed), "int64")
     sizes = sizes.tolist() if paddle.in_dynamic_mode() else paddle.unbind(sizes)
-    mixtures = [paddle.zeros([paddle.shape(x)[0], expert_size], x.dtype) for _ in weights]
-    called = list(zip(experts, paddle.split(paddle.gather(x, row_index), sizes)))
+    mixtures = [_zeros(x, expert_size) for _ in weights]
+    called = list(zip(experts, paddle.split(paddle.gather(x, pairs[:, 1]), sizes)))
     if paddle.in_dynamic_mode():
         called = [pair for pair, size in zip(called, sizes) if size]
         if not called:  # all gates have lost all their weight
             return mixtures
     outputs = paddle.concat([expert(chunk) for expert, chunk in called])  # [P, H]
-    for t, w in enumerate(weights):
-        of_pairs = paddle.gather(w, expert_index) if len(w.shape) == 1 else paddle.gather_nd(w, pairs[:, ::-1])
-        weighted = outputs * paddle.unsqueeze(of_pairs, axis=1)
-        mixtures[t] = paddle.scatter(mixtures[t], row_index, weighted, overwrite=False)  # adds
-    return mixtures
+    return [_add_weighted(mixture, outputs, w, pairs) for mixture, w in zip(mixtures, weights)]
 
 
 def _mix_past_branches(experts, x, weights, expert_size, needed):
-    """The same in a program where an expert without a row is branched past.
+    """The same in a program where an expert without a row is branched past: its outputs are zeros.
 
     In the legacy programs of Paddle 3.x, which cannot hold a branch, all experts run on all rows,
     to the same result.
     """
 
-    def zeros():
-        return paddle.zeros([paddle.shape(x)[0], expert_size], x.dtype)
-
     def on_rows(expert, i):
         index = paddle.flatten(paddle.nonzero(needed[i]))
-        return paddle.scatter(zeros(), index, expert(paddle.gather(x, index)))
+        return paddle.scatter(_zeros(x, expert_size), index, expert(paddle.gather(x, index)))
+
+    def no_rows():
+        return _zeros(x, expert_size)
 
     if _can_branch():
         outputs = [
-            paddle.static.nn.cond(paddle.max(needed[i]) > 0, lambda expert=expert, i=i: on_rows(expert, i), zeros)
+            paddle.static.nn.cond(paddle.max(needed[i]) > 0, lambda expert=expert, i=i: on_rows(expert, i), no_rows)
             for i, expert in enumerate(experts)
         ]
     else:
         outputs = [expert(x) for expert in experts]
-    stacked = paddle.stack(outputs, axis=1)  # [B, n, H]
-    return [paddle.squeeze(paddle.reshape(w, [-1, 1, len(outputs)]) @ stacked, axis=1) for w in weights]
+    return [_sum_weighted(outputs, w) for w in weights]
+
+
+def _zeros(x, expert_size):
+    return paddle.zeros([paddle.shape(x)[0], expert_size], x.dtype)
+
+
+def _add_weighted(mixture, outputs, weights, pairs):
+    """Add to ``mixture`` [B, H] the ``outputs`` [P, H] of ``pairs`` [P, 2] by their ``weights`` [n] or [B, n]."""
+    if len(weights.shape) == 1:
+        of_pairs = paddle.gather(weights, pairs[:, 0])
+    else:
+        of_pairs = paddle.gather_nd(weights, pairs[:, ::-1])
+    return paddle.scatter(mixture, pairs[:, 1], outputs * paddle.unsqueeze(of_pairs, axis=1), overwrite=False)
+
+
+def _sum_weighted(outputs, weights):
+    """The same for n ``outputs`` [B, H]: in the same order, forward and backward, and so rounded alike.
+
+    (A matrix product would do, but Adam makes steps of what it rounds otherwise.)
+    """
+    mixture = None
+    for i, output in enumerate(outputs):
+        if len(weights.shape) == 1:
+            of_rows = paddle.gather_nd(weights, paddle.full([paddle.shape(output)[0], 1, 1], i, "int64"))  # [B, 1]
+        else:
+            of_rows = weights[:, i : i + 1]
+        mixture = output * of_rows if mixture is None else mixture + output * of_rows
+    return mixture
 
 
 def _runs_empty_batches():
