@@ -1,8 +1,5 @@
 """What the tools change about Paddle's executor changes no result."""
 
-import gc
-import weakref
-
 import numpy as np
 import paddle
 import pytest
@@ -13,11 +10,8 @@ FLAG = executor.KEEP_FLAG
 
 
 @pytest.fixture(autouse=True)
-def as_before(monkeypatch):
-    """The flag and Paddle's function as they were."""
-    module = executor.paddles
-    if hasattr(module, executor.FUNCTION):
-        monkeypatch.setattr(module, executor.FUNCTION, getattr(module, executor.FUNCTION))
+def as_before():
+    """The flag as it was."""
     flag = paddle.get_flags(FLAG)
     yield
     paddle.set_flags(flag)
@@ -34,7 +28,7 @@ def build(factor):
 @pytest.fixture
 def run():
     paddle.enable_static()
-    engine = paddle.static.Executor(paddle.CPUPlace())
+    engine = executor.Executor(paddle.CPUPlace())
     yield lambda program, fetches: [
         value.tolist() for value in engine.run(program, feed={"x": np.ones(2, "float32")}, fetch_list=fetches)
     ]
@@ -43,49 +37,68 @@ def run():
 
 def test_programs_and_fetches_are_still_told_apart(run):
     (first, of_first), (second, of_second), (third, of_third) = (build(factor) for factor in (3.0, 5.0, 7.0))
-    for named in (first, second):
-        executor.print_once(named)
+    for to_run in (executor.unchanging(first), executor.unchanging(first), first):
         for _ in range(2):
-            assert run(first, of_first[:1]) == [[3.0, 3.0]]
-            assert run(first, of_first[1:]) == [[4.0, 4.0]]
-            assert run(second, of_second) == [[5.0, 5.0], [6.0, 6.0]]
-            assert run(first, of_first) == [[3.0, 3.0], [4.0, 4.0]]
+            assert run(to_run, of_first[:1]) == [[3.0, 3.0]]
+            assert run(to_run, of_first[1:]) == [[4.0, 4.0]]
+            assert run(executor.unchanging(second), of_second) == [[5.0, 5.0], [6.0, 6.0]]
+            assert run(to_run, of_first) == [[3.0, 3.0], [4.0, 4.0]]
             assert run(third, of_third) == [[7.0, 7.0], [8.0, 8.0]]
 
 
-def test_a_program_that_was_not_named_may_change(run):
+def test_a_program_as_it_is_may_change(run):
     (first, of_first), (second, _) = build(3.0), build(5.0)
-    executor.print_once(second)
+    executor.unchanging(second)
     assert run(first, of_first[:1]) == [[3.0, 3.0]]
     with paddle.static.program_guard(first):
         paddle.assign(of_first[0] * 2.0, of_first[0])
     assert run(first, of_first[:1]) == [[6.0, 6.0]]
 
 
-def test_a_program_that_is_named_is_not_kept_alive(run):
-    program = build(3.0)[0]
-    executor.print_once(program)
-    gone = weakref.ref(program)
-    del program
-    gc.collect()
-    assert gone() is None
-
-
-def test_a_program_that_is_named_is_not_printed_again(run):
+def test_an_unchanging_program_is_not_printed(run, monkeypatch):
     if not paddle.framework.in_pir_mode():
         pytest.skip("only under PIR is it printed at all")
     program, fetches = build(3.0)
-    with pytest.MonkeyPatch.context() as patch:
-        executor.print_once(program)
-        patch.setattr(type(program), "__str__", lambda self: pytest.fail("printed"))
-        assert run(program, fetches[:1]) == [[3.0, 3.0]]
+    monkeypatch.setattr(type(program), "__str__", lambda self: pytest.fail("printed"))
+    assert run(executor.unchanging(program), fetches[:1]) == [[3.0, 3.0]]
 
 
-def test_a_paddle_without_that_function_is_left_alone(run, monkeypatch):
-    module = executor.paddles
-    monkeypatch.delattr(module, executor.FUNCTION, raising=False)
-    executor.print_once(build(3.0)[0])
-    assert not hasattr(module, executor.FUNCTION)
+@pytest.mark.parametrize("version", ["2.6.2", "3.4.0", "4.0.0", "0.0.0"])
+def test_other_releases_get_the_program_itself(version, run, monkeypatch):
+    """A nightly build calls itself 0.0.0."""
+    monkeypatch.setattr(paddle, "__version__", version)
+    program = build(3.0)[0]
+    assert executor.unchanging(program) is program
+
+
+def test_a_feed_that_is_missing_is_still_an_error(run):
+    program, fetches = build(3.0)
+    engine = executor.Executor(paddle.CPUPlace())
+    with pytest.raises((KeyError, RuntimeError, ValueError)):
+        engine.run(executor.unchanging(program), feed={}, fetch_list=fetches)
+
+
+def test_a_watched_tensor_shows_what_runs_and_settings_have_made_of_it(run):
+    program, startup = paddle.static.Program(), paddle.static.Program()
+    with paddle.static.program_guard(program, startup):
+        weight = paddle.create_parameter([3], "float32", name="watched_weight")
+        paddle.assign(weight * 2.0, weight)
+    scope = paddle.static.Scope()
+    with paddle.static.scope_guard(scope):
+        engine = executor.Executor(paddle.CPUPlace())
+        engine.run(startup)
+        tensor = scope.find_var(weight.name).get_tensor()
+        watched = executor.Watched(tensor, paddle.CPUPlace())
+        for i in range(4):
+            tensor.set(np.full([3], float(i), "float32"), paddle.CPUPlace())
+            assert watched.array().tolist() == [i] * 3
+            engine.run(program)
+            assert watched.array().tolist() == [2 * i] * 3
+        tensor.set(np.full([5], 1.0, "float32"), paddle.CPUPlace())  # a place of its own for certain
+        assert watched.array().tolist() == [1.0] * 5
+        assert np.shares_memory(watched.array(), watched.array())
+        copied = executor.Watched(tensor, object()).array()  # on another device
+        assert copied.tolist() == [1.0] * 5 and not np.shares_memory(copied, watched.array())
 
 
 @pytest.mark.parametrize("by_user", [None, "0.5"])

@@ -2,6 +2,7 @@
 
 import bisect
 import copy
+import logging
 import os
 
 import numpy as np
@@ -10,6 +11,8 @@ import paddle
 from engine import checkpoint, finite
 from engine.errors import blaming, heeding
 from engine.meter import Step
+
+LOG = logging.getLogger("engine")
 
 
 class DynamicGraph:
@@ -20,7 +23,7 @@ class DynamicGraph:
         config: flat config dict, passed on to the package.
         settings: the tools' own settings.
         job: "train" or "infer".
-        place: not used: Paddle's current device holds.
+        place: Paddle's place, which is its current device too.
     """
 
     name = "dynamic"
@@ -30,13 +33,16 @@ class DynamicGraph:
         self.model = self.find_wrapper(package)()
         with blaming(config["yaml_path"]):
             self.net = self.model.create_model(config)
-        if settings.to_static:
+        if _is_to_be_compiled(settings.to_static, place):
+            LOG.info("the network is compiled into a program (runner.to_static)")
             self.net = paddle.jit.to_static(self.net, full_graph=True)
         if job == "train":
             if settings.model_init_path is not None:
                 self.read(settings.model_init_path, partly=True)
             with blaming(config["yaml_path"]):
                 self.optimizer = self.model.create_optimizer(self.net, config)
+            labels = getattr(self.model, "parameter_labels", {})
+            self.trained = [(labels.get(p.name, name), p) for name, p in self.net.named_parameters()]
 
     @staticmethod
     def find_wrapper(package):
@@ -69,16 +75,11 @@ class DynamicGraph:
         loss, self.metrics_list, tensors = self._forward(self.model.train_forward, batch)
         finite.check_scalars({"loss": loss, **(tensors or {})})
         loss.backward()
-        finite.check(self._gradients(), "the gradient of {name} is not finite")
+        gradients = ((name, parameter.grad) for name, parameter in self.trained if parameter.grad is not None)
+        finite.check(gradients, "the gradient of {name} is not finite")
         self.optimizer.step()
         self._move_schedule("batch")
         return Step(tensors or {}, self.metrics), len(batch[0])
-
-    def _gradients(self):
-        labels = getattr(self.model, "parameter_labels", {})
-        for name, parameter in self.net.named_parameters():
-            if parameter.grad is not None:
-                yield labels.get(parameter.name, name), parameter.grad
 
     def snapshot(self):
         """A copy of all that a step which raises NotFinite may have changed, for ``restore``."""
@@ -171,3 +172,10 @@ class DynamicGraph:
                 for name, value in checkpoint.fit(by_name, weights.by_name, weights.path, partly).items()
             }
         self.net.set_state_dict({**state, **chosen})
+
+
+def _is_to_be_compiled(to_static, place):
+    """``runner.to_static``; auto: where it was measured to be faster, in PIR's programs on a CPU."""
+    if to_static == "auto":
+        return paddle.framework.use_pir_api() and isinstance(place, paddle.CPUPlace)
+    return to_static

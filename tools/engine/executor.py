@@ -1,17 +1,17 @@
 """Paddle's executor, relieved of what it repeats at every run. `make bench TABLES=settings` measures it."""
 
+import itertools
 import logging
 import os
-import weakref
+import re
 
+import numpy as np
 import paddle
-from paddle.base import executor as paddles
 
-_texts = weakref.WeakKeyDictionary()  # program that will not change -> hash of its text
 LOG = logging.getLogger("engine")
-# Paddle has no public way to the key by which its executor looks up what it has prepared for a program.
-FUNCTION = "_get_strong_program_cache_key_for_new_exe"
 KEEP_FLAG = "FLAGS_eager_delete_tensor_gb"  # gigabytes of dead tensors that a run gathers; below 0: for ever
+TRIED = ((3, 0), (3, 4))  # releases whose executor takes an Unchanging: from, and below
+CPU_DEVICE = (1, 0)  # DLPack's kind and number
 
 
 def keep_tensors(place):
@@ -25,23 +25,64 @@ def keep_tensors(place):
         LOG.info("process: %s=-1, programs keep their tensors from run to run", KEEP_FLAG)
 
 
-def print_once(program):
-    """Have the executor take ``program`` for one that will not change.
+class Executor(paddle.static.Executor):
+    """Under PIR, Paddle's own looks at each state of the optimizer at every run, for it might be fed."""
 
-    Under PIR it prints a program in full at every run, to learn whether it is still the same. Where
-    Paddle has no such function, nothing happens.
+    def _pir_feed_data(self, program, feed, scope, data_op_infos):
+        wanted = [info for info in data_op_infos if info[0] in feed or not info[3]]  # name, ..., is persistable
+        return super()._pir_feed_data(program, feed, scope, wanted)
+
+
+def unchanging(program):
+    """``program``, for an executor's run, in a form that says that it will not change any more.
+
+    Under PIR the executor prints a program in full at every run, to learn whether it is still the same,
+    and lists its operators, to learn whether there are any. Returns the program itself under others.
     """
-    original = getattr(paddles, FUNCTION, None)
-    if original is None or not paddle.framework.in_pir_mode():
-        return
-    _texts[program] = hash(str(program))  # the executor takes no more of its key
-    if hasattr(original, "is_ours"):
-        return
+    release = tuple(int(part) for part in re.findall(r"\d+", paddle.__version__)[:2])
+    known = TRIED[0] <= release < TRIED[1]
+    return _Unchanging(program) if known and paddle.framework.in_pir_mode() else program
 
-    def key(program, scope, feed, fetch_list):
-        if program not in _texts:
-            return original(program, scope, feed, fetch_list)
-        return f"{_texts[program]} {scope.raw_address()}{paddles._get_program_cache_key(feed, fetch_list)}"
 
-    key.is_ours = True
-    setattr(paddles, FUNCTION, key)
+class _Unchanging:
+    """What the executor asks of a program: a legacy one's hash, where it would print, and else what it wraps."""
+
+    _numbers = itertools.count()
+
+    def __init__(self, program):
+        self._program, self.desc = program, self
+        self._hash = f"unchanging program {next(self._numbers)} "
+
+    def cached_hash_str(self):
+        return self._hash
+
+    def __getattr__(self, name):
+        return getattr(self._program, name)
+
+
+class Watched:
+    """A tensor of the executor's scope, for a look at its numbers after every run.
+
+    Args:
+        tensor: of a dtype that NumPy has.
+        place: where it is.
+    """
+
+    def __init__(self, tensor, place):
+        self.tensor, self.on_cpu = tensor, isinstance(place, paddle.CPUPlace)
+        self.address, self.view = None, None
+
+    def array(self):
+        """Its numbers now, in an array that lasts until the next run: on a CPU, not a copy."""
+        if not self.on_cpu:
+            return np.asarray(self.tensor)
+        address = self.tensor._ptr()
+        if address != self.address:  # Paddle has moved it
+            self.address, self.view = address, np.from_dlpack(self)
+        return self.view
+
+    def __dlpack__(self, **_):
+        return self.tensor._to_dlpack()
+
+    def __dlpack_device__(self):
+        return CPU_DEVICE

@@ -31,17 +31,16 @@ class StaticGraph:
         self.package, self.config, self.settings, self.job = package, config, settings, job
         self._build()
         self.place = place
-        self.executor = paddle.static.Executor(place)
+        self.executor = executor.Executor(place)
         paddle.seed(settings.seed)  # again, for the building may have drawn
         self.executor.run(paddle.static.default_startup_program())
         self.program = paddle.static.default_main_program()
-        if settings.tune_process:
-            executor.print_once(self.program)
+        self.to_run = executor.unchanging(self.program) if settings.tune_process else self.program
         self.auc_states = _auc_states(self.program)
         self.saved_data = []
         if job == "train":
-            self.trained = [name for name, value in self._state("param").items() if value.dtype.kind == "f"]
             self._start_from_files()
+            self.trained = self._trained()
 
     @staticmethod
     def find_wrapper(package):
@@ -91,14 +90,19 @@ class StaticGraph:
         """
         step, examples = self._run(batch)
         finite.check_scalars(step.tensors)
-        finite.check(self._updated(), "after the step, {name} is not finite: a gradient was not")
+        updated = ((name, watched.array()) for name, watched in self.trained)
+        finite.check(updated, "after the step, {name} is not finite: a gradient was not")
         self._move_schedule("batch")
         return step, examples
 
-    def _updated(self):
-        labels = getattr(self.model, "parameter_labels", {})
-        values = self._values(self.trained)
-        return ((labels.get(name, name), value) for name, value in values.items())
+    def _trained(self):
+        """The parameters of floats: pairs (what to call it in a message, its ``Watched`` tensor)."""
+        labels, scope = getattr(self.model, "parameter_labels", {}), paddle.static.global_scope()
+        return [
+            (labels.get(name, name), executor.Watched(scope.find_var(name).get_tensor(), self.place))
+            for name, value in self._state("param").items()
+            if value.dtype.kind == "f"
+        ]
 
     def snapshot(self):
         """A copy of all that a step may change, for ``restore``."""
@@ -114,7 +118,7 @@ class StaticGraph:
 
     def _run(self, batch):
         feed = self._feed(batch)
-        values = self.executor.run(self.program, feed=feed, fetch_list=list(self.fetches.values()))
+        values = self.executor.run(self.to_run, feed=feed, fetch_list=list(self.fetches.values()))
         tensors = dict(zip(self.fetches, map(np.asarray, values)))
         if self.settings.use_save_data:
             self.saved_data.append(list(tensors.values()))
