@@ -6,11 +6,14 @@ import subprocess
 import sys
 
 import numpy as np
+import paddle
 import pytest
 import yaml
 from conftest import ROOT
 from toolbox import TEST_NUM, assert_refused, run_tool, small_data
 from ways import LEGACY_3
+
+from engine import dynamic
 
 CONFIG = ROOT / "config.yaml"
 SMALL = ["hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32"]
@@ -83,6 +86,7 @@ def test_a_compiled_network_trains_and_evaluates_to_the_same_numbers(runs, data,
     overrides = [*data, "runner.to_static=true", "runner.epochs=2", "runner.print_interval=2"]
     compiled = run_tool("trainer", CONFIG, *overrides, cwd=tmp_path)
     assert compiled.returncode == 0, compiled.stderr
+    assert "compiled into a program" in compiled.stderr and "Warning" not in compiled.stderr
     logs = (log, compiled.stderr), (infer("infer", folder, data), infer("infer", tmp_path, overrides))
     for plain, other in logs:
         ours, theirs = (
@@ -91,6 +95,13 @@ def test_a_compiled_network_trains_and_evaluates_to_the_same_numbers(runs, data,
         assert len(ours) == len(theirs) > 2
         for a, b in zip(ours, theirs):
             assert a == pytest.approx(b, abs=1e-4)
+
+
+def test_auto_compiles_under_pir_on_a_cpu_alone():
+    cpu, other = paddle.CPUPlace(), object()
+    assert dynamic._is_to_be_compiled("auto", cpu) is paddle.framework.use_pir_api()
+    assert not dynamic._is_to_be_compiled("auto", other)
+    assert dynamic._is_to_be_compiled(True, other) and not dynamic._is_to_be_compiled(False, cpu)
 
 
 def line_numbers(line):

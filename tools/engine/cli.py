@@ -3,6 +3,7 @@
 import argparse
 import logging
 import sys
+import warnings
 
 from engine import process
 from engine.config import load_config
@@ -10,6 +11,8 @@ from engine.errors import Stopped, UserError
 from engine.keys import read_settings
 
 LOG = logging.getLogger("engine")
+# What Paddle says of its own code at each run, and nobody here can act on
+PADDLES_WARNINGS = ("No ccache found", "When training, we now always track", "Tensor do not have 'place' interface")
 
 
 def main(graph, job):
@@ -65,3 +68,5 @@ def _start_log():
     LOG.addHandler(handler)
     LOG.setLevel(logging.INFO)
     LOG.propagate = False  # paddle has put a handler of its own on the root logger
+    for words in PADDLES_WARNINGS:
+        warnings.filterwarnings("ignore", words)

@@ -43,7 +43,9 @@ RUNNER_KEYS = {
     "keep_best": Key(str, None, "train", "with keep_last: keep the epoch too whose mean of this number is best"),
     "skip_not_finite": Key(0, 0, "train", "not finite steps in a row that are undone before the run ends"),
     "tune_process": Key(bool, True, "", "set what makes Paddle fast on this CPU (MKL on AMD, glibc, executor)"),
-    "to_static": Key(bool, False, "", "dynamic graph: compile the network into a program (paddle.jit.to_static)"),
+    "to_static": Key(
+        (True, False, "auto"), False, "", "dynamic graph: compile the network (paddle.jit.to_static); auto: if faster"
+    ),
     "strict": Key(bool, False, "", "refuse unknown runner keys instead of warning"),
     "use_auc": Key(bool, False, "", "static training: start every auc op afresh in each epoch"),
     "auc_num": Key(0, 1, "", "not needed: the state of every auc op is found"),
