@@ -36,7 +36,7 @@ def main():
 def plan(small, torch_python):
     """The sizes of a run; PyTorch has two threads, as installed."""
     sizes = tables.SMALL if small else tables.FULL
-    torch = workers.Settings(tuned=False, threads=2, python=torch_python) if torch_python else None
+    torch = workers.Settings(tuned=(), threads=2, python=torch_python) if torch_python else None
     return sizes._replace(torch=torch)
 
 

@@ -1,6 +1,7 @@
 """The package itself as a variant: eager, to_static or static, as it is or with all experts computed."""
 
 import contextlib
+import os
 from unittest import mock
 
 import case as cases
@@ -11,6 +12,13 @@ from ways import code_logits, config, gate_values, make_batches, start
 
 import net
 from engine import executor
+from engine.config import load_config
+from engine.dynamic import DynamicGraph
+from engine.keys import read_settings
+from engine.package import Package
+from engine.static import StaticGraph
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 SETTLED_DISTANCE = 0.8  # of a digit's logit from 0: outside the band of width 1
 ROWS_DISTANCE = 1e4  # a per-example gate's typical logit: none of a batch is likely to lie in the band
@@ -19,25 +27,24 @@ LEAST_NORMAL = np.finfo(np.float32).tiny
 
 
 class Ours:
-    """A run of ``tests/ways.py`` with a case's weights.
+    """The package with a case's weights, trained by the tools' own graphs: a step is a step of a tool.
 
     Args:
         path: of the case.
         way: one of ``ways.WAYS``.
         dense: compute all experts, whatever their weights.
-        print_once: spare the executor printing its programs at every run, as the tools do.
+        unchanging: spare the executor printing its program at every run, as the tools do.
     """
 
-    def __init__(self, path, way, dense=False, print_once=True):
+    def __init__(self, path, way, dense=False, unchanging=True):
         self.case, self.dense = cases.Case(path), dense
         executor.keep_tensors(paddle.CPUPlace())
+        flat = config(**self.case.hyper)
         with self._mixture():
-            self.run = start(way, config(**self.case.hyper))
-        if way == "static" and print_once:
-            with self.run.on():
-                executor.print_once(self.run.program)
-                executor.print_once(self.run.infer_program)
+            self.run = start("static" if way == "static" else "eager", flat)
+            self.graph = _tools_graph(self.run, way, flat, unchanging)
         self.run.set({self.run.names[key]: value for key, value in self.case.weights.items()})
+        self.trains = False
 
     def _mixture(self):
         if not self.dense:
@@ -45,13 +52,18 @@ class Ours:
         return mock.patch.object(net, "mix_needed_experts", oracles.mix_all_experts)
 
     def predict(self):
+        self.trains = False
         with self._mixture():
             return self.run.predict(self.case.batch)
 
     def step(self):
         """One training step: (loss before it, experts in use)."""
-        with self._mixture():
-            return self.run.step(self.case.batch)
+        with self._mixture(), _on(self.run):
+            if not self.trains:
+                self.graph.begin_epoch()
+                self.trains = True
+            step, _ = self.graph.train_step(self.case.batch)
+        return float(step.tensors["loss"]), int(step.tensors["experts_used"])
 
     def age_dead_experts(self):
         """Set the moments of skipped experts as if these had been skipped for long.
@@ -86,7 +98,7 @@ class Ours:
         if hasattr(self.run, "optimizer"):
             state = self.run.optimizer.state_dict().items()
             return {name: value.numpy() for name, value in state if isinstance(value, paddle.Tensor)}
-        return {name: np.asarray(value) for name, value in self.run.program.state_dict("opt", self.run.scope).items()}
+        return {name: np.asarray(value) for name, value in self.graph.program.state_dict("opt", self.run.scope).items()}
 
     def _set_optimizer_state(self, values):
         if not hasattr(self.run, "optimizer"):
@@ -94,6 +106,27 @@ class Ours:
         state = self.run.optimizer.state_dict()  # of the optimizer's own tensors
         for name, value in values.items():
             state[name].set_value(value)
+
+
+def _tools_graph(run, way, flat, unchanging):
+    """The graph of ``tools/`` for training, and ``run`` made one with it: its weights are the graph's."""
+    own = load_config(os.path.join(ROOT, "config.yaml"), [])
+    keys = {key: value for key, value in own.items() if not key.startswith("hyper_parameters.")}
+    settings = read_settings(keys, "train")
+    settings.to_static, settings.tune_process = way == "to_static", unchanging
+    kind = StaticGraph if way == "static" else DynamicGraph
+    with _on(run), paddle.utils.unique_name.guard():  # the same names as the run's
+        with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
+            graph = kind(Package(ROOT), {**keys, **flat}, settings, "train", paddle.CPUPlace())
+    if way != "static":
+        run.net, run.optimizer, run.wrapper = graph.net, graph.optimizer, graph.model
+    elif unchanging:
+        run.infer_program = executor.unchanging(run.infer_program)
+    return graph
+
+
+def _on(run):
+    return run.on() if hasattr(run, "on") else contextlib.nullcontext()
 
 
 def write_reference(spec, path):

@@ -8,7 +8,7 @@ import figures
 import numpy as np
 import workers
 
-REFERENCE = workers.Settings(threads=1)  # whose process writes the cases
+REFERENCE = workers.Settings(threads=1)  # of the process that writes the cases
 PREDICTIONS, LOSSES = 1e-4, 1e-3  # greatest difference of a logit; of a loss, relative
 
 # options: of the kind's class, see worker.KINDS; job: train, infer, or rate for what has no case
@@ -29,6 +29,7 @@ class Stage:
     def __init__(self, folder):
         self.folder = folder
         self.workers, self.variants = {}, []
+        self.reference = None  # the worker that writes the cases
         self.absent = {}  # name -> why
         self.greatest_difference = None  # of a prediction from the dense mixture's
 
@@ -38,6 +39,12 @@ class Stage:
     def __exit__(self, *error):
         for worker in self.workers.values():
             worker.__exit__(*error)
+        self._end_reference()
+
+    def _end_reference(self):
+        if self.reference is not None:
+            self.reference.__exit__()
+            self.reference = None
 
     def worker(self, settings):
         """The process with these settings; all variants that need them share it.
@@ -53,9 +60,9 @@ class Stage:
         """Have a case written: see ``ours.write_reference``. Returns its path, or the reason why it cannot be."""
         path = os.path.join(self.folder, f"case{len(os.listdir(self.folder))}.npz")
         try:
-            self.worker(REFERENCE).ask(
-                "reference", case={"hyper": hyper, "batch": batch, "settled": settled}, path=path
-            )
+            if self.reference is None:
+                self.reference = workers.Worker(REFERENCE, self.folder)
+            self.reference.ask("reference", case={"hyper": hyper, "batch": batch, "settled": settled}, path=path)
         except workers.Absent as why:
             return why
         return path
@@ -98,8 +105,7 @@ class Stage:
 
     def times(self, rounds, turn_s):
         """{name: [seconds a step, one number a round]} of all variants, taking turns."""
-        if REFERENCE in self.workers:  # it has done its work, and keeps what dense steps have needed
-            self.workers.pop(REFERENCE).__exit__()
+        self._end_reference()  # it has done its work, and keeps what dense steps have needed
         return workers.take_turns([_Turns(self, variant) for variant in self.variants], rounds, turn_s)
 
     def ask(self, variant, do, **facts):
@@ -146,6 +152,6 @@ def describe(variant):
     threads = variant.options.get("threads", settings.threads)
     words = ["tuned" if settings.tuned else "as installed"]
     words.append("default threads" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}")
-    if settings.core is not None:
+    if settings.one_core:
         words.append("one core")
     return ", ".join(words)

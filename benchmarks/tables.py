@@ -15,13 +15,11 @@ import workers
 from stage import rows
 
 ROOT = workers.HERE.parent
-OURS, AS_INSTALLED = workers.Settings(), workers.Settings(tuned=False)
-TWO_THREADS, ONE_CORE = workers.Settings(threads=2), workers.Settings(core=0)
-ONE_CORE_AS_INSTALLED = workers.Settings(tuned=False, core=0)
+OURS, AS_INSTALLED = workers.Settings(), workers.Settings(tuned=())
+ONE_THREAD, TWO_THREADS = workers.Settings(threads=1), workers.Settings(threads=2)
+ONE_CORE, ONE_CORE_AS_INSTALLED = workers.Settings(one_core=True), workers.Settings(tuned=(), one_core=True)
 WAYS = ("eager", "to_static", "static")
-# what switches off each of the tools' process settings: the user's own setting wins
-NO_FAST_PATH, NO_KEPT_PAGES = ("MKL_DEBUG_CPU_TYPE", ""), ("GLIBC_TUNABLES", "glibc.malloc.check=0")
-NO_KEPT_TENSORS = ("FLAGS_eager_delete_tensor_gb", "0")
+NO_KEPT_TENSORS = ("FLAGS_eager_delete_tensor_gb", "0")  # the user's own setting wins
 # experts in use -> the two experts that each task's gate has settled on; 8: a gate that has not settled
 SETTLED = {8: None, 4: [[0, 1], [2, 3]], 2: [[0, 1], [0, 1]], 1: [[0, 0], [0, 0]]}
 BASELINE, TORCH = "dense baseline", "PyTorch dense"
@@ -126,8 +124,8 @@ def settings(plan, stage):
     for way in WAYS:
         leave_out = {
             "all settings": OURS,
-            "MKL's usual path": OURS._replace(environment=(NO_FAST_PATH,)),
-            "glibc gives memory back": OURS._replace(environment=(NO_KEPT_PAGES,)),
+            "MKL's usual path": OURS._replace(tuned=("keep_freed_memory",)),
+            "glibc gives memory back": OURS._replace(tuned=("use_fast_path",)),
             "programs free tensors": OURS._replace(environment=(NO_KEPT_TENSORS,)),
             "two OpenMP threads": TWO_THREADS,
         }
@@ -136,9 +134,9 @@ def settings(plan, stage):
         for what, process in leave_out.items():
             stage.add(f"{way}, {what}", "ours", "train", case, process, way=way)
         if way == "static":
-            stage.add("static, program printed", "ours", "train", case, OURS, way=way, print_once=False)
+            stage.add("static, program printed", "ours", "train", case, OURS, way=way, unchanging=False)
         none = AS_INSTALLED._replace(environment=(NO_KEPT_TENSORS,))
-        stage.add(f"{way}, no settings", "ours", "train", case, none, way=way, print_once=False)
+        stage.add(f"{way}, no settings", "ours", "train", case, none, way=way, unchanging=False)
     times = stage.times(plan.rounds, plan.turn_s)
     found = rows(stage, times, plan.batch, {"against all settings": lambda name: f"{name.split(',')[0]}, all settings"})
     return Table(f"the tools' settings, training, 2 of 8 experts, batch {plan.batch}", found, [], {})
@@ -171,19 +169,22 @@ def inference(plan, stage):
     stage.add("eager dense", "ours", "infer", case, OURS, way="eager", dense=True)
     for way in WAYS:
         stage.add(f"{way}, 2 of 8", "ours", "infer", case, OURS, way=way)
-    # a process of their own, or their idle threads would spin in the next variant's turn
+    # processes of their own, or their idle threads would spin in the next variant's turn
     stage.add("exported dense", "exported", "infer", case, TWO_THREADS, pruned=False, threads=2)
     stage.add("exported pruned", "exported", "infer", case, TWO_THREADS, pruned=True, threads=2)
+    stage.add("exported pruned, one thread", "exported", "infer", case, ONE_THREAD, pruned=True, threads=1)
     _add_torch(plan, stage, "infer", case)
     times = stage.times(plan.rounds, plan.turn_s)
     measured = {"inference pruned": _times_faster(times, BASELINE, "exported pruned")}
-    found = rows(stage, times, plan.batch, _against(BASELINE, TORCH))
+    found = rows(stage, times, plan.batch, _against(BASELINE, "eager dense", TORCH))
     return Table(f"inference, 8 experts, batch {plan.batch}", found, [], measured)
 
 
 def rows_inference(plan, stage):
     """Predictions of a per-example gate: an expert runs on the examples that need it."""
     case = _per_example_gate(plan, stage)
+    for name, routed in (("all experts", False), ("rows routed", True)):
+        stage.add(f"exported, {name}", "exported", "infer", case, TWO_THREADS, pruned=routed, threads=2)
     return _routed(plan, stage, case, "infer", "per-example gate at inference", "rows inference")
 
 
@@ -213,7 +214,8 @@ def reader(plan, stage):
     facts = stage.worker(ONE_CORE).ask("facts")["engine's Batches"]
     note = f"{what}: {facts['examples']} examples, {facts['bytes'] / MB:.1f} MB in memory"
     times = stage.times(plan.rounds, plan.turn_s)
-    return Table(f"reader, batch {plan.batch}", rows(stage, times, plan.batch, _against("Paddle's loader")), [note], {})
+    found = rows(stage, times, plan.batch, _against("Paddle's loader"))
+    return Table(f"reader, batch {plan.batch}", found, [note], {"reader": found[-1]["examples/s"]})
 
 
 def _data(plan, stage):

@@ -116,12 +116,10 @@ def main():
     # Libraries print; the answers go where only this function writes.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    if settings["core"] is not None:
-        os.sched_setaffinity(0, [settings["core"]])
-    if settings["tuned"]:
-        from engine import process
-
-        process.tune()
+    if settings["one_core"] and hasattr(os, "sched_setaffinity"):  # where it is not, the core is shared
+        os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+    for function in settings["tuned"]:
+        getattr(importlib.import_module("engine.process"), function)()
     desk = Desk()
     print("{}", file=answers, flush=True)
     for line in sys.stdin:

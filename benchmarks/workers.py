@@ -18,10 +18,11 @@ HERE = pathlib.Path(__file__).resolve().parent
 MOST_STEPS = 40  # in a turn
 SETTING_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "GOMP_", "FLAGS_")  # would be "as installed" no longer
 
-# threads None: the library's own default; core: the only one the process may use, or None;
-# environment: (name, value) of further variables
+TUNED = ("use_fast_path", "keep_freed_memory")  # functions of tools/engine/process.py
+# tuned: which of these to call, () is "as installed"; threads None: the library's own default; one_core: the process
+# may use no other; environment: (name, value) of further variables
 Settings = collections.namedtuple(
-    "Settings", "tuned threads core python environment", defaults=(True, None, None, sys.executable, ())
+    "Settings", "tuned threads one_core python environment", defaults=(TUNED, None, False, sys.executable, ())
 )
 
 
