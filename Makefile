@@ -3,6 +3,8 @@ PYTHON ?= python3
 PADDLE ?= 3.3.1
 VENV := .venv
 VENV26 := .venv-paddle26
+JOBS ?= 2
+PYTEST := -m pytest -n $(JOBS) --dist worksteal
 TORCH_PYTHON ?=
 TABLES ?=
 export GLOG_minloglevel ?= 2
@@ -17,14 +19,14 @@ train: env  ## train on the sample data, then evaluate every epoch
 	$(VENV)/bin/python tools/infer.py -m config.yaml
 
 test: env  ## the tests
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python $(PYTEST)
 
 test-legacy: env  ## the package's own tests in the legacy program mode, which PaddleRec's tools set
-	FLAGS_enable_pir_api=0 $(VENV)/bin/python -m pytest tests/test_gate.py tests/test_sparse.py tests/test_graphs.py \
+	FLAGS_enable_pir_api=0 $(VENV)/bin/python $(PYTEST) tests/test_gate.py tests/test_sparse.py tests/test_graphs.py \
 		tests/test_hyper_parameters.py tests/test_tools.py tests/test_export.py
 
 test-paddle26: $(VENV26)/ready  ## the tests on paddlepaddle 2.6.2, in an environment of its own
-	$(VENV26)/bin/python -m pytest
+	$(VENV26)/bin/python $(PYTEST)
 
 check: env  ## lint and format
 	$(VENV)/bin/ruff check .
@@ -38,12 +40,13 @@ clean:  ## remove the environments and what training wrote
 
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet 'paddlepaddle==$(PADDLE)' '.[test]'
+	$(VENV)/bin/python -m pip install --quiet 'paddlepaddle==$(PADDLE)' '.[test,onnx]'
 	touch $@
 
 $(VENV26)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV26)
-	$(VENV26)/bin/python -m pip install --quiet 'paddlepaddle==2.6.2' 'numpy<2' 'setuptools<81' '.[test]'
+	$(VENV26)/bin/python -m pip install --quiet 'paddlepaddle==2.6.2' 'numpy<2' 'setuptools<81' '.[test,onnx]' \
+		"paddle2onnx==1.3.1; python_version < '3.12'"
 	touch $@
 
 .PHONY: help env train test test-legacy test-paddle26 check bench clean

@@ -113,4 +113,5 @@ class _MovedByExecutor(net.TrainingSchedule):
 def _offered(logits, gate_weights):
     """The outputs that an exported model may have, by plain names."""
     variables = {"logits": logits, "probabilities": [F.softmax(z) for z in logits], "gate_weights": gate_weights}
-    return {f"{name}{t + 1}": v for name, of_tasks in variables.items() for t, v in enumerate(of_tasks)}
+    offered = {f"{name}{t + 1}": v for name, of_tasks in variables.items() for t, v in enumerate(of_tasks)}
+    return {**offered, "experts_used": net.experts_used(gate_weights)}

@@ -8,6 +8,7 @@ signature.json                 the reader's items, which of them are inputs or a
 
 import collections
 import json
+import logging
 import os
 import re
 
@@ -17,6 +18,7 @@ from paddle.base.data_feeder import convert_dtype
 from engine import checkpoint
 from engine.errors import UserError, blaming
 
+LOG = logging.getLogger("engine")
 PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 1
 OF_TASK = re.compile(r"(logits|probabilities)(\d*)")  # outputs with a column for each class of a task
 
@@ -58,11 +60,15 @@ def write(folder, graph, parameters):
 
 def _choose(graph, parameters, feed_names, fetch_names):
     """(Built, output names): of the smallest program that has all the names asked for."""
+    beyond = []
     for built in _inference_programs(graph, parameters):
         names = list(fetch_names) or [name for name in built.outputs if OF_TASK.fullmatch(name)]
         missing = _missing(built, feed_names, names)
         if names and not missing:
+            if beyond:
+                LOG.warning("%s is not among export_net's: infer_net's program is exported, whole", ", ".join(beyond))
             return built, names
+        beyond = missing
     if not paddle.framework.in_pir_mode():
         variables = graph.program.global_block().vars
         own = Built(graph.program, graph.feeds, variables, variables)
