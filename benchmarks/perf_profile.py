@@ -8,6 +8,7 @@ import collections
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,6 +34,8 @@ KINDS = {
 
 
 def main():
+    if shutil.which("perf") is None:
+        sys.exit("there is no command perf (Debian: apt install linux-perf)")
     for active in (8, 4, 2, 1):
         for way in ("eager", "static"):
             command = [sys.executable, __file__, way, str(active)]  # a process for each, as the tools are

@@ -134,7 +134,7 @@ def settings(plan, stage):
         for what, process in leave_out.items():
             stage.add(f"{way}, {what}", "ours", "train", case, process, way=way)
         if way == "static":
-            stage.add("static, program printed", "ours", "train", case, OURS, way=way, unchanging=False)
+            stage.add("static, the executor as it is", "ours", "train", case, OURS, way=way, unchanging=False)
         none = AS_INSTALLED._replace(environment=(NO_KEPT_TENSORS,))
         stage.add(f"{way}, no settings", "ours", "train", case, none, way=way, unchanging=False)
     times = stage.times(plan.rounds, plan.turn_s)

@@ -213,12 +213,10 @@ def test_the_batch_size_is_free(gate, routed, tmp_path, rng):
 
 
 def onnxruntime_or_skip():
-    """The module, which every environment of the Makefile has where its Python has paddle2onnx."""
-    if sys.version_info >= (3, 12):
-        pytest.skip("paddle2onnx's own needs are not met there, see pyproject.toml")
-    import onnxruntime
-
-    return onnxruntime
+    """The module; `make test-onnx` installs it and what else is needed."""
+    for module in ("onnx", "paddle2onnx"):
+        pytest.importorskip(module, reason="an extra: make test-onnx")
+    return pytest.importorskip("onnxruntime", reason="an extra: make test-onnx")
 
 
 @pytest.mark.parametrize("gate", ["dselect_k", "dselect_k_per_example"])
@@ -262,7 +260,7 @@ def test_an_output_with_one_column_is_no_choice_of_classes():
 def test_inputs_and_printed_numbers_may_be_named(routed, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "engine"):
         folder = exported(routed[0], tmp_path / "loss", ["loss"], inputs=["image", "label1", "label2"])
-    assert "loss is not among export_net's" in caplog.text
+    assert "export_net has no loss" in caplog.text
     assert json.loads((folder / export.SIGNATURE).read_text())["inputs"] == ["image", "label1", "label2"]
 
 
@@ -312,6 +310,18 @@ def test_onednn_with_other_numbers_is_not_used(routed, caplog, monkeypatch, rng)
     with caplog.at_level(logging.INFO, "engine"):
         outputs_of(routed[1], rng.rand(2, 1, 36, 36).astype("float32"))
     assert "oneDNN: off" in caplog.text and "not those without it" in caplog.text
+
+
+@pytest.mark.parametrize("counts,expected", [([2, 2], 2), ([2, 3], [2, 3])])
+def test_an_npz_holds_a_batchs_number_once_or_for_each(counts, expected, tmp_path):
+    signature = {"outputs": [{"name": "used", "per_example": False}, {"name": "logits", "per_example": True}]}
+    with open(tmp_path / "x.npz", "wb") as file:
+        table = predict.NpzTable(file, signature)
+        for count, size in zip(counts, (4, 1)):
+            table.add({}, {"used": np.array(count), "logits": np.zeros([size, 10])})
+        table.close()
+    arrays = np.load(tmp_path / "x.npz")
+    assert arrays["used"].tolist() == expected and arrays["logits"].shape == (5, 10)
 
 
 SIGNATURES = {

@@ -10,7 +10,7 @@ import paddle
 
 LOG = logging.getLogger("engine")
 KEEP_FLAG = "FLAGS_eager_delete_tensor_gb"  # gigabytes of dead tensors that a run gathers; below 0: for ever
-TRIED = ((3, 0), (3, 4))  # releases whose executor takes an Unchanging: from, and below
+TRIED = ((3, 0), (3, 4))  # releases with which what follows was tried: from, and below
 CPU_DEVICE = (1, 0)  # DLPack's kind and number
 
 
@@ -28,9 +28,11 @@ def keep_tensors(place):
 class Executor(paddle.static.Executor):
     """Under PIR, Paddle's own looks at each state of the optimizer at every run, for it might be fed."""
 
-    def _pir_feed_data(self, program, feed, scope, data_op_infos):
-        wanted = [info for info in data_op_infos if info[0] in feed or not info[3]]  # name, ..., is persistable
-        return super()._pir_feed_data(program, feed, scope, wanted)
+    def _pir_feed_data(self, program, feed, scope, data_op_infos, *more):
+        if _is_tried():
+            # (name, ..., whether it is persistable)
+            data_op_infos = [info for info in data_op_infos if info[0] in feed or not info[3]]
+        return super()._pir_feed_data(program, feed, scope, data_op_infos, *more)
 
 
 def unchanging(program):
@@ -39,9 +41,11 @@ def unchanging(program):
     Under PIR the executor prints a program in full at every run, to learn whether it is still the same,
     and lists its operators, to learn whether there are any. Returns the program itself under others.
     """
-    release = tuple(int(part) for part in re.findall(r"\d+", paddle.__version__)[:2])
-    known = TRIED[0] <= release < TRIED[1]
-    return _Unchanging(program) if known and paddle.framework.in_pir_mode() else program
+    return _Unchanging(program) if _is_tried() and paddle.framework.in_pir_mode() else program
+
+
+def _is_tried():
+    return TRIED[0] <= tuple(int(part) for part in re.findall(r"\d+", paddle.__version__)[:2]) < TRIED[1]
 
 
 class _Unchanging:
@@ -64,17 +68,18 @@ class Watched:
     """A tensor of the executor's scope, for a look at its numbers after every run.
 
     Args:
-        tensor: of a dtype that NumPy has.
+        tensor: of a dtype that NumPy has; dtype and shape stay as they are.
         place: where it is.
     """
 
     def __init__(self, tensor, place):
-        self.tensor, self.on_cpu = tensor, isinstance(place, paddle.CPUPlace)
+        self.tensor = tensor
+        self.can_be_shared = isinstance(place, paddle.CPUPlace) and hasattr(np, "from_dlpack")  # NumPy 1.23
         self.address, self.view = None, None
 
     def array(self):
         """Its numbers now, in an array that lasts until the next run: on a CPU, not a copy."""
-        if not self.on_cpu:
+        if not self.can_be_shared:
             return np.asarray(self.tensor)
         address = self.tensor._ptr()
         if address != self.address:  # Paddle has moved it

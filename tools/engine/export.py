@@ -66,7 +66,7 @@ def _choose(graph, parameters, feed_names, fetch_names):
         missing = _missing(built, feed_names, names)
         if names and not missing:
             if beyond:
-                LOG.warning("%s is not among export_net's: infer_net's program is exported, whole", ", ".join(beyond))
+                LOG.warning("export_net has no %s: infer_net's program is exported, whole", ", ".join(beyond))
             return built, names
         beyond = missing
     if not paddle.framework.in_pir_mode():

@@ -14,13 +14,13 @@ def check(arrays, words="{name} is not finite"):
         arrays: pairs (name, array), any shape and dtype.
         words: of the message, with ``{name}`` in them.
     """
-    named = [(name, np.asarray(array)) for name, array in arrays]
-    floats = [(name, array) for name, array in named if array.dtype.kind == "f"]
+    wrong = []
     with np.errstate(all="ignore"):
-        # all are finite if their sum is, which is quick; else the sum itself may have grown too large
-        if math.isfinite(sum(float(np.add.reduce(array, axis=None)) for _, array in floats)):
-            return
-        wrong = [name for name, array in floats if not np.isfinite(array).all()]
+        for name, array in arrays:  # one at a time: they may be copies
+            array = np.asarray(array)
+            if array.dtype.kind == "f" and not math.isfinite(np.add.reduce(array, axis=None)):
+                if not np.isfinite(array).all():  # or the sum itself has grown too large
+                    wrong.append(name)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise NotFinite(words.format(name=", ".join(wrong[:3]) + more))

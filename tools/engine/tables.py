@@ -38,11 +38,14 @@ def _flat(name, values):
 
 
 class NpzTable:
-    """All columns and all outputs as arrays by name, kept until ``close`` writes them."""
+    """All columns and all outputs as arrays by name, kept until ``close`` writes them.
+
+    An output that is not per example is written once if it is the same for all batches, else one for each.
+    """
 
     def __init__(self, file, signature):
         self.file, self.batches = file, []
-        self.constant = {output["name"] for output in signature["outputs"] if not output["per_example"]}
+        self.of_batch = {output["name"] for output in signature["outputs"] if not output["per_example"]}
 
     def add(self, columns, outputs):
         """Keep a batch, as ``CsvTable.add`` takes it."""
@@ -50,8 +53,10 @@ class NpzTable:
 
     def close(self):
         """Write the file."""
-        arrays = {
-            name: value if name in self.constant else np.concatenate([batch[name] for batch in self.batches])
-            for name, value in self.batches[0].items()
-        }
-        np.savez(self.file, **arrays)
+        np.savez(self.file, **{name: self._whole(name) for name in self.batches[0]})
+
+    def _whole(self, name):
+        values = [batch[name] for batch in self.batches]
+        if name not in self.of_batch:
+            return np.concatenate(values)
+        return values[0] if all(np.array_equal(value, values[0]) for value in values) else np.stack(values)

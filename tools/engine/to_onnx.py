@@ -28,7 +28,7 @@ def write(folder):
     except ImportError as error:
         raise UserError(
             f"runner.export_format is onnx, but paddle2onnx cannot be imported ({error}). "
-            "Try: pip install paddle2onnx onnx, on Python 3.9 to 3.11 (paddle2onnx 2 is for Paddle 3, 1 for Paddle 2)."
+            "Try: pip install paddle2onnx onnx (paddle2onnx 2 is for Paddle 3, paddle2onnx 1 for Paddle 2)."
         ) from error
     except Exception as error:  # a converter's failure comes as nearly anything, and its log says more
         raise UserError(
