@@ -39,7 +39,7 @@ def unchanging(program):
     """``program``, for an executor's run, in a form that says that it will not change any more.
 
     Under PIR the executor prints a program in full at every run, to learn whether it is still the same,
-    and lists its operators, to learn whether there are any. Returns the program itself under others.
+    and lists its operators, to learn whether there are any. Elsewhere this is the program itself.
     """
     return _Unchanging(program) if _is_tried() and paddle.framework.in_pir_mode() else program
 
