@@ -40,7 +40,7 @@ FULL = Plan(
     turn_s=0.25,
     product=2048,
     growth=(4, 8, 16, 32, 64),
-    unsettled_growth=(4, 8, 16, 32, 64),
+    unsettled_growth=(4, 8, 16, 64),  # with 32 too, all that is held would not fit into 24 GiB
     row_experts=16,
     memory=(8, 64),
     memory_steps=30,  # some twenty until it grows no more
@@ -147,8 +147,9 @@ def growth(plan, stage):
     unsettled = {n: _static_gate(plan, stage, n, None) for n in plan.unsettled_growth}
     for n in plan.growth:
         case = _static_gate(plan, stage, n, SETTLED[2])
+        alone = OURS._replace(label=f"2 of {n}")  # as in a tool, and not beside dozens of other programs' threads
         for way in ("eager", "static"):
-            stage.add(f"{way}, 2 of {n}", "ours", "train", case, OURS, way=way)
+            stage.add(f"{way}, 2 of {n}", "ours", "train", case, alone, way=way)
             if n in unsettled:
                 stage.add(f"{way}, all of {n}", "ours", "train", unsettled[n], OURS, way=way)
     times = stage.times(max(plan.rounds - 2, 1), plan.turn_s)

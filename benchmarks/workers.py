@@ -20,9 +20,11 @@ SETTING_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "GOMP_", "FLAGS_")  # wou
 
 TUNED = ("use_fast_path", "keep_freed_memory")  # functions of tools/engine/process.py
 # tuned: which of these to call, () is "as installed"; threads None: the library's own default; one_core: the process
-# may use no other; environment: (name, value) of further variables
+# may use no other; environment: (name, value) of further variables; label: those with another have another process
 Settings = collections.namedtuple(
-    "Settings", "tuned threads one_core python environment", defaults=(TUNED, None, False, sys.executable, ())
+    "Settings",
+    "tuned threads one_core python environment label",
+    defaults=(TUNED, None, False, sys.executable, (), None),
 )
 
 
