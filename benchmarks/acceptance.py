@@ -21,7 +21,9 @@ TARGETS = {
     "rows training to_static": Target("the same, to_static", ">=", 3),
     "rows training static": Target("the same, static", ">=", 3),
     "reader": Target("reader, shuffled, on one core", ">=", 200_000, " examples/s"),
-    "long run eager": Target("last epoch against first, six dead experts, over a twin's without denormals, eager", "<=", 1.05),
+    "long run eager": Target(
+        "last epoch against first, six dead experts, over a twin without denormals, eager", "<=", 1.05
+    ),
     "long run static": Target("the same, static", "<=", 1.05),
 }
 
