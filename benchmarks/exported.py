@@ -7,12 +7,11 @@ import tempfile
 
 import case as cases
 import paddle
-from ours import Ours
+from ours import ROOT, Ours
 
 from engine.export import PREFIX
 from engine.predict import predictor
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 EXPORT_TOOL = os.path.join(ROOT, "tools", "export.py")
 
 

@@ -8,7 +8,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import net  # noqa: E402  (found by the line above)
-from engine.keys import REQUIRED, RUNNER_KEYS  # noqa: E402
+from engine.keys import REQUIRED, RUNNER_KEYS  # noqa: E402  (likewise)
 
 HEAD = """# All keys
 

@@ -143,7 +143,7 @@ def tuned_and_not():
     return graphs
 
 
-def test_the_static_tool_neither_prints_its_program_nor_looks_at_all_states(tuned_and_not, rng, monkeypatch):
+def test_the_static_tool_neither_prints_its_program_nor_looks_at_all_states(tuned_and_not, monkeypatch):
     if not paddle.framework.in_pir_mode():
         pytest.skip("only under PIR does Paddle's executor do so")
     looked_at, printed = [], []

@@ -24,13 +24,14 @@ sys.path.insert(0, sys.argv[1])
 from engine import process
 process.keep_freed_memory()
 libc = ctypes.CDLL(None)
-fields = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()]
+names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+fields = [(name, ctypes.c_size_t) for name in names.split()]
 libc.mallinfo2.restype = type("Info", (ctypes.Structure,), {"_fields_": fields})
 libc.malloc.restype = ctypes.c_void_p
 before = libc.mallinfo2().hblks
 libc.malloc(ctypes.c_size_t(20 << 20))
 print(libc.mallinfo2().hblks - before, "paddle" in sys.modules)
-"""  # noqa: E501
+"""
 
 
 @pytest.fixture(autouse=True)

@@ -29,15 +29,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import net  # noqa: E402  (found by the line above)
-from engine import checkpoint  # noqa: E402
-from engine.config import load_config  # noqa: E402
-from engine.dynamic import DynamicGraph  # noqa: E402
-from engine.errors import NotFinite, UserError, blaming  # noqa: E402
-from engine.keys import check_unknown_keys, read_settings  # noqa: E402
-from engine.meter import Meter  # noqa: E402
-from engine.package import Package  # noqa: E402
-from engine.session import Session  # noqa: E402
-from engine.static import StaticGraph  # noqa: E402
+from engine import checkpoint  # noqa: E402  (likewise)
+from engine.config import load_config  # noqa: E402  (likewise)
+from engine.dynamic import DynamicGraph  # noqa: E402  (likewise)
+from engine.errors import NotFinite, UserError, blaming  # noqa: E402  (likewise)
+from engine.keys import check_unknown_keys, read_settings  # noqa: E402  (likewise)
+from engine.meter import Meter  # noqa: E402  (likewise)
+from engine.package import Package  # noqa: E402  (likewise)
+from engine.session import Session  # noqa: E402  (likewise)
+from engine.static import StaticGraph  # noqa: E402  (likewise)
 
 LIMIT_S = 10  # for one file
 LIMIT_MB = 400  # growth of the process over a run

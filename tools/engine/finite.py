@@ -18,9 +18,10 @@ def check(arrays, words="{name} is not finite"):
     with np.errstate(all="ignore"):
         for name, array in arrays:  # one at a time: they may be copies
             array = np.asarray(array)
-            if array.dtype.kind == "f" and not math.isfinite(np.add.reduce(array, axis=None)):
-                if not np.isfinite(array).all():  # or the sum itself has grown too large
-                    wrong.append(name)
+            if array.dtype.kind != "f" or math.isfinite(np.add.reduce(array, axis=None)):
+                continue
+            if not np.isfinite(array).all():  # or the sum itself has grown too large
+                wrong.append(name)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise NotFinite(words.format(name=", ".join(wrong[:3]) + more))
