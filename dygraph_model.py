@@ -9,6 +9,7 @@ class DygraphModel:
     """Config -> network, optimizer, metrics, and one forward pass each for training and inference."""
 
     config_defaults = net.HyperParameters.defaults()  # for tools that ask: every key of this model
+    network_config = staticmethod(net.network_config)  # and those that a save must agree in
 
     def create_model(self, config):
         """Build the network.
@@ -21,6 +22,7 @@ class DygraphModel:
             ValueError: a ``hyper_parameters`` key is unknown or its value is not allowed.
         """
         self.hyper = net.HyperParameters.from_config(config)
+        self.values_at_end = net.values_at_end(self.hyper)  # for tools that take means over an epoch
         network = net.MultiGateMixture(self.hyper)
         self.parameter_labels = network.parameter_labels()  # for tools that name a parameter
         return network
@@ -77,4 +79,4 @@ class DygraphModel:
 
 def _update(metrics_list, logits, labels):
     for metric, z, label in zip(metrics_list, logits, labels):
-        metric.update(metric.compute(z, paddle.reshape(label, [-1, 1])))
+        metric.update(net.is_right(z, label))

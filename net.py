@@ -28,6 +28,7 @@ from paddle import nn
 
 IMAGE_SIZE = 36  # pixels a side, of the Multi-MNIST images
 GROUP_SIZE = 5  # channels that group norm takes together
+NETWORK_KEYS = "gate task_num class_num expert_num expert_norm top_k gamma expert_size tower_size".split()
 LOG = logging.getLogger("dselect_k")
 
 
@@ -137,6 +138,20 @@ class HyperParameters:
                 "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule."
             )
         return self
+
+
+def network_config(config):
+    """The keys that decide what the network computes, and their values in force: dotted key -> value.
+
+    A save fits any config that agrees in these. The other keys shape the training alone.
+
+    Args:
+        config: flat config dict, of this run or of a save.
+    Raises:
+        ValueError: as ``HyperParameters.from_config``.
+    """
+    hyper = HyperParameters.from_config(config)
+    return {f"hyper_parameters.{name}": getattr(hyper, name) for name in NETWORK_KEYS}
 
 
 def _dotted(field):
@@ -749,9 +764,31 @@ def accuracy_names(hyper):
 
 
 def experts_used(gate_weights_of_tasks):
-    """Number of experts with a weight > 0 for any task and example: int64 scalar."""
-    used = paddle.cast(greatest_weights(gate_weights_of_tasks) > 0, "float32")
-    return paddle.cast(paddle.einsum("i->", used), "int64")
+    """Number of experts with a weight > 0 for any task.
+
+    Args:
+        gate_weights_of_tasks: per task [n], or [B, n] for a per-example gate.
+    Returns:
+        int64 scalar; for per-example gates a float32 scalar: the number for one example, mean over the batch.
+    """
+    used = paddle.cast(paddle.add_n([paddle.cast(w > 0, "float32") for w in gate_weights_of_tasks]) > 0, "float32")
+    number = paddle.mean(used) * float(used.shape[-1])
+    return number if len(used.shape) == 2 else paddle.cast(number + 0.5, "int64")  # a cast cuts off what follows
+
+
+def values_at_end(hyper):
+    """Names of the printed numbers that describe the network, not a batch: an epoch's is the one at its end."""
+    return ("experts_used",) if hyper.gate == "dselect_k" else ()
+
+
+def is_right(logits, label):
+    """Whether the class of the greatest logit is the label: float64 [B, 1], 1 or 0.
+
+    Args:
+        logits: [B, class_num].
+        label: int64 [B] or [B, 1].
+    """
+    return paddle.cast(paddle.topk(logits, 1)[1] == paddle.reshape(label, [-1, 1]), "float64")
 
 
 # ------------------------------------------------------------------------ loss and optimizer

@@ -16,10 +16,12 @@ class StaticModel:
     """
 
     config_defaults = net.HyperParameters.defaults()  # for tools that ask: every key of this model
+    network_config = staticmethod(net.network_config)  # and those that a save must agree in
 
     def __init__(self, config):
         self.config = config
         self.hyper = net.HyperParameters.from_config(config)
+        self.values_at_end = net.values_at_end(self.hyper)  # for tools that take means over an epoch
 
     def create_feeds(self, is_infer=False):
         """Variables of a batch, in the reader's order: image float32 [-1, 1, 36, 36], labels int64 [-1]."""
@@ -46,7 +48,7 @@ class StaticModel:
         self.loss = losses["loss"]
         self.export_vars = _offered(logits, gate_weights)
         fetches = {
-            name: paddle.static.accuracy(input=z, label=paddle.reshape(label, [-1, 1]))
+            name: paddle.mean(net.is_right(z, label))
             for name, z, label in zip(net.accuracy_names(self.hyper), logits, labels)
         }
         return {**fetches, **losses, "experts_used": net.experts_used(gate_weights)}

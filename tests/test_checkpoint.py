@@ -132,7 +132,7 @@ def test_a_warm_start_may_be_partial_but_not_empty(caplog):
 
 
 FACTS = {"graph": "dynamic", "epoch": 1, "batch": 0, "config": {"a": 1}, "schedule": None}
-FACTS.update(numbers={"loss": 0.5}, means=None)
+FACTS.update(numbers={"loss": 0.5}, so_far=None)
 
 
 def saved(tmp_path):

@@ -21,7 +21,7 @@ from engine import checkpoint
 from engine.errors import UserError
 from engine.unpickle import Unreadable, loads
 
-FACTS = {"graph": "dynamic", "batch": 0, "config": {}, "schedule": None, "numbers": {}, "means": None}
+FACTS = {"graph": "dynamic", "batch": 0, "config": {}, "schedule": None, "numbers": {}, "so_far": None}
 SIZE_STEP = 700  # bytes; a save below has some 2600 in its largest file
 CALLS = [(os, "rename"), (os, "fsync"), (os, "mkdir"), (os, "open"), (os, "rmdir"), (os, "unlink"), (builtins, "open")]
 

@@ -1,17 +1,23 @@
 """A loss or gradient that is not finite ends the training, or is undone; epoch, step and task are named."""
 
+import json
 import pickle
 import shutil
+import sys
 
 import kill_resume
 import numpy as np
 import pytest
 from conftest import ROOT
-from toolbox import assert_refused, run_tool
+from toolbox import assert_refused, opened, run_tool
+from ways import make_batches
 
-from engine import checkpoint, finite
+from engine import checkpoint, finite, loop
 from engine.errors import NotFinite
+from engine.meter import Meter
+from engine.session import Session
 
+GRAPHS = list(kill_resume.TOOLS)
 TOOLS = list(kill_resume.TOOLS.values())
 SAVED = {"trainer": "rec.pdparams", "static_trainer": "rec_static.pdparams"}
 
@@ -75,34 +81,77 @@ def test_steps_that_are_not_finite_are_undone_if_so_configured(base, tmp_path, t
         np.testing.assert_array_equal(ended[name], value, err_msg=name)
 
 
+# schedules that move with each step, and a ramp of the gates' entropy weight
+MOVING = [
+    ["hyper_parameters.optimizer.schedule=one_cycle"],
+    ["hyper_parameters.optimizer.schedule=cosine", "hyper_parameters.optimizer.warmup_steps=3"],
+    ["hyper_parameters.optimizer.schedule=constant", "hyper_parameters.optimizer.class=sgd"],
+]
+BROKEN = {"the third": [2], "the first": [0], "two in a row, and the last": [1, 2, 5]}
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+@pytest.mark.parametrize("moving", MOVING, ids=lambda overrides: overrides[0].split("=")[1])
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+def test_an_undone_step_leaves_the_run_as_if_its_batch_had_not_been_there(tmp_path, rng, graph, moving, broken):
+    """Parameters, running statistics, moments, schedule, step counter, ramp and the epoch's numbers, to the bit."""
+    batches = make_batches(rng, 6)
+    for i in broken:
+        batches[i][0][0] = np.nan
+    sound = [batch for i, batch in enumerate(batches) if i not in broken]
+    with_them, without = (trained(graph, moving, tmp_path / name, of) for name, of in (("a", batches), ("b", sound)))
+    assert not kill_resume.differences(with_them[0], without[0])
+    assert with_them[1:] == without[1:] and len(sound) == with_them[3]
+
+
+def trained(graph_name, overrides, cwd, batches):
+    """(the saved files' content, the epoch's numbers, position of the schedule, rows of result.npy) of an epoch."""
+    overrides = [
+        *kill_resume.OVERRIDES,
+        *overrides,
+        "runner.epochs=1",
+        "runner.steps_per_epoch=6",
+        "runner.strict=false",
+    ]
+    overrides += [
+        "runner.skip_not_finite=2",
+        "runner.save_interval_steps=0",
+        f"runner.model_save_path={cwd / 'output'}",
+    ]
+    with opened(graph_name, "train", [*overrides, "runner.use_save_data=true"]) as (graph, config, settings):
+        meter = Meter(graph_name, "train", 100, None, graph.values_at_end())
+        session = Session(graph, config, settings, meter)
+        loop.train(graph, lambda epoch, begin: iter(batches), session.first(), 1, meter, session)
+        session.lock.close()
+        rows = (
+            len(graph.saved_data)
+            if graph_name == "static"
+            else len(batches) - sum(np.isnan(b[0]).any() for b in batches)
+        )
+    manifest = json.loads((cwd / "output" / "0" / "manifest.json").read_text())
+    return kill_resume.state(cwd, 0), manifest["numbers"], manifest["schedule"], rows
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process as Linux does")
 @pytest.mark.parametrize("tool", TOOLS)
-def test_one_step_is_undone_and_the_others_are_made(base, tmp_path, tool):
-    """A reader with one broken batch: all goes on as if the batch had not been there."""
+def test_memory_that_runs_out_in_a_step_is_said_and_nothing_saved_is_lost(base, tmp_path, tool):
     for name in ("net.py", "dygraph_model.py", "static_model.py", "multiMNIST_reader.py", "config.yaml"):
         shutil.copy(ROOT / name, tmp_path)
-    for name, at in (("broken", 40), ("sound", -1)):
-        (tmp_path / f"{name}_reader.py").write_text(
-            "import multiMNIST_reader\n"
-            "class RecDataset(multiMNIST_reader.RecDataset):\n"
-            "    def __getitem__(self, i):\n"
-            "        image, *labels = super().__getitem__(i)\n"
-            f"        return [image * float('nan') if i == {at} else image, *labels]\n"
-        )
-    overrides = [*kill_resume.OVERRIDES, "runner.epochs=1", "runner.shuffle=false", base[0]]
-    overrides += ["runner.skip_not_finite=1", "hyper_parameters.optimizer.schedule=constant"]
-    logs = {}
-    for name in ("broken", "sound"):
-        (tmp_path / name).mkdir()
-        process = run_tool(
-            tool, tmp_path / "config.yaml", *overrides, f"runner.train_reader_path={name}_reader", cwd=tmp_path / name
-        )
-        assert process.returncode == 0, process.stderr
-        logs[name] = [line.split("batch_id")[1] for line in process.stderr.splitlines() if "batch_id" in line]
-    assert [line.split(",")[0] for line in logs["broken"]] == [": 0", ": 1", ": 3", ": 4", ": 5"]
-    before_it = [line.split("avg_reader")[0] for line in logs["broken"][:2]]
-    assert before_it == [line.split("avg_reader")[0] for line in logs["sound"][:2]]
-    weights = checkpoint.read_weights(str(tmp_path / "broken" / "output" / "0")).by_name
-    assert all(np.isfinite(value).all() for value in weights.values())
+    (tmp_path / "limited_reader.py").write_text(
+        "import pathlib, resource\n"
+        "import multiMNIST_reader\n"
+        "class RecDataset(multiMNIST_reader.RecDataset):\n"
+        "    def gather(self, indices):\n"
+        "        pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])\n"
+        "        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (900 << 20), -1))\n"
+        "        return super().gather(indices.repeat(300))\n"
+    )
+    shutil.copytree(base[1] / "0", tmp_path / "output" / "0")
+    before = (tmp_path / "output" / "0" / "rec.pdparams").read_bytes()
+    overrides = [*kill_resume.OVERRIDES, base[0], "runner.train_reader_path=limited_reader"]
+    process = run_tool(tool, tmp_path / "config.yaml", *overrides, cwd=tmp_path)
+    assert_refused(process, "epoch 0, batch 0", "out of memory", "batch size")
+    assert (tmp_path / "output" / "0" / "rec.pdparams").read_bytes() == before
 
 
 def test_what_is_finite_passes_and_what_is_not_is_counted():

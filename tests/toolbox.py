@@ -1,12 +1,21 @@
-"""Runs a tool as a user does, as a process."""
+"""Runs a tool as a user does, as a process; or its graph in this one."""
 
+import contextlib
 import os
 import re
 import subprocess
 import sys
 
 import kill_resume
+import paddle
 from conftest import ROOT
+
+from engine.batches import Batches, find_reader, open_dataset
+from engine.config import load_config
+from engine.device import set_seeds
+from engine.keys import read_settings
+from engine.package import Package
+from engine.run import GRAPHS
 
 TEST_NUM = 50  # examples to evaluate on: no multiple of the batch, so the last one is partial
 TIMEOUT_S = 120  # a hang is a failure
@@ -22,9 +31,9 @@ def run_tool(name, config, *overrides, cwd, env=None):
     )
 
 
-def small_data(folder):
+def small_data(folder, test_num=TEST_NUM):
     """Make ``folder``/train and ``folder``/test of a part of the sample; gives the overrides that point at them."""
-    return [kill_resume.make_data(str(folder / part), n, part) for part, n in (("train", 70), ("test", TEST_NUM))]
+    return [kill_resume.make_data(str(folder / part), n, part) for part, n in (("train", 70), ("test", test_num))]
 
 
 def assert_refused(process, *words):
@@ -36,3 +45,22 @@ def assert_refused(process, *words):
     assert len(messages) == 1, process.stderr
     for word in words:
         assert str(word) in process.stderr[process.stderr.index("error: ") :], process.stderr
+
+
+@contextlib.contextmanager
+def opened(graph_name, job, overrides):
+    """A graph of our package in this process, as a tool would build it in its own: (graph, config, settings)."""
+    config = load_config(str(ROOT / "config.yaml"), overrides)
+    settings = read_settings(config, job)
+    place = paddle.set_device("cpu")
+    programs = paddle.static.program_guard(paddle.static.Program(), paddle.static.Program())
+    with paddle.utils.unique_name.guard(), programs, paddle.static.scope_guard(paddle.static.Scope()):
+        set_seeds(settings.seed)
+        (paddle.enable_static if graph_name == "static" else paddle.disable_static)()
+        yield GRAPHS[graph_name](Package(str(ROOT)), config, settings, job, place), config, settings
+    paddle.disable_static()
+
+
+def batches_of(config, settings, job):
+    reader = find_reader(Package(str(ROOT)), settings, job)
+    return Batches(open_dataset(reader, settings, {**config, "runner.job": job}, job), settings, job, paddle.CPUPlace())

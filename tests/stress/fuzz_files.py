@@ -72,7 +72,8 @@ class Trained:
         self.session = Session(self.graph, config, self.settings, self.meter)
         self.graph.begin_epoch()
         self.step()
-        self.session._save(0, 0, 1, means=self.meter.state())
+        so_far = {**self.meter.state(), "counted": self.graph.counted()}
+        self.session._save(0, 0, 1, so_far=so_far)
         self.settings.resume = os.path.join(self.folder, "0")
         self.good = {path.name: path.read_bytes() for path in pathlib.Path(self.settings.resume).iterdir()}
 
@@ -99,7 +100,9 @@ class Trained:
         if file != checkpoint.MANIFEST:
             self._sign(file, content)
         self.graph.read(self.settings.resume)
-        self.meter.begin(self.session.first()[2])
+        so_far, counted = self.session.first()[2:]
+        self.meter.begin(so_far)
+        self.graph.begin_epoch(counted)
         self.step()
 
     def _sign(self, file, content):
@@ -216,6 +219,10 @@ def hostile_saves(file, good, canary):
     return made
 
 
+def _so_far(**facts):
+    return {"sums": {"loss": 1.0}, "examples": {"loss": 2}, "newest": {"loss": 1.0}, "counted": [], **facts}
+
+
 _SCHEDULES = [None, [], {}, {"last_epoch": 0}, {"last_epoch": "0", "last_lr": 0.1}, {"last_epoch": 0.5, "last_lr": 0.1}]
 _SCHEDULES += [{"last_epoch": True, "last_lr": 0.1}, {"last_epoch": 0, "last_lr": float("nan")}, _laughs(5)]
 _SCHEDULES += [{"last_epoch": "x" * 100_000, "last_lr": 0.1}]
@@ -227,8 +234,10 @@ _FACTS = {
     "config": [None, [], "x", {"runner.seed": "x" * 100_000}, {"hyper_parameters.gamma": _laughs(9)}, {"x": 1},
                {"hyper_parameters.gamma": _deep(400)}],
     "numbers": [None, [], {"loss": "x"}, {"loss": True}], "parameters": [None, [], {"x": 1}, {}],
-    "means": [[], {}, {"sums": [], "examples": 1}, {"sums": {"loss": "x"}, "examples": 1},
-              {"sums": {}, "examples": -1}, {"sums": {"loss": 1.0}, "examples": 10**60}],
+    "so_far": [[], {}, _so_far(sums=[]), _so_far(sums={"loss": "x"}), _so_far(examples={}), _so_far(examples=3),
+               _so_far(examples={"loss": 0}), _so_far(examples={"loss": 10**60}), _so_far(newest=None),
+               _so_far(newest={"loss": "x"}), _so_far(counted={}), _so_far(more=1)],
+    "run": [None, 3, []],
     "files": [None, [], {"rec.pdparams": 3}, {"../x": ""}, {"\0": ""}, {"x" * 100_000: ""}, {"": ""}, {".": ""}],
 }  # fmt: skip
 
@@ -243,7 +252,8 @@ def hostile_manifests(graph, good):
         for value in values
         if not (graph == "dynamic" and name == "schedule" and isinstance(value, dict))  # which it does not read
     }
-    made.update({f"no {name}": json.dumps({k: v for k, v in facts.items() if k != name}).encode() for name in changes})
+    needed = set(changes) - {"run"}
+    made.update({f"no {name}": json.dumps({k: v for k, v in facts.items() if k != name}).encode() for name in needed})
     texts = {
         "deep": b"[" * 100_000, "deep mapping": b'{"a":' * 50_000, "closed": b"[" * 50_000 + b"]" * 50_000,
         "digits": good.replace(b'"batch": 1', b'"batch": 1' + b"0" * 5000), "nothing": b"", "null": b"null",

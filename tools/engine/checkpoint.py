@@ -35,8 +35,8 @@ MAX_POSITION = 2**53  # of an epoch or a batch in a manifest; numbers beyond are
 LOCK = ".lock"
 NAME_TABLE = "StructuredToParameterName@@"
 
-# by_structured is None for a checkpoint of the static graph
-Weights = collections.namedtuple("Weights", "path by_structured by_name")
+# by_structured is None for a checkpoint of the static graph, config where there is no manifest
+Weights = collections.namedtuple("Weights", "path by_structured by_name config")
 
 
 @contextlib.contextmanager
@@ -143,6 +143,18 @@ def read_manifest(folder):
     path = os.path.join(folder, MANIFEST)
     if not os.path.exists(path):
         return None
+    manifest = read_facts(folder)
+    check_files(folder, manifest["files"], path)
+    return manifest
+
+
+def read_facts(folder):
+    """What a folder's manifest says, the files themselves left unread.
+
+    Raises:
+        UserError: the manifest is missing, cut or changed.
+    """
+    path = os.path.join(folder, MANIFEST)
     try:
         with open(path, encoding="utf-8") as file:
             manifest = json.load(file)
@@ -150,7 +162,6 @@ def read_manifest(folder):
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {clipped(error)}"
         raise UserError(f"{path}: cannot be read as a manifest ({reason}). Take another folder.") from error
-    check_files(folder, manifest["files"], path)
     return manifest
 
 
@@ -192,17 +203,32 @@ def _check_facts(manifest):
     for name in ("epoch", "batch"):
         if not _is_count(manifest[name]):
             raise ValueError(f"its {name} is {shown(manifest[name])}")
+    if "so_far" not in manifest and not manifest["batch"]:
+        manifest["so_far"] = None  # saves of the first releases have it only inside an epoch, in another form
     maybe = (dict, type(None))
     kinds = {"graph": str, "config": dict, "schedule": maybe, "files": dict, "saved_at": float}
-    kinds.update(parameters=dict, numbers=dict, means=maybe)
+    kinds.update(parameters=dict, numbers=dict, so_far=maybe)
     for name, kind in kinds.items():
         if not isinstance(manifest[name], kind):
             raise ValueError(f"its {name} is {shown(manifest[name])}")
-    means = {"sums": {}, "examples": 0} if manifest["means"] is None else manifest["means"]
-    if not _are_numbers(manifest["numbers"]) or not _are_numbers(means["sums"]) or not _is_count(means["examples"]):
-        raise ValueError("its numbers or means are none")
+    if not _are_numbers(manifest["numbers"]):
+        raise ValueError("its numbers are not all numbers")
+    if manifest["so_far"] is not None:
+        _check_so_far(**manifest["so_far"])
+    if not isinstance(manifest.get("run", ""), str):  # saves of the first releases have no run
+        raise ValueError(f"its run is {shown(manifest['run'])}")
     if not math.isfinite(manifest["saved_at"]):  # nan would be neither older nor newer than another save
         raise ValueError(f"its saved_at is {manifest['saved_at']}")
+
+
+def _check_so_far(sums, examples, newest, counted):
+    """Raise ValueError where what an epoch has counted is not as ``Meter.state`` and a graph's ``counted`` give it."""
+    if not _are_numbers(sums) or not _are_numbers(newest) or not isinstance(counted, list):
+        raise ValueError("what it says of the epoch so far is not all numbers")
+    if not isinstance(examples, dict) or sums.keys() != examples.keys():
+        raise ValueError("its sums and numbers of examples do not belong together")
+    if not all(_is_count(count) and count for count in examples.values()):
+        raise ValueError("its numbers of examples are not all whole numbers > 0")
 
 
 def _is_count(value):
@@ -361,11 +387,13 @@ def read_weights(folder):
     table = content.pop(NAME_TABLE, {})
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f"{path}: its {NAME_TABLE} is no map of names. Take another epoch.")
+    config = None
     if manifest is not None:
         _check_parameters(content, manifest["parameters"], path)
+        config = manifest["config"]
     if prefix == STATIC:
-        return Weights(path, None, content)
-    return Weights(path, content, {table[key]: value for key, value in content.items() if key in table})
+        return Weights(path, None, content, config)
+    return Weights(path, content, {table[key]: value for key, value in content.items() if key in table}, config)
 
 
 def _check_parameters(content, described, path):

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import paddle
 
-from engine import checkpoint, finite
+from engine import checkpoint, finite, metric_state, same_network
 from engine.errors import blaming, heeding
 from engine.meter import Step
 
@@ -49,10 +49,20 @@ class DynamicGraph:
         """The package's class for this graph."""
         return package.find("dygraph_model", "DygraphModel", "the wrapper for the dynamic graph")
 
-    def begin_epoch(self):
-        """Train mode, and metrics from zero."""
+    def values_at_end(self):
+        """Names of the printed scalars that describe the model, not a batch (``DygraphModel.values_at_end``)."""
+        return getattr(self.model, "values_at_end", ())
+
+    def begin_epoch(self, counted=None):
+        """Train mode, and metrics from zero, or from what ``counted()`` gave in the middle of an epoch."""
         self.net.train()
         self._new_metrics()
+        if counted is not None:
+            metric_state.write(self.metrics_list, counted, checkpoint.MANIFEST)
+
+    def counted(self):
+        """What the metrics have counted in this epoch, as plain numbers."""
+        return metric_state.read(self.metrics_list)
 
     def begin_evaluation(self):
         """Evaluation mode, and metrics from zero."""
@@ -82,15 +92,22 @@ class DynamicGraph:
         return Step(tensors or {}, self.metrics), len(batch[0])
 
     def snapshot(self):
-        """A copy of all that a step which raises NotFinite may have changed, for ``restore``."""
+        """A copy of all that a step which raises NotFinite may have changed, for ``restore``.
+
+        The optimizer's moments are not among it: such a step ends before they change.
+        """
         values = {name: tensor.clone() for name, tensor in self.net.state_dict().items()}
-        return values, copy.deepcopy(self.metrics_list)
+        schedule = self._schedule()
+        position = None if schedule is None else copy.deepcopy(schedule.state_dict())
+        return values, copy.deepcopy(self.metrics_list), position
 
     def restore(self, snapshot):
         """Undo the step since ``snapshot``."""
-        values, self.metrics_list = snapshot
+        values, self.metrics_list, position = snapshot
         for name, tensor in self.net.state_dict().items():
             tensor.set_value(values[name])
+        if position is not None:
+            self._schedule().set_state_dict(position)
 
     def infer_step(self, batch):
         """One step of evaluation: (Step, number of examples)."""
@@ -106,9 +123,14 @@ class DynamicGraph:
         self._move_schedule("epoch")
 
     def _move_schedule(self, when):
-        rate = self.optimizer._learning_rate  # Paddle has no public name for the schedule
-        if self.settings.lr_step == when and isinstance(rate, paddle.optimizer.lr.LRScheduler):
-            rate.step()
+        schedule = self._schedule()
+        if self.settings.lr_step == when and schedule is not None:
+            schedule.step()
+
+    def _schedule(self):
+        """The schedule of the learning rate, or None if the rate is a number."""
+        rate = self.optimizer._learning_rate  # Paddle has no public name for it
+        return rate if isinstance(rate, paddle.optimizer.lr.LRScheduler) else None
 
     def metrics(self):
         """The metrics so far: name -> float."""
@@ -161,6 +183,7 @@ class DynamicGraph:
             UserError: they are missing, broken, or another network's.
         """
         weights = checkpoint.read_weights(folder)
+        same_network.check(self.model, weights, self.config)
         state = self.net.state_dict()
         if weights.by_structured is not None:
             chosen = checkpoint.fit(state, weights.by_structured, weights.path, partly)

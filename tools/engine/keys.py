@@ -30,6 +30,7 @@ RUNNER_KEYS = {
     "model_save_path": Key(str, "model_output", "train", "folder of the epoch folders, relative to the working one"),
     "model_init_path": Key(str, None, "train", "epoch folder with the weights to start from"),
     "infer_load_path": Key(str, "model_output", "infer", "folder of the epoch folders, relative to the working one"),
+    "infer_run": Key(str, "newest", "", "whose epochs to evaluate or export: newest, all, or the id of a run"),
     "infer_start_epoch": Key(0, 0, "infer", "first epoch to evaluate"),
     "infer_end_epoch": Key(0, 10, "infer", "the epoch after the last one to evaluate"),
     "shuffle": Key(bool, False, "train", "another order in each epoch, drawn from the seed"),

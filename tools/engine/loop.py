@@ -2,15 +2,19 @@
 
 import time
 
-from engine.errors import NotFinite
+from engine.errors import NotFinite, UserError
 
 
 def train(graph, batches, first, epochs, meter, session):
-    """Train from ``first`` = (epoch, batch, means so far) up to ``epochs``; the session saves, and may end the run."""
+    """Train from ``first`` up to ``epochs``; the session saves, and may end the run.
+
+    Args:
+        first: (epoch, batch, what the epoch has counted so far, for the meter and for the graph).
+    """
     for epoch in range(first[0], epochs):
-        begin, means = first[1:] if epoch == first[0] else (0, None)
-        meter.begin(means)
-        graph.begin_epoch()
+        begin, *so_far = first[1:] if epoch == first[0] else (0, None, None)
+        meter.begin(so_far[0])
+        graph.begin_epoch(so_far[1])
         _run(epoch, batches, graph.train_step, meter, begin, session)
         graph.end_epoch()
         session.after_epoch(epoch, meter.close(epoch, graph.metrics()))
@@ -38,6 +42,11 @@ def _run(epoch, batches, take_step, meter, begin=0, session=None):
             step, examples = take_step(batch)
         except NotFinite as error:
             not_finite = error
+        except MemoryError as error:  # Paddle's own failures to allocate come as this too
+            raise UserError(
+                f"epoch {epoch}, batch {batch_id}: out of memory in this step. "
+                "Set a smaller batch size. What was saved before is as it was."
+            ) from error
         else:
             meter.add(epoch, batch_id, step, examples, loaded - asked, time.perf_counter() - loaded)
         if session is not None:

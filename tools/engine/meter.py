@@ -1,6 +1,9 @@
-"""The lines of the log: one an interval, one an epoch, in PaddleRec's format.
+"""The lines of the log: one an interval, one an epoch.
 
-Paddle's scripts look for the words ``ips:`` and ``auc:``, each followed by a blank and the number.
+An interval's line is PaddleRec's: what the last step gave, and the package's metrics so far. The line
+``epoch: N done`` is the same in both graphs, for training and evaluation, and each number on it is the
+epoch's: see ``Meter.close``. Paddle's scripts look for the words ``ips:`` and ``auc:``, each followed
+by a blank and the number.
 """
 
 import collections
@@ -21,7 +24,10 @@ STYLES = {
     ("static", "infer"): Style("", "{}: {}, ", "", "{:.2f}", True),
     ("exported", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
 }
-DONE_METRIC = "{}: {:.6f},"
+
+# What a graph gives for a step: name -> tensor, and a function without arguments for the metrics so
+# far (name -> float), which is called only when a line is due.
+Step = collections.namedtuple("Step", "tensors metrics")
 
 
 class Meter:
@@ -32,19 +38,22 @@ class Meter:
         job: "train" or "infer".
         interval: steps between two lines.
         scalars: function (name, value, step) that records a number elsewhere as well, or None.
+        values_at_end: names of scalars that describe the model, not a batch. No mean is taken of
+            them; an epoch's value is the one after its last step.
     """
 
-    def __init__(self, graph_name, job, interval, scalars=None):
+    def __init__(self, graph_name, job, interval, scalars=None, values_at_end=()):
         self.style = STYLES[graph_name, job]
-        self.prints_means = graph_name == "static"  # the dynamic graph's metrics are over the epoch already
-        self.interval, self.scalars = interval, scalars
+        self.interval, self.scalars, self.values_at_end = interval, scalars, values_at_end
         self.step = 0
 
     def begin(self, state=None):
         """Start an epoch, or go on in the middle of one from its ``state()``."""
         self.started = time.perf_counter()
-        self.sums, self.examples = (dict(state["sums"]), state["examples"]) if state else ({}, 0)
-        self.tensors = {}
+        state = state or {"sums": {}, "examples": {}, "newest": {}}
+        self.sums, self.examples = dict(state["sums"]), dict(state["examples"])
+        self.newest = dict(state["newest"])  # of each name: a number, or an array of another size
+        self.vectors = set()  # names of what had another size than 1 in some batch
         self._begin_interval()
 
     def _begin_interval(self):
@@ -59,35 +68,40 @@ class Meter:
             examples: in this batch.
             reader_s, step_s: seconds spent waiting for the batch, and computing.
         """
-        self.tensors = step.tensors
-        self.examples += examples
         self.batches += 1
         self.interval_examples += examples
         self.reader_s += reader_s
         self.step_s += step_s
-        self._add_to_means(examples)
+        self._add_to_epoch(step.tensors, examples)
         if batch_id % self.interval == 0:
-            self._write_interval(epoch, batch_id, step.metrics())
+            self._write_interval(epoch, batch_id, step)
         self.step += 1
 
     def state(self):
-        """What the epoch's means are made of, as plain numbers."""
-        return {"sums": self.sums, "examples": self.examples}
+        """What the epoch's numbers are made of, as plain numbers."""
+        newest = {name: value for name, value in self.newest.items() if name not in self.vectors}
+        return {"sums": self.sums, "examples": self.examples, "newest": newest}
 
-    def _add_to_means(self, examples):
-        for name, value in self.tensors.items():
-            if np.size(value) == 1:
-                self.sums[name] = self.sums.get(name, 0.0) + float(np.reshape(value, [])) * examples
+    def _add_to_epoch(self, tensors, examples):
+        for name, value in tensors.items():
+            if not _is_number(value):
+                self.vectors.add(name)
+                self.newest[name] = value
+                continue
+            self.newest[name] = number = _number(value)
+            if name not in self.values_at_end:
+                self.sums[name] = self.sums.get(name, 0.0) + number * examples
+                self.examples[name] = self.examples.get(name, 0) + examples
 
-    def _write_interval(self, epoch, batch_id, metrics):
-        style, cost = self.style, self.reader_s + self.step_s
+    def _write_interval(self, epoch, batch_id, step):
+        style, cost, metrics = self.style, self.reader_s + self.step_s, step.metrics()
         LOG.info(
             "epoch: %d, batch_id: %d, %s%s%savg_reader_cost: %.5f sec, avg_batch_cost: %.5f sec, "
             "avg_samples: %.5f, ips: %s ins/s",
             epoch,
             batch_id,
             "".join(style.metric.format(name, value) for name, value in metrics.items()),
-            self._tensor_texts(),
+            "".join(style.tensor.format(name, _text(value, style.brackets)) for name, value in step.tensors.items()),
             style.gap,
             self.reader_s / self.batches,
             cost / self.batches,
@@ -95,51 +109,59 @@ class Meter:
             style.ips.format(self.interval_examples / max(cost, 1e-9)),
         )
         if self.scalars is not None:
-            self._record(metrics)
+            for name, value in {**metrics, **step.tensors}.items():
+                if _is_number(value):
+                    self.scalars(name, _number(value), self.step)
         self._begin_interval()
 
-    def _tensor_texts(self):
-        return "".join(
-            self.style.tensor.format(name, _text(value, self.style.brackets)) for name, value in self.tensors.items()
-        )
-
-    def _record(self, metrics):
-        numbers = {name: np.asarray(value) for name, value in self.tensors.items()}
-        for name, value in {**metrics, **numbers}.items():
-            if np.size(value) == 1:
-                self.scalars(name, float(np.reshape(value, [])), self.step)
+    def numbers(self, metrics):
+        """The epoch's numbers so far, name -> float or int: see ``close``."""
+        means = {name: total / self.examples[name] for name, total in self.sums.items()}
+        of_epoch = {**self.newest, **means}
+        return {**metrics, **{name: value for name, value in of_epoch.items() if name not in self.vectors}}
 
     def close(self, epoch, metrics):
         """End an epoch and write its line.
 
+        A number on it is a metric as the package has kept it over the epoch, or the mean of a scalar
+        over the epoch's examples, or a scalar of ``values_at_end`` after the last step. What has
+        more than one element has no mean: the last batch's is shown, as PaddleRec's tools do.
+
         Args:
             metrics: name -> float, over the epoch.
         Returns:
-            name -> float: the means over the epoch of all numbers, and the metrics.
+            name -> number: all of them.
         """
-        means = {name: total / self.examples for name, total in self.sums.items()}
-        if self.prints_means:
-            LOG.info(
-                "epoch: %d mean, %s",
-                epoch,
-                ", ".join(f"{name}: {mean:.6f}" for name, mean in means.items()),
-            )
+        numbers = self.numbers(metrics)
+        texts = {name: _rounded(value) for name, value in numbers.items()}
+        texts.update((name, _text(self.newest[name], False)) for name in self.vectors)
         LOG.info(
-            "epoch: %d done, %s%s%sepoch time: %.2f s",
+            "epoch: %d done, %sepoch time: %.2f s",
             epoch,
-            "".join(DONE_METRIC.format(name, value) for name, value in metrics.items()),
-            self._tensor_texts(),
-            self.style.gap,
+            "".join(f"{name}: {texts[name]}, " for name in {**metrics, **self.newest}),
             time.perf_counter() - self.started,
         )
-        return {**means, **metrics}
+        return numbers
 
 
-# What a graph gives for a step: name -> tensor, and a function without arguments for the metrics so
-# far (name -> float), which is called only when a line is due.
-Step = collections.namedtuple("Step", "tensors metrics")
+def _is_number(value):
+    value = np.asarray(value)
+    return value.size == 1 and value.dtype.kind in "biuf"
+
+
+def _number(value):
+    """A float, or an int if it is one."""
+    return np.asarray(value).reshape([]).item()
+
+
+def _rounded(number):
+    """Six decimals. Nine first: two sums of the same numbers in another order may lie on both sides of a half."""
+    return str(number) if isinstance(number, int) else f"{round(number, 9):.6f}"
 
 
 def _text(value, brackets):
-    text = str(np.asarray(value))
+    array = np.asarray(value)
+    if array.dtype == np.float64:  # no more digits than a float32 has, like all others
+        array = array.astype(np.float32)
+    text = str(array)
     return text if brackets else text.strip("[]")

@@ -3,9 +3,9 @@
 import logging
 import os
 
-from engine import executor, export, loop, to_onnx, visual
+from engine import executor, export, loop, runs, to_onnx, visual
 from engine.batches import Batches, CustomBatches, find_reader, open_dataset
-from engine.checkpoint import new_folder, saved_epochs
+from engine.checkpoint import new_folder
 from engine.config import in_force
 from engine.device import set_device, set_seeds
 from engine.dynamic import DynamicGraph
@@ -53,7 +53,7 @@ def run(graph_name, job, config, settings):
     if batches is None:
         batches = CustomBatches(graph.model.create_data_loader())
     scalars = visual.open_log(config["config_abs_dir"], job) if settings.use_visual else None
-    meter = Meter(graph.name, job, settings.print_interval, scalars)
+    meter = Meter(graph.name, job, settings.print_interval, scalars, graph.values_at_end())
     (_train if job == "train" else _infer)(graph, batches, meter, settings, config)
 
 
@@ -85,7 +85,7 @@ def _train(graph, batches, meter, settings, config):
 
 def _infer(graph, batches, meter, settings, config):
     wanted = range(settings.infer_start_epoch, settings.infer_end_epoch)
-    there = saved_epochs(settings.infer_load_path)
+    there = runs.epochs(settings.infer_load_path, settings.infer_run)
     found = [epoch for epoch in there if epoch in wanted]
     if not found:
         raise UserError(
@@ -131,7 +131,7 @@ def export_epoch(config, settings):
 
 
 def _epoch_to_export(settings):
-    there, wanted = saved_epochs(settings.infer_load_path), settings.export_epoch
+    there, wanted = runs.epochs(settings.infer_load_path, settings.infer_run), settings.export_epoch
     if wanted in there or (wanted is None and there):
         return there[-1] if wanted is None else wanted
     raise UserError(

@@ -6,11 +6,14 @@ import math
 import os
 import signal
 
-from engine import checkpoint
+from engine import checkpoint, runs
 from engine.device import set_seeds
 from engine.errors import Stopped, UserError
 
 LOG = logging.getLogger("engine")
+STOP_SIGNALS = [
+    getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
+]  # Windows has no SIGHUP
 LAST_STEP = "last_step"  # the folder saved inside an epoch; gone once the epoch is
 # Settings that a resumed run may change without a word: they do not decide what the steps compute,
 # but for epochs, of which a line in the log tells.
@@ -19,7 +22,7 @@ FREE = (
     "keep_best skip_not_finite tune_process "
     "model_save_path model_init_path train_data_dir test_data_dir thread_num use_auc auc_num use_save_data "
     "use_inference save_inference_feed_varnames save_inference_fetch_varnames infer_batch_size infer_reader_path "
-    "infer_load_path infer_start_epoch infer_end_epoch infer_drop_last "
+    "infer_load_path infer_run infer_start_epoch infer_end_epoch infer_drop_last "
     "export_epoch export_path export_format predict_path predict_threads"
 ).split()
 
@@ -51,14 +54,20 @@ class Session:
         self.stop_signal = None
         self.undone = 0  # steps in a row
         self.unchecked_best = settings.keep_best  # until a step has given numbers
+        self.run = runs.new_id()  # of a resumed run: the one it began with
 
     # ---- going on
 
     def first(self):
-        """(epoch, batch, means) to begin at, the state of a saved run taken up if ``runner.resume`` says so."""
+        """Where to begin, the state of a saved run taken up if ``runner.resume`` says so.
+
+        Returns:
+            (epoch, batch, the meter's state, what the graph's metrics have counted); None for the last two
+            at an epoch's beginning.
+        """
         folder, manifest = self._save_to_resume()
         if folder is None:
-            return 0, 0, None
+            return 0, 0, None, None
         if manifest is None:
             raise UserError(
                 f"{folder}: it has no {checkpoint.MANIFEST}, so there is no saying where it was. "
@@ -73,8 +82,14 @@ class Session:
             )
         self._check_config(manifest["config"], folder, position)
         self.graph.resume(folder, manifest["schedule"])
+        self.run = manifest.get("run", self.run)
         LOG.info("resumed from %s: epoch %d, batch %d", folder, *position)
-        return *position, manifest["means"]
+        if manifest["so_far"] is None:
+            return *position, None, None
+        if self.settings.use_save_data:
+            LOG.warning("result.npy of epoch %d will begin with batch %d: earlier ones are not saved", *position)
+        counted = manifest["so_far"].pop("counted")
+        return *position, manifest["so_far"], counted
 
     def _save_to_resume(self):
         """(folder, its manifest or None), or (None, None) if training starts anew."""
@@ -83,14 +98,15 @@ class Session:
             return None, None
         if choice != "auto":
             return choice, checkpoint.read_manifest(choice)
-        names = [LAST_STEP] + [str(epoch) for epoch in checkpoint.saved_epochs(self.parent)]
-        folders = [os.path.join(self.parent, name) for name in names]
-        found = []
-        for folder in folders:
-            if os.path.isdir(folder):
-                manifest = self._manifest(folder)
-                if manifest is not None:
-                    found.append((folder, manifest))
+        names = [LAST_STEP] * os.path.isdir(os.path.join(self.parent, LAST_STEP))
+        names += [str(epoch) for epoch in checkpoint.saved_epochs(self.parent)]
+        saves = runs.saves(self.parent, names)
+        newest, found = runs.newest(saves), []
+        for save in saves:
+            folder = os.path.join(self.parent, save.name)
+            manifest = self._manifest(folder) if save.run in (newest, None) else None
+            if manifest is not None:
+                found.append((folder, manifest))
         if not found:
             LOG.info("nothing to resume from in %s: training starts anew", self.parent)
             return None, None
@@ -139,7 +155,7 @@ class Session:
             self._check_keep_best()
         interval, done = self.settings.save_interval_steps, batch_id + 1
         if self.stop_signal is not None or (interval and done % interval == 0):
-            self._save(LAST_STEP, epoch, done, means=self.meter.state())
+            self._save(LAST_STEP, epoch, done, so_far={**self.meter.state(), "counted": self.graph.counted()})
         if self.stop_signal is not None:
             raise Stopped(self.stop_signal)
 
@@ -158,7 +174,7 @@ class Session:
         """Once there are numbers: find out at the first step, not at the first epoch's end."""
         if self.unchecked_best is None:
             return
-        known = {**self.meter.state()["sums"], **self.graph.metrics()}
+        known = self.meter.numbers(self.graph.metrics())
         if self.unchecked_best not in known:
             raise UserError(
                 f"runner.keep_best is {self.unchecked_best!r}, but the numbers of a step are: {', '.join(known)}."
@@ -181,7 +197,8 @@ class Session:
         """Delete what ``keep_last`` and ``keep_best`` do not keep, if the newest epoch can be read back."""
         if self._manifest(os.path.join(self.parent, str(newest))) is None:
             return
-        epochs = [epoch for epoch in checkpoint.saved_epochs(self.parent) if epoch <= newest]
+        names = [str(epoch) for epoch in checkpoint.saved_epochs(self.parent) if epoch <= newest]
+        epochs = [int(save.name) for save in runs.saves(self.parent, names) if save.run == self.run]
         kept = {epoch for epoch in epochs if epoch > newest - self.settings.keep_last}
         if self.settings.keep_best:
             manifests = {epoch: self._manifest(os.path.join(self.parent, str(epoch))) for epoch in epochs}
@@ -197,26 +214,27 @@ class Session:
             LOG.warning("left out: %s", error)
             return None
 
-    def _save(self, name, epoch, batch, numbers=None, means=None):
+    def _save(self, name, epoch, batch, numbers=None, so_far=None):
         finite = {key: value for key, value in (numbers or {}).items() if math.isfinite(value)}
         with checkpoint.new_folder(self.parent, name) as folder:
             self.graph.write(folder)
             checkpoint.write_manifest(
-                folder, self.graph.parameters(), graph=self.graph.name, epoch=epoch, batch=batch,
-                schedule=self.graph.schedule_state(), numbers=finite, means=means, config=self.config,
+                folder, self.graph.parameters(), graph=self.graph.name, run=self.run, epoch=epoch, batch=batch,
+                schedule=self.graph.schedule_state(), numbers=finite, so_far=so_far, config=self.config,
             )  # fmt: skip
 
     # ---- signals
 
     def listen(self):
-        """From now on SIGTERM and Ctrl-C end the run after the step under way; a second one ends it at once."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        """From now on SIGTERM, Ctrl-C and a closed terminal end the run after its step; a second signal, at once."""
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP, a shell's script SIGINT
+                signal.signal(number, self._stop)
 
     def _stop(self, number, _):
         LOG.info("%s: saving after this step; once more ends at once", signal.Signals(number).name)
         self.stop_signal = number
-        for each in (signal.SIGTERM, signal.SIGINT):
+        for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
 

@@ -1,12 +1,13 @@
 """The static graph: a package's ``StaticModel``, built once and run by Paddle's executor."""
 
+import copy
 import logging
 import os
 
 import numpy as np
 import paddle
 
-from engine import checkpoint, executor, export, finite
+from engine import checkpoint, executor, export, finite, same_network
 from engine.errors import UserError, blaming
 from engine.meter import Step
 
@@ -67,10 +68,19 @@ class StaticGraph:
         if settings.use_out_vec:
             self._set(_vectors(settings, self._state("param")))
 
-    def begin_epoch(self):
-        if self.settings.use_auc:
+    def values_at_end(self):
+        """Names of the fetches that describe the model, not a batch, and of the AUCs that the program accumulates."""
+        return [*getattr(self.model, "values_at_end", ()), *_accumulated_aucs(self.program, self.fetches)]
+
+    def begin_epoch(self, counted=None):
+        """Begin an epoch, or go on in the middle of one if ``counted`` is what ``counted()`` gave there."""
+        if self.settings.use_auc and counted is None:
             self._reset_auc()
         self.saved_data = []
+
+    def counted(self):
+        """Nothing: what a program counts is in its own state. See ``DynamicGraph.counted``."""
+        return []
 
     def begin_evaluation(self):
         self._reset_auc()
@@ -93,6 +103,7 @@ class StaticGraph:
         updated = ((name, watched.array()) for name, watched in self.trained)
         finite.check(updated, "after the step, {name} is not finite: a gradient was not")
         self._move_schedule("batch")
+        self._keep_data(step)
         return step, examples
 
     def _trained(self):
@@ -106,23 +117,30 @@ class StaticGraph:
 
     def snapshot(self):
         """A copy of all that a step may change, for ``restore``."""
-        return {name: value.copy() for name, value in self._state("all").items()}
+        return {name: value.copy() for name, value in self._state("all").items()}, self.schedule_state()
 
     def restore(self, snapshot):
         """Undo the step since ``snapshot``."""
-        self._set(snapshot)
+        values, position = snapshot
+        self._set(values)
+        if position is not None:
+            self.program.lr_scheduler.set_state_dict(position)
 
     def infer_step(self, batch):
         """One step of evaluation: (Step, number of examples)."""
-        return self._run(batch)
+        step, examples = self._run(batch)
+        self._keep_data(step)
+        return step, examples
 
     def _run(self, batch):
         feed = self._feed(batch)
         values = self.executor.run(self.to_run, feed=feed, fetch_list=list(self.fetches.values()))
         tensors = dict(zip(self.fetches, map(np.asarray, values)))
-        if self.settings.use_save_data:
-            self.saved_data.append(list(tensors.values()))
         return Step(tensors, self.metrics), len(feed[self.feed_names[0]])
+
+    def _keep_data(self, step):
+        if self.settings.use_save_data:
+            self.saved_data.append(list(step.tensors.values()))
 
     def _feed(self, batch):
         if isinstance(batch, (list, tuple)) and len(batch) == 1 and isinstance(batch[0], dict):
@@ -186,6 +204,7 @@ class StaticGraph:
         self._take(checkpoint.read_weights(folder), partly)
 
     def _take(self, weights, partly=False):
+        same_network.check(self.model, weights, self.config)
         mine = {
             name: value for name, value in self._state("param").items() if not name.startswith("learning_rate_")
         }  # under PIR a schedule's rate counts as one
@@ -212,7 +231,7 @@ class StaticGraph:
     def schedule_state(self):
         """Position of the learning rate's schedule, or None if there is none."""
         schedule = getattr(self.program, "lr_scheduler", None)
-        return None if schedule is None else schedule.state_dict()
+        return None if schedule is None else copy.deepcopy(schedule.state_dict())
 
     def _state(self, kind):
         state = self.program.state_dict(kind, paddle.static.global_scope())
@@ -238,7 +257,10 @@ def _auc_states(program):
     """Names of the variables that the program's auc ops accumulate in; none under PIR, where AUC is per batch."""
     if paddle.framework.in_pir_mode():
         if any(op.name() == "pd_op.auc" for op in program.global_block().ops):
-            LOG.warning("paddle.static.auc is per batch in this Paddle's static graph; the dynamic graph's is not")
+            LOG.warning(
+                "paddle.static.auc is per batch in this Paddle's static graph, and the line of an epoch has the mean "
+                "over its batches; the dynamic graph's is over all examples"
+            )
         return []
     return [
         name
@@ -247,6 +269,15 @@ def _auc_states(program):
         for slot in ("StatPos", "StatNeg")
         for name in op.input(slot)
     ]
+
+
+def _accumulated_aucs(program, fetches):
+    """Names of the fetches that are an AUC over all batches so far; none under PIR."""
+    if paddle.framework.in_pir_mode():
+        return []
+    aucs = [op for op in program.global_block().ops if op.type == "auc" and op.attr("slide_steps") == 0]
+    variables = {name for op in aucs for name in op.output("AUC")}
+    return [name for name, variable in fetches.items() if variable.name in variables]
 
 
 def _vectors(settings, parameters):

@@ -1,0 +1,82 @@
+"""What a package's metrics have counted so far, as plain numbers, for an epoch that is resumed in its middle.
+
+Paddle's metrics have no ``state_dict``; what they count is in their attributes.
+"""
+
+import logging
+import numbers
+
+import numpy as np
+
+from engine.errors import UserError
+
+LOG = logging.getLogger("engine")
+
+
+def read(metrics):
+    """Each metric's attributes that are numbers, or lists or arrays of numbers: name -> number or nested list."""
+    return [
+        {name: np.asarray(value).tolist() for name, value in vars(metric).items() if _is_numeric(value)}
+        for metric in metrics
+    ]
+
+
+def write(metrics, states, path):
+    """Give ``metrics``, fresh ones, the attributes that ``read`` gave.
+
+    Args:
+        path: of the file that has them, for messages.
+    Raises:
+        UserError: they are another metric's.
+    """
+    if not isinstance(states, list) or len(states) != len(metrics):
+        raise UserError(f"{path}: it has no state of the {len(metrics)} metrics. Give the config it was trained with.")
+    for metric, state in zip(metrics, states):
+        kept = {name: value for name, value in vars(metric).items() if _is_numeric(value)}
+        if not isinstance(state, dict) or kept.keys() != state.keys():
+            raise UserError(
+                f"{path}: it has no state of a {type(metric).__name__}. Give the config it was trained with."
+            )
+        for name, value in kept.items():
+            setattr(metric, name, _like(value, state[name], f"{path}: {type(metric).__name__}.{name}"))
+        others = [name for name, value in vars(metric).items() if not _is_numeric(value) and not _is_fixed(value)]
+        if others:
+            LOG.warning(
+                "%s.%s cannot be saved: in this epoch the metric counts what came after the save",
+                type(metric).__name__,
+                others[0],
+            )
+
+
+def _is_numeric(value):
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind in "biuf"
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, numbers.Real) for item in value)
+    return isinstance(value, numbers.Real)
+
+
+def _is_fixed(value):
+    items = value if isinstance(value, (list, tuple)) else [value]
+    return all(item is None or isinstance(item, (str, bytes)) or callable(item) for item in items)
+
+
+def _like(fresh, saved, what):
+    """``saved`` as a value of the kind of ``fresh``, or a UserError."""
+    if isinstance(fresh, numbers.Real) and isinstance(saved, numbers.Real):
+        return saved
+    array = np.asarray(saved) if isinstance(saved, list) and _is_nested_numbers(saved) else None
+    if array is None or isinstance(fresh, numbers.Real):
+        raise UserError(f"{what} is not what the metric keeps there. Take another epoch.")
+    if isinstance(fresh, (list, tuple)):
+        return type(fresh)(saved)
+    if array.shape != fresh.shape:
+        raise UserError(f"{what} has the shape {list(array.shape)}, not {list(fresh.shape)}. Take another epoch.")
+    return array.astype(fresh.dtype)
+
+
+def _is_nested_numbers(value, depth=8):
+    if isinstance(value, list) and depth:
+        sizes = {len(item) if isinstance(item, list) else None for item in value}
+        return len(sizes) <= 1 and all(_is_nested_numbers(item, depth - 1) for item in value)
+    return isinstance(value, numbers.Real)

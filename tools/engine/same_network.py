@@ -1,0 +1,55 @@
+"""Is a save the weights of the network that the config describes? Asked before any weight is taken over."""
+
+import logging
+
+from engine.checkpoint import MANIFEST, clipped, shown
+from engine.errors import UserError
+
+LOG = logging.getLogger("engine")
+PREFIX = "hyper_parameters."
+
+
+def check(model, weights, config):
+    """Compare the config that a save was trained under with the one at hand.
+
+    A package says by ``network_config(config)`` which keys, and their values in force, decide what its
+    network computes; where it does not say, a difference is only told.
+
+    Args:
+        model: the package's wrapper.
+        weights: checkpoint.Weights.
+        config: flat config dict.
+    Raises:
+        UserError: they describe different networks.
+    """
+    if weights.config is None:
+        LOG.warning("%s: there is no %s, so its hyper-parameters cannot be checked", weights.path, MANIFEST)
+        return
+    network_config = getattr(model, "network_config", None)
+    then, now = (_deciding(network_config, each) for each in (weights.config, config))
+    if isinstance(then, ValueError):
+        raise UserError(f"{weights.path}: the config it was trained with cannot be read ({clipped(then)}).")
+    changed = sorted(key for key in {*then, *now} if then.get(key) != now.get(key))
+    if not changed:
+        return
+    differences = "; ".join(
+        f"{key} was {shown(then.get(key))} in training and is {shown(now.get(key))} now" for key in changed
+    )
+    differences = clipped(differences, 1500)
+    if network_config is None:
+        LOG.warning("%s: %s", weights.path, differences)
+        return
+    remedy = " ".join(f"{key}={clipped(then.get(key))}" for key in changed)
+    raise UserError(
+        f"{weights.path}: these are the weights of another network: {differences}. "
+        f"Give the config it was trained with, or: -o {remedy}"
+    )
+
+
+def _deciding(network_config, config):
+    if network_config is None:
+        return {key: value for key, value in config.items() if key.startswith(PREFIX)}
+    try:
+        return network_config(config)
+    except (ValueError, RecursionError) as error:
+        return ValueError(str(error))
