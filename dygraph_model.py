@@ -1,15 +1,18 @@
-"""The dynamic-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py``."""
+"""The dynamic-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py`` and ``tasks.py``."""
 
 import paddle
 
+import hyper_parameters
 import net
+import tasks
+import training
 
 
 class DygraphModel:
     """Config -> network, optimizer, metrics, and one forward pass each for training and inference."""
 
-    config_defaults = net.HyperParameters.defaults()  # for tools that ask: every key of this model
-    network_config = staticmethod(net.network_config)  # and those that a save must agree in
+    config_defaults = hyper_parameters.HyperParameters.defaults()  # for tools that ask: every key of this model
+    network_config = staticmethod(hyper_parameters.network_config)  # and those that a save must agree in
 
     def create_model(self, config):
         """Build the network.
@@ -17,37 +20,41 @@ class DygraphModel:
         Args:
             config: flat config dict.
         Returns:
-            net.MultiGateMixture.
+            net.MultiTaskNetwork.
         Raises:
             ValueError: a ``hyper_parameters`` key is unknown or its value is not allowed.
         """
-        self.hyper = net.HyperParameters.from_config(config)
-        self.values_at_end = net.values_at_end(self.hyper)  # for tools that take means over an epoch
-        network = net.MultiGateMixture(self.hyper)
+        self.hyper = hyper_parameters.HyperParameters.from_config(config)
+        self.tasks = self.hyper.task_list()
+        network = hyper_parameters.build(self.hyper)
         self.parameter_labels = network.parameter_labels()  # for tools that name a parameter
+        self.values_at_end = hyper_parameters.values_at_end(network)  # for tools that take means over an epoch
+        self.log_variances = network.log_variances
         return network
 
     def create_feeds(self, batch_data, config):
-        """Split a batch [image, label of task 1, ...] into (image, labels)."""
-        image, labels = batch_data[0], batch_data[1:]
-        net.check_label_num(len(labels), self.hyper)
-        return image, labels[: self.hyper.task_num]
+        """Split a batch in the reader's order into (inputs, labels), checked."""
+        self.hyper.check_batch(batch_data)
+        return self.hyper.split(batch_data)
 
     def create_optimizer(self, dy_model, config):
         """Build the optimizer over ``dy_model``'s parameters; its schedule is moved on by ``train_forward``."""
-        rate = net.learning_rate(self.hyper, config)
-        self.schedule = rate if isinstance(rate, net.TrainingSchedule) else None
+        rate = training.learning_rate(self.hyper, config)
+        self.schedule = rate if isinstance(rate, training.TrainingSchedule) else None
         parameters = [p for p in dy_model.parameters() if not p.stop_gradient]
         for parameter in parameters:
             # An expert that has not run yet would have no gradient at all, and Adam would leave
             # its moments alone where a static program, or a dense one, lets them decay.
             parameter.grad = paddle.zeros_like(parameter)
-        return net.build_optimizer(dy_model, self.hyper, rate, parameters)
+        return training.build_optimizer(dy_model, self.hyper, rate, parameters)
 
     def create_metrics(self):
-        """One accuracy a task, over all examples since the last reset. Call ``create_model`` first."""
-        names = net.accuracy_names(self.hyper)
-        return [paddle.metric.Accuracy() for _ in names], names
+        """The tasks' metrics, over all labelled examples since the last reset. Call ``create_model`` first.
+
+        Returns:
+            (metrics, names).
+        """
+        return tasks.create_metrics(self.tasks)
 
     def train_forward(self, dy_model, metrics_list, batch_data, config):
         """One training step's forward pass.
@@ -57,11 +64,8 @@ class DygraphModel:
         """
         if self.schedule is not None:
             self.schedule.step()
-        image, labels = self.create_feeds(batch_data, config)
-        logits, gate_weights, regularisation = dy_model(image, details=True)
-        losses = net.losses(logits, labels, self.hyper, regularisation)
-        _update(metrics_list, logits, labels)
-        return losses["loss"], metrics_list, {**losses, "experts_used": net.experts_used(gate_weights)}
+        printed = self._forward(dy_model, metrics_list, batch_data, config, training=True)
+        return printed["loss"], metrics_list, printed
 
     @paddle.no_grad()
     def infer_forward(self, dy_model, metrics_list, batch_data, config):
@@ -70,13 +74,14 @@ class DygraphModel:
         Returns:
             (metrics_list, {printed name: Tensor}).
         """
-        image, labels = self.create_feeds(batch_data, config)
-        logits, gate_weights, _ = dy_model(image, details=True)
-        _update(metrics_list, logits, labels)
-        losses = net.losses(logits, labels, self.hyper)
-        return metrics_list, {**losses, "experts_used": net.experts_used(gate_weights)}
+        return metrics_list, self._forward(dy_model, metrics_list, batch_data, config, training=False)
 
-
-def _update(metrics_list, logits, labels):
-    for metric, z, label in zip(metrics_list, logits, labels):
-        metric.update(net.is_right(z, label))
+    def _forward(self, dy_model, metrics_list, batch_data, config, training):
+        inputs, labels = self.create_feeds(batch_data, config)
+        outputs, gate_weights, penalty = dy_model(*inputs, details=True)
+        tasks.update_metrics(self.tasks, metrics_list, outputs, labels)
+        if training:
+            losses = tasks.losses(self.tasks, outputs, labels, penalty, self.log_variances)
+        else:
+            losses = tasks.losses(self.tasks, outputs, labels)
+        return {**losses, "experts_used": net.experts_used(gate_weights)}

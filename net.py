@@ -1,23 +1,18 @@
-"""DSelect-k multi-gate mixture of experts: all the mathematics, for dynamic and static graph alike.
+"""A sparse multi-gate mixture of experts: all that is computed, for dynamic and static graph alike.
 
-Read from top to bottom: hyper-parameters, the gate, sparse execution of the experts, the network,
-the loss, the optimizer. The two wrappers (``dygraph_model.py``, ``static_model.py``) only call
-what stands here.
+From top to bottom: checks of arguments, workarounds for Paddle's releases, the smooth-step, gates,
+sparse execution, layers for experts, inputs and towers, the multi-task network. Nothing else of the
+project is needed: copy this file, or install it as ``dselect_k``.
 
 Sources: Hazimeh et al., *DSelect-k*, NeurIPS 2021 (arXiv 2106.03760) for the gate and its
 regularisers; Hazimeh et al., *The Tree Ensemble Layer*, ICML 2020 (arXiv 2002.07772) for the
-smooth-step; Ma et al., *Multi-gate Mixture-of-Experts*, KDD 2018, for one gate per task.
+smooth-step; Ma et al., *Multi-gate Mixture-of-Experts*, KDD 2018, for one gate a task; Shazeer et
+al., *Outrageously Large Neural Networks*, ICLR 2017 (arXiv 1701.06538) for top-k gates.
 
 Shapes in comments: B batch, n experts, k selectors, m binary digits, T tasks, H ``expert_size``.
-
-On paddlepaddle 3.x the legacy program mode (``FLAGS_enable_pir_api=0``, which PaddleRec's tools
-set) no longer builds ``paddle.sum``, ``log``, ``cos``, ``maximum`` and others, so this file does
-with what every mode builds: operators, ``clip``, ``max``, ``einsum``, ``@``, ``cross_entropy``.
 """
 
-import dataclasses
-import difflib
-import logging
+import collections
 import math
 import re
 
@@ -26,202 +21,69 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
-IMAGE_SIZE = 36  # pixels a side, of the Multi-MNIST images
 GROUP_SIZE = 5  # channels that group norm takes together
-NETWORK_KEYS = "gate task_num class_num expert_num expert_norm top_k gamma expert_size tower_size".split()
-LOG = logging.getLogger("dselect_k")
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.Silu}
+NORMS = ("batch", "group", "none")
+
+# ---------------------------------------------------------------------------- checks of arguments
 
 
-# ---------------------------------------------------------------------------- hyper-parameters
+def _check_whole(name, value, low, high=None):
+    """Raise ValueError unless ``value`` is a whole number from ``low`` to ``high``."""
+    if type(value) is not int or value < low or (high is not None and value > high):
+        wanted = f"from {low} to {high}" if high is not None else f">= {low}"
+        raise ValueError(f"{name} is {value!r}, but must be a whole number {wanted}")
 
 
-def _key(default, kind, meaning, low=None, above=None, high=None, choices=None):
-    """One ``hyper_parameters`` key: its default, type and range. ``low`` and ``high`` are allowed, ``above`` is not."""
-    return dataclasses.field(
-        default=default,
-        metadata={"kind": kind, "meaning": meaning, "low": low, "above": above, "high": high, "choices": choices},
-    )
+def _check_positive(name, value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise ValueError(f"{name} is {value!r}, but must be a number > 0")
 
 
-@dataclasses.dataclass(frozen=True)
-class HyperParameters:
-    """Every ``hyper_parameters.*`` key of the config, checked. A field ``optimizer_x`` is the key ``optimizer.x``."""
-
-    gate: str = _key(
-        "dselect_k",
-        str,
-        "kind of gate: dselect_k has free parameters, the same for "
-        "every example; dselect_k_per_example computes them from the image",
-        choices=("dselect_k", "dselect_k_per_example"),
-    )
-    task_num: int = _key(2, int, "number of tasks, each with a gate and a tower of its own", low=1, high=64)
-    class_num: int = _key(10, int, "number of classes of each task", low=2, high=65536)
-    expert_num: int = _key(8, int, "number of experts, shared by all tasks", low=1, high=1024)
-    expert_norm: str = _key(
-        "batch",
-        str,
-        "what follows an expert's convolutions: batch norm, group norm, or none (the paper's); with the latter two "
-        "a per-example gate's experts run on just their own examples in training too",
-        choices=("batch", "group", "none"),
-    )
-    top_k: int = _key(2, int, "selectors of each gate: at most so many experts for a task", low=1, high=1024)
-    gamma: float = _key(1.0, float, "width of the smooth-step's band", above=0)
-    expert_size: int = _key(50, int, "width of an expert's output", low=1, high=65536)
-    tower_size: int = _key(50, int, "width of a tower's hidden layers", low=1, high=65536)
-    task_weights: tuple = _key((), tuple, "weight of each task in the loss; empty: 1 for each")
-    entropy_weight: float = _key(0.1, float, "strength of the pull of each selector to one expert", low=0)
-    entropy_schedule: str = _key(
-        "constant",
-        str,
-        "how that strength grows from 0 over entropy_ramp_steps",
-        choices=("constant", "linear", "cosine"),
-    )
-    entropy_ramp_steps: int = _key(1000, int, "training steps until entropy_weight is reached", low=1, high=1000000)
-    optimizer_class: str = _key("adam", str, "which optimizer", choices=("adam", "adamw", "sgd"))
-    optimizer_learning_rate: float = _key(0.001, float, "the rate; with a schedule, its highest", above=0)
-    optimizer_schedule: str = _key(
-        "constant", str, "course of the rate over the whole training", choices=("constant", "cosine", "one_cycle")
-    )
-    optimizer_warmup_steps: int = _key(0, int, "training steps over which the rate rises from 0", low=0)
-    optimizer_gate_learning_rate_factor: float = _key(1.0, float, "the gates' rate over the others'", above=0)
-    optimizer_weight_decay: float = _key(
-        0.0, float, "L2 penalty (adam, sgd) or decoupled decay (adamw) of all but the gates", low=0
-    )
-    optimizer_momentum: float = _key(0.9, float, "momentum of sgd", low=0)
-    optimizer_clip_norm: float = _key(0.0, float, "greatest norm of all gradients together; 0: no limit", low=0)
-
-    @classmethod
-    def from_config(cls, config):
-        """Read the flat config dict of PaddleRec's tools.
-
-        Args:
-            config: dict of dotted keys; all that do not begin with ``hyper_parameters.`` are skipped.
-        Returns:
-            HyperParameters. Logs one line where a config written for PaddleRec's DSelect-k is read otherwise.
-        Raises:
-            ValueError: a key is unknown, a value has the wrong type or is out of range.
-        """
-        prefix = "hyper_parameters."
-        given = {key[len(prefix) :]: value for key, value in config.items() if key.startswith(prefix)}
-        given = _translate_paddlerec(given)
-        fields = {_dotted(field)[len(prefix) :]: field for field in dataclasses.fields(cls)}
-        for key in given:
-            if key not in fields:
-                near = difflib.get_close_matches(key, fields, 1)
-                raise ValueError(
-                    f"{prefix}{key} is not a key of this model"
-                    + (f"; did you mean {prefix}{near[0]}?" if near else ".")
-                    + f" It has: {', '.join(sorted(fields))}."
-                )
-        values = {f.name: _checked(prefix + key, given[key], f.metadata) for key, f in fields.items() if key in given}
-        return cls(**values)._consistent()
-
-    @classmethod
-    def defaults(cls):
-        """Every key of this model, dotted as in a config, with its default."""
-        return {_dotted(field): field.default for field in dataclasses.fields(cls)}
-
-    def _consistent(self):
-        if self.top_k > self.expert_num:
-            raise ValueError(
-                f"hyper_parameters.top_k is {self.top_k}, but there are only {self.expert_num} experts "
-                f"(expert_num). Set top_k to a whole number from 1 to {self.expert_num}."
-            )
-        if self.task_weights and len(self.task_weights) != self.task_num:
-            raise ValueError(
-                f"hyper_parameters.task_weights has {len(self.task_weights)} numbers, but there are "
-                f"{self.task_num} tasks (task_num). Give one for each task, or an empty list."
-            )
-        if self.optimizer_schedule == "one_cycle" and self.optimizer_warmup_steps:
-            raise ValueError(
-                f"hyper_parameters.optimizer.warmup_steps is {self.optimizer_warmup_steps}, but the "
-                "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule."
-            )
-        return self
+def _check_choice(name, value, choices):
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, but must be one of {', '.join(choices)}")
 
 
-def network_config(config):
-    """The keys that decide what the network computes, and their values in force: dotted key -> value.
-
-    A save fits any config that agrees in these. The other keys shape the training alone.
-
-    Args:
-        config: flat config dict, of this run or of a save.
-    Raises:
-        ValueError: as ``HyperParameters.from_config``.
-    """
-    hyper = HyperParameters.from_config(config)
-    return {f"hyper_parameters.{name}": getattr(hyper, name) for name in NETWORK_KEYS}
+@paddle.jit.not_to_static  # where compiled, a shape would hold tensors
+def _check_shape(name, tensor, *wanted):
+    """Raise ValueError unless the tensor has this shape; -1, there or here, stands for any size."""
+    shape = list(tensor.shape)
+    if len(shape) != len(wanted) or any(-1 not in (a, b) and a != b for a, b in zip(shape, wanted)):
+        text = ", ".join("any" if size == -1 else str(size) for size in wanted)
+        raise ValueError(f"{name} has the shape {shape}, but must be [{text}]")
 
 
-def _dotted(field):
-    return "hyper_parameters." + field.name.replace("optimizer_", "optimizer.")
+# ----------------------------------------------------------------- workarounds for Paddle's releases
+# paddlepaddle 3.x, legacy program mode (FLAGS_enable_pir_api=0, which PaddleRec's tools set): sum, log,
+# exp, maximum, sigmoid and others do not build there, nor do branches. This file makes do with what
+# every mode builds: operators, clip, max, einsum, @, log_sigmoid, erf, cross_entropy.
 
 
-def _checked(key, value, rule):
-    """``value`` as the type that ``rule`` asks for, or a ValueError that names ``key``."""
-
-    def wrong(wanted):
-        return ValueError(f"{key} is {value!r}, but must be {wanted}: {rule['meaning']}.")
-
-    kind = rule["kind"]
-    if kind is str:
-        text = str(value).lower()
-        if text not in rule["choices"]:
-            raise wrong("one of " + ", ".join(rule["choices"]))
-        return text
-    if kind is tuple:
-        numbers = [_number(item) for item in value] if isinstance(value, (list, tuple)) else [None]
-        if any(x is None or x < 0 for x in numbers) or (numbers and not any(numbers)):
-            raise wrong("a list of numbers >= 0, not all of them 0")
-        return tuple(numbers)
-    low, above, high = rule["low"], rule["above"], rule["high"]
-    wanted = ("a whole number" if kind is int else "a number") + (f" > {above}" if low is None else f" >= {low}")
-    wanted += f" and <= {high}" if high is not None else ""
-    number = _number(value)
-    if number is None or (low is not None and number < low) or (above is not None and number <= above):
-        raise wrong(wanted)
-    if high is not None and number > high:
-        raise wrong(wanted)
-    if kind is int and number != int(number):
-        raise wrong(wanted)
-    return kind(number)
+def _can_branch():
+    """Whether ``paddle.static.nn.cond`` builds here: not in the legacy programs of Paddle 3.x."""
+    if paddle.in_dynamic_mode() or paddle.framework.in_pir_mode():
+        return True
+    return int(paddle.__version__.split(".")[0]) < 3
 
 
-def _number(value):
-    """A finite float, or None. Takes text too: YAML reads ``1e-3`` as text, and so do PaddleRec's overrides."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
+def _runs_empty_batches():
+    """Whether a program here computes a layer of no rows, and its gradients: since Paddle 3.1.1, on CPU and GPU."""
+    version = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]]
+    return paddle.framework.in_pir_mode() and version >= [3, 1, 1] and paddle.get_device()[:3] in ("cpu", "gpu")
 
 
-def _translate_paddlerec(given):
-    """Read the keys of a config written for PaddleRec's DSelect-k, and say once what is read otherwise."""
-    notes = []
-    given = dict(given)
-    if "gate_num" in given:
-        given.setdefault("task_num", given["gate_num"])
-        del given["gate_num"]
-        notes.append("gate_num is read as task_num (each task has a gate of its own)")
-    for key in ("feature_size", "optimizer.strategy"):
-        if key in given:
-            del given[key]
-            notes.append(f"{key} means nothing here and is left out")
-    if notes:
-        if "entropy_weight" not in given:
-            notes.append("the gates have an entropy regulariser (set entropy_weight: 0 for none)")
-        LOG.warning(
-            "this config was written for PaddleRec's DSelect-k: %s; softmax is applied once, in the loss.",
-            "; ".join(notes),
-        )
-    return given
+def _numpy_dtype(tensor):
+    """NumPy's name of a float tensor's dtype: each release and graph mode writes it in its own way."""
+    return "float64" if "float64" in str(tensor.dtype).lower() else "float32"
 
 
-# ------------------------------------------------------------------------------------- the gate
+def clip_norm_builds():
+    """Whether clipping by the global norm builds here: not in the legacy programs of Paddle 3.x."""
+    return _can_branch()
+
+
+# ------------------------------------------------------------------------------- the smooth-step
 
 
 def smooth_step(t, gamma=1.0):
@@ -239,14 +101,14 @@ def smooth_step(t, gamma=1.0):
     Raises:
         ValueError: ``gamma`` is not > 0.
     """
-    if not gamma > 0:  # written so that nan fails too
-        raise ValueError(f"gamma is {gamma}, but must be > 0: it is the width of the band")
+    _check_positive("gamma", gamma)
     u = paddle.clip(t / gamma + 0.5, 0.0, 1.0)
     return u * u * (3.0 - 2.0 * u)
 
 
 def digit_num(expert_num):
     """m = ceil(log2 n), the number of binary digits that tell ``expert_num`` experts apart."""
+    _check_whole("expert_num", expert_num, 1)
     return (expert_num - 1).bit_length()
 
 
@@ -260,12 +122,20 @@ def single_expert_selectors(selector_logits, expert_num, gamma=1.0):
     Args:
         selector_logits: z, float32 or float64 [..., k, m] with m = ``digit_num(expert_num)`` >= 1,
             the most significant digit first.
-        expert_num: n, the number of experts.
-        gamma: width of the smooth-step's band.
+        expert_num: n, the number of experts, >= 2.
+        gamma: width of the smooth-step's band, > 0.
     Returns:
         r, [..., k, n], each >= 0. Sums to 1 over the experts if n is a power of two.
+    Raises:
+        ValueError: an argument is out of range, or the last dimension of z is not m.
     """
+    _check_whole("expert_num", expert_num, 2)
     digits = digit_num(expert_num)
+    if len(selector_logits.shape) < 2 or selector_logits.shape[-1] != digits:
+        raise ValueError(
+            f"selector_logits has the shape {list(selector_logits.shape)}, but must be [..., k, {digits}]: "
+            f"{expert_num} experts have {digits} digits"
+        )
     place = 2 ** np.arange(digits - 1, -1, -1)[:, None]  # the most significant digit first
     bits = np.arange(expert_num)[None, :] // place % 2  # [m, n]
     sign = paddle.assign((2 * bits - 1).astype(_numpy_dtype(selector_logits)))
@@ -284,7 +154,10 @@ def gate_weights(selectors, mixing_logits):
         mixing_logits: w, [..., k].
     Returns:
         q, [..., n], each >= 0, at most k of them > 0 once every selector has settled.
+    Raises:
+        ValueError: the shapes do not fit together.
     """
+    _check_shape("mixing_logits", mixing_logits, *selectors.shape[:-1])
     mixture = paddle.unsqueeze(F.softmax(mixing_logits, axis=-1), axis=-2)  # [..., 1, k]
     # Its own shape again: without this, oneDNN's matmul (Paddle Inference, 2.6.2 and 3.3.1) misreads
     # what products by broadcasting have left, and gives wrong weights.
@@ -301,8 +174,7 @@ def selector_entropy(selectors):
         Scalar; about 0 once every selector has settled on one expert.
     """
     column = paddle.reshape(selectors, [-1, 1])
-    # -log(r + 1e-6) as the cross-entropy of a one-class distribution: legacy programs of
-    # Paddle 3.x cannot build paddle.log.
+    # -log(r + 1e-6) as the cross-entropy of a one-class distribution: see the workarounds above
     surprise = F.cross_entropy(
         column + 1e-6, paddle.zeros_like(column, dtype="int64"), use_softmax=False, reduction="none"
     )
@@ -313,7 +185,7 @@ def selector_entropy(selectors):
 def selector_reachability(selectors):
     """Sum over the selectors of 1 / sum_{i<n} r_i, mean over the examples (DSelect-k, appendix).
 
-    Where n is no power of two, codes n ... 2^m - 1 reach no expert; this term keeps a selector
+    Where n is not a power of two, codes n ... 2^m - 1 reach no expert; this term keeps a selector
     from putting its weight there. It is k, with zero slope, once every selector's sum is 1. A
     selector that jumps over the whole band onto such a code would stay there for ever (its slope
     is zero) and makes the term infinite, so that training stops instead of going on without it.
@@ -327,59 +199,97 @@ def selector_reachability(selectors):
     return paddle.mean(1.0 / reached) * float(selectors.shape[-2])
 
 
-def _numpy_dtype(tensor):
-    """NumPy's name of a tensor's dtype, in all graph modes of all releases."""
-    return "float64" if "float64" in str(tensor.dtype).lower() else "float32"
+# -------------------------------------------------------------------------------------- gates
 
 
-def _uniform(bound):
-    return nn.initializer.Uniform(-bound, bound)
+class Gate(nn.Layer):
+    """What a mixture asks of a gate. A gate of your own is a subclass with these four.
+
+    Args:
+        expert_num: n, from 1.
+        feature_size: width of the routing features; 0 for a gate that reads none.
+
+    Attributes:
+        per_example: whether each example has weights of its own.
+    """
+
+    def __init__(self, expert_num, feature_size=0):
+        super().__init__()
+        _check_whole("expert_num", expert_num, 1)
+        _check_whole("feature_size", feature_size, 0)
+        self.expert_num, self.feature_size = expert_num, feature_size
+        self.per_example = feature_size > 0
+
+    def forward(self, features=None):
+        """The experts' weights.
+
+        Args:
+            features: float32 [B, feature_size]; a gate without features passes over them.
+        Returns:
+            (weights, state): weights >= 0, [n], or [B, n] if ``per_example``; a weight of exactly 0
+            means that the expert is not computed. state is whatever ``penalties`` needs.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no forward")
+
+    def penalties(self, state):
+        """This gate's terms of the loss by name, before they are weighted: name -> scalar."""
+        return {}
+
+    def add_weight(self, name, shape, initializer, learning_rate_factor):
+        """Add a parameter that weight decay spares.
+
+        Decay would pull a settled logit back into the band, where no gradient had asked it to be.
+        """
+        attr = paddle.ParamAttr(
+            initializer=initializer, learning_rate=learning_rate_factor, regularizer=paddle.regularizer.L2Decay(0.0)
+        )
+        self.add_parameter(name, self.create_parameter(shape, attr=attr))
+
+    def check_features(self, features):
+        """Raise ValueError unless ``features`` are what this gate reads."""
+        if features is None:
+            raise ValueError(f"{self!r} needs features [B, {self.feature_size}], but got none")
+        _check_shape("features", features, -1, self.feature_size)
 
 
-class DSelectKGate(nn.Layer):
-    """One task's gate: weights of n experts, at most k of them > 0 once it has settled.
+class DSelectKGate(Gate):
+    """The gate of DSelect-k: weights of n experts, at most k of them > 0 once it has settled.
 
     The selector logits z [k, m] and mixing logits w [k] are free parameters, the same for every
     example (``feature_size`` 0), or linear in each example's features, z = W x + b, w = G x + c.
     Initial values, and those of W, b, G, c: z ~ U(-gamma/100, gamma/100), w ~ U(-0.05, 0.05).
+    Its penalties are ``entropy`` (``selector_entropy``) and, where n is not a power of two,
+    ``reachability`` (``selector_reachability``).
 
     Args:
         expert_num: n >= 1.
         top_k: k, from 1 to n.
-        gamma: width of the smooth-step's band.
-        feature_size: number of features of the routing input; 0 for free parameters.
-        learning_rate_factor: the gate's learning rate over the optimizer's.
+        gamma: width of the smooth-step's band, > 0.
+        feature_size: number of routing features; 0 for free parameters.
+        learning_rate_factor: the gate's learning rate over the optimizer's, > 0.
+    Raises:
+        ValueError: an argument is out of its range.
     """
 
     def __init__(self, expert_num, top_k, gamma=1.0, feature_size=0, learning_rate_factor=1.0):
-        super().__init__()
-        self.expert_num, self.top_k, self.gamma = expert_num, top_k, gamma
-        self.feature_size = feature_size
-        self.digits = digit_num(expert_num)
+        super().__init__(expert_num, feature_size)
+        _check_whole("top_k", top_k, 1, expert_num)
+        _check_positive("gamma", gamma)
+        _check_positive("learning_rate_factor", learning_rate_factor)
+        self.top_k, self.gamma, self.digits = top_k, gamma, digit_num(expert_num)
         parts = [("mixing", top_k, 0.05)]
         if self.digits:  # a single expert needs no digit to be found
             parts.insert(0, ("selector", top_k * self.digits, gamma / 100))
         for name, size, bound in parts:
+            uniform = nn.initializer.Uniform(-bound, bound)
             if feature_size:
-                self._add(f"{name}_weight", [feature_size, size], bound, learning_rate_factor)
-            self._add(f"{name}_logits", [size], bound, learning_rate_factor)
-
-    def _add(self, name, shape, bound, learning_rate_factor):
-        # No weight decay: it would pull a settled logit back into the band, where no gradient
-        # had asked it to be.
-        attr = paddle.ParamAttr(
-            initializer=_uniform(bound), learning_rate=learning_rate_factor, regularizer=paddle.regularizer.L2Decay(0.0)
-        )
-        self.add_parameter(name, self.create_parameter(shape, attr=attr))
+                self.add_weight(f"{name}_weight", [feature_size, size], uniform, learning_rate_factor)
+            self.add_weight(f"{name}_logits", [size], uniform, learning_rate_factor)
 
     def forward(self, features=None):
-        """Weights of the experts, and what the regularisers read.
-
-        Args:
-            features: float32 [B, feature_size]; not used by a gate of free parameters.
-        Returns:
-            (weights, selectors): [n] and [k, n], or [B, n] and [B, k, n] for a per-example gate.
-        """
+        """See ``Gate.forward``; the state is the selectors r, [k, n] or [B, k, n]."""
+        if self.feature_size:
+            self.check_features(features)
         lead = [-1] if self.feature_size else []
         mixing = paddle.reshape(self._logits("mixing", features), lead + [self.top_k])
         if self.digits:
@@ -396,42 +306,165 @@ class DSelectKGate(nn.Layer):
             return logits
         return F.linear(features, getattr(self, f"{name}_weight"), logits)
 
-    def weights_at(self, parameters):
-        """A static gate's weights as plain numbers, for a program that is built for certain weights alone.
-
-        Called while a static program is built, which this gate is a part of.
-
-        Args:
-            parameters: parameter name -> array, the gate's own among them.
-        Returns:
-            NumPy array float32 [n].
-        """
-        paddle.disable_static()
-        try:
-            with paddle.utils.unique_name.guard():  # the program's own names go on as if nothing had been
-                gate = DSelectKGate(self.expert_num, self.top_k, self.gamma)
-            for key, parameter in self.named_parameters():
-                getattr(gate, key).set_value(parameters[parameter.name])
-            return gate()[0].numpy()
-        finally:
-            paddle.enable_static()
-
-    def regularisation(self, selectors, entropy_weight):
-        """This gate's term of the loss: ``entropy_weight`` x entropy, and reachability if n is no power of two."""
-        term = entropy_weight * selector_entropy(selectors)
+    def penalties(self, selectors):
+        terms = {"entropy": selector_entropy(selectors)}
         if self.expert_num != 2**self.digits:
-            term = term + selector_reachability(selectors)
-        return term
+            terms["reachability"] = selector_reachability(selectors)
+        return terms
+
+    def extra_repr(self):
+        features = f"feature_size={self.feature_size}" if self.feature_size else "the same for every example"
+        return f"expert_num={self.expert_num}, top_k={self.top_k}, gamma={self.gamma}, {features}"
 
 
-# ------------------------------------------------------------------------- sparse execution
+class SoftmaxGate(Gate):
+    """The gate of multi-gate mixtures (Ma et al. 2018): softmax(W x), every expert in use for every example.
+
+    Args:
+        expert_num: n >= 1.
+        feature_size: number of routing features, >= 1.
+        learning_rate_factor: the gate's learning rate over the optimizer's, > 0.
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, expert_num, feature_size, learning_rate_factor=1.0):
+        super().__init__(expert_num, feature_size)
+        _check_whole("feature_size", feature_size, 1)
+        _check_positive("learning_rate_factor", learning_rate_factor)
+        normal = nn.initializer.TruncatedNormal(std=1.0 / math.sqrt(feature_size))
+        self.add_weight("weight", [feature_size, expert_num], normal, learning_rate_factor)
+
+    def forward(self, features=None):
+        """See ``Gate.forward``; there is no state."""
+        self.check_features(features)
+        return F.softmax(features @ self.weight, axis=-1), None
+
+    def extra_repr(self):
+        return f"expert_num={self.expert_num}, feature_size={self.feature_size}"
+
+
+class TopKGate(Gate):
+    """Softmax over the k largest of n logits, the other weights exactly 0 (Shazeer et al. 2017, section 2.1).
+
+    The logits are H = x W_g and, where ``noisy``, in training H + standard normal x softplus(x W_noise).
+    Its penalty ``balance`` is the sum of the squared coefficients of variation of each expert's
+    importance, the sum of its weights over the batch, and, where ``noisy`` and k < n, of its load, the
+    sum over the batch of the probability that the expert is chosen (Shazeer et al. 2017, section 4 and
+    appendix A). Both W start at 0 in the paper; here W_g starts at random, so that a gate without
+    noise does not begin with n equal logits.
+
+    Args:
+        expert_num: n >= 1.
+        top_k: k, from 1 to n.
+        feature_size: number of routing features, >= 1.
+        noisy: add noise in training.
+        learning_rate_factor: the gate's learning rate over the optimizer's, > 0.
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, expert_num, top_k, feature_size, noisy=False, learning_rate_factor=1.0):
+        super().__init__(expert_num, feature_size)
+        _check_whole("top_k", top_k, 1, expert_num)
+        _check_whole("feature_size", feature_size, 1)
+        _check_positive("learning_rate_factor", learning_rate_factor)
+        self.top_k, self.noisy = top_k, noisy
+        normal = nn.initializer.TruncatedNormal(std=1.0 / math.sqrt(feature_size))
+        self.add_weight("weight", [feature_size, expert_num], normal, learning_rate_factor)
+        if noisy:
+            zero = nn.initializer.Constant(0.0)
+            self.add_weight("noise_weight", [feature_size, expert_num], zero, learning_rate_factor)
+
+    def forward(self, features=None):
+        """See ``Gate.forward``; the state is the weights and, with noise, the probabilities of being chosen."""
+        self.check_features(features)
+        clean = features @ self.weight
+        if not (self.noisy and self.training):
+            weights = self._softmax_of_largest(clean)
+            return weights, (weights, None)
+        scale = -F.log_sigmoid(-(features @ self.noise_weight)) + 1e-2  # softplus; 1e-2: as in the paper's code
+        logits = clean + scale * paddle.randn([paddle.shape(features)[0], self.expert_num])
+        weights = self._softmax_of_largest(logits)
+        return weights, (weights, self._chosen(clean, logits, scale))
+
+    def _softmax_of_largest(self, logits):
+        values, indices = paddle.topk(logits, self.top_k)  # [B, k]
+        places = F.one_hot(indices, self.expert_num)  # [B, k, n]
+        return paddle.squeeze(paddle.unsqueeze(F.softmax(values, axis=-1), axis=1) @ places, axis=1)
+
+    def _chosen(self, clean, logits, scale):
+        """P(x, i), the probability that expert i is among the k largest if its noise is drawn anew: [B, n], or None.
+
+        That is Phi((clean_i - the k-th largest of the other logits) / scale_i).
+        """
+        if self.top_k == self.expert_num:
+            return None
+        largest = paddle.topk(logits, self.top_k + 1)[0]
+        kth, next_one = largest[:, self.top_k - 1 : self.top_k], largest[:, self.top_k :]
+        chosen = paddle.cast(logits >= kth, logits.dtype)
+        threshold = chosen * next_one + (1.0 - chosen) * kth
+        return 0.5 * (1.0 + paddle.erf((clean - threshold) / scale / math.sqrt(2.0)))
+
+    def penalties(self, state):
+        weights, chosen = state
+        terms = [_squared_variation(paddle.mean(weights, axis=0))]
+        if chosen is not None:
+            terms.append(_squared_variation(paddle.mean(chosen, axis=0)))
+        return {"balance": paddle.add_n(terms)}
+
+    def extra_repr(self):
+        noise = ", noisy" if self.noisy else ""
+        return f"expert_num={self.expert_num}, top_k={self.top_k}, feature_size={self.feature_size}{noise}"
+
+
+def _squared_variation(x):
+    """Variance over squared mean of x [n]; 1e-10 keeps a gate without weight finite."""
+    mean = paddle.mean(x)
+    return paddle.mean((x - mean) ** 2) / (mean**2 + 1e-10)
+
+
+class FixedGate(Gate):
+    """Weights that are never trained: a control to compare gates with, or one expert a task.
+
+    Args:
+        weights: n numbers >= 0.
+    Raises:
+        ValueError: a weight is negative or not finite.
+    """
+
+    def __init__(self, weights):
+        weights = np.asarray(weights, "float32")
+        if weights.ndim != 1 or not np.all(np.isfinite(weights) & (weights >= 0)):
+            raise ValueError(f"weights are {weights.tolist()}, but must be a list of numbers >= 0")
+        super().__init__(len(weights))
+        self.weights = weights
+
+    @classmethod
+    def of_random_experts(cls, expert_num, top_k, seed):
+        """Equal weights for ``top_k`` of ``expert_num`` experts, drawn from ``seed``."""
+        _check_whole("top_k", top_k, 1, expert_num)
+        weights = np.zeros(expert_num)
+        weights[np.random.default_rng(seed).permutation(expert_num)[:top_k]] = 1.0 / top_k
+        return cls(weights)
+
+    def forward(self, features=None):
+        """See ``Gate.forward``; there is no state."""
+        return paddle.assign(self.weights), None
+
+    def extra_repr(self):
+        used = {int(i): round(float(self.weights[i]), 4) for i in np.flatnonzero(self.weights)}
+        return f"expert_num={self.expert_num}, weights={used}"
+
+
+# ----------------------------------------------------------------------------- sparse execution
 
 
 def greatest_weights(weights):
-    """Each expert's greatest weight over all tasks and examples: it is needed if that is > 0.
+    """Each expert's greatest weight over all gates and examples: it is needed if that is > 0.
 
     Args:
-        weights: per task [n] or [B, n].
+        weights: per gate [n] or [B, n].
     Returns:
         [n], without gradient.
     """
@@ -441,8 +474,21 @@ def greatest_weights(weights):
     return greatest
 
 
+def experts_used(weights):
+    """Number of experts with a weight > 0 for any gate.
+
+    Args:
+        weights: per gate [n], or [B, n] for a per-example gate.
+    Returns:
+        int64 scalar; for per-example gates a float32 scalar: the number for one example, mean over the batch.
+    """
+    used = paddle.cast(paddle.add_n([paddle.cast(w > 0, "float32") for w in weights]) > 0, "float32")
+    number = paddle.mean(used) * float(used.shape[-1])
+    return number if len(used.shape) == 2 else paddle.cast(number + 0.5, "int64")  # a cast cuts off what follows
+
+
 def mix_needed_experts(experts, x, weights, expert_size, by_row=False, branch=False):
-    """sum_i q_i h_i for each task, each expert computed on just the rows that need it, or not at all.
+    """sum_i q_i h_i for each gate, each expert computed on just the rows that need it, or not at all.
 
     An expert whose weight is exactly zero adds nothing to the output, to any gradient, or to its
     gate's own gradient, so leaving it out is exact. The choice is made at run time: a static
@@ -452,15 +498,19 @@ def mix_needed_experts(experts, x, weights, expert_size, by_row=False, branch=Fa
     Args:
         experts: n layers, each [B, ...] -> [B, expert_size].
         x: what they are given, [B, ...].
-        weights: per task [n] or [B, n], >= 0.
+        weights: per gate [n] or [B, n], >= 0.
         expert_size: H.
         by_row: choose rows, not only experts. Exact only where rows do not depend on each other:
             in eval mode, or without batch norm.
         branch: in a program, branch past an expert that nobody needs instead of giving it an empty
             batch, as is done anyway where Paddle cannot run one.
     Returns:
-        T tensors [B, H].
+        One tensor [B, H] for each gate.
+    Raises:
+        ValueError: a gate's weights are not [n] or [B, n].
     """
+    for w in weights:
+        _check_shape("a gate's weights", w, *[-1] * (len(w.shape) == 2), len(experts))
     needed = needed_rows(x, weights, by_row)
     if paddle.in_dynamic_mode() or (_runs_empty_batches() and not branch):
         return _mix_by_dispatch(experts, x, weights, expert_size, needed)
@@ -468,7 +518,7 @@ def mix_needed_experts(experts, x, weights, expert_size, by_row=False, branch=Fa
 
 
 def needed_rows(x, weights, by_row=False):
-    """Which expert a task needs for which row: 1 or 0, float32 [n, B]. All rows alike, unless ``by_row``."""
+    """Which expert a gate needs for which row: 1 or 0, float32 [n, B]. All rows alike, unless ``by_row``."""
     if by_row and all(len(w.shape) == 2 for w in weights):
         needed = paddle.transpose(paddle.add_n([paddle.cast(w > 0, "float32") for w in weights]) > 0, [1, 0])
     else:
@@ -549,37 +599,100 @@ def _sum_weighted(outputs, weights):
     return mixture
 
 
-def _runs_empty_batches():
-    """Whether a program here computes a layer of no rows, and its gradients: since Paddle 3.1.1, on CPU and GPU."""
-    version = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]]
-    return paddle.framework.in_pir_mode() and version >= [3, 1, 1] and paddle.get_device()[:3] in ("cpu", "gpu")
+# What a mixture gives: outputs and weights by gate, penalties summed over the gates by name.
+Mixed = collections.namedtuple("Mixed", "outputs weights penalties")
 
 
-def _can_branch():
-    """Whether ``paddle.static.nn.cond`` builds here: not in the legacy programs of Paddle 3.x."""
-    if paddle.in_dynamic_mode() or paddle.framework.in_pir_mode():
-        return True
-    return int(paddle.__version__.split(".")[0]) < 3
+class SparseMixture(nn.Layer):
+    """n shared experts and any number of gates over them. An expert of zero weight is not computed.
+
+    Args:
+        experts: n layers, each [B, ...] -> [B, H]. Each has an attribute ``out_size``, its H, unless
+            ``expert_size`` is given.
+        gates: Gates over n experts.
+        expert_size: H.
+        rows_are_independent: whether in training an expert's output for an example depends on that
+            example alone. Then the experts of a per-example gate run on just the examples that need
+            them. None: if the experts have no batch norm. (In evaluation they always do.)
+    Raises:
+        ValueError: a gate is over another number of experts, or H is unknown.
+    """
+
+    def __init__(self, experts, gates, expert_size=None, rows_are_independent=None):
+        super().__init__()
+        if not experts or not gates:
+            raise ValueError("a mixture needs at least one expert and one gate")
+        for gate in gates:
+            if gate.expert_num != len(experts):
+                raise ValueError(f"expert_num of {gate!r} is {gate.expert_num}, but there are {len(experts)} experts")
+        self.expert_size = expert_size or getattr(experts[0], "out_size", None)
+        if self.expert_size is None:
+            raise ValueError("expert_size is None, and the experts have no out_size. Give one of them")
+        self.experts, self.gates = nn.LayerList(experts), nn.LayerList(gates)
+        self.rows_are_independent = rows_are_independent
+        if rows_are_independent is None:
+            self.rows_are_independent = not any(_is_batch_norm(layer) for e in experts for layer in e.sublayers(True))
+        self.branch = False  # see mix_needed_experts; for whoever builds a program that must not have empty batches
+
+    @property
+    def per_example(self):
+        """Whether any gate has weights for each example."""
+        return any(gate.per_example for gate in self.gates)
+
+    def forward(self, x, features=None):
+        """Mix.
+
+        Args:
+            x: what the experts read, [B, ...].
+            features: what the gates read, [B, F]; None: x, flattened.
+        Returns:
+            Mixed: outputs and weights, a list each, [B, H] and [n] or [B, n] by gate; penalties, the
+            gates' terms of the loss, summed over the gates: name -> scalar.
+        """
+        if features is None and self.per_example:
+            features = paddle.flatten(x, start_axis=1)
+        gated = [gate(features) for gate in self.gates]
+        weights = [w for w, _ in gated]
+        by_row = self.rows_are_independent or not self.training
+        outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
+        return Mixed(outputs, weights, self._penalties([state for _, state in gated]))
+
+    def _penalties(self, states):
+        terms = {}
+        for gate, state in zip(self.gates, states):
+            for name, term in gate.penalties(state).items():
+                terms[name] = terms[name] + term if name in terms else term
+        return terms
+
+    def forward_settled(self, x, weights):
+        """Mix by weights that are known: only experts with a weight are run, with no branch.
+
+        Args:
+            x: what the experts read, [B, ...].
+            weights: by gate, NumPy array [n].
+        Returns:
+            By gate [B, H], equal to ``forward``'s to rounding.
+        """
+        # a gate that has lost all its weight has a mixture of zeros, for which any expert will do
+        needed = [np.flatnonzero(w) if np.any(w) else [0] for w in weights]
+        outputs = {i: self.experts[i](x) for i in sorted({i for of_gate in needed for i in of_gate})}
+        # not a matmul with the weights, which makes programs forget that the batch is free
+        return [paddle.add_n([outputs[i] * float(w[i]) for i in of_gate]) for of_gate, w in zip(needed, weights)]
+
+    def extra_repr(self):
+        return f"{len(self.experts)} experts, {len(self.gates)} gates, expert_size={self.expert_size}"
 
 
-# -------------------------------------------------------------------------------- the network
+def _is_batch_norm(layer):
+    return "BatchNorm" in type(layer).__name__
+
+
+# ------------------------------------------------------------- layers for experts, inputs, towers
 
 
 def _linear(in_size, out_size):
     init = nn.initializer.TruncatedNormal(std=1.0 / math.sqrt(in_size))
     return nn.Linear(in_size, out_size, weight_attr=paddle.ParamAttr(initializer=init))
-
-
-def _convolution(in_channels, out_channels, norm):
-    init = nn.initializer.XavierNormal()
-    # no bias under batch norm: it would subtract it, and Adam would make steps of its rounding noise
-    bias_attr = False if norm == "batch" else None
-    return nn.Sequential(
-        nn.Conv2D(in_channels, out_channels, 5, weight_attr=paddle.ParamAttr(initializer=init), bias_attr=bias_attr),
-        *_norm(norm, out_channels),
-        MaxPool(),  # before ReLU: the same result as after it, at a quarter of ReLU's work
-        nn.ReLU(),
-    )
 
 
 class MaxPool(nn.Layer):
@@ -593,323 +706,254 @@ class MaxPool(nn.Layer):
         return F.max_pool2d(x, 2, return_mask=True)[0] if self.training else F.max_pool2d(x, 2)
 
 
-def _norm(norm, channels):
-    if norm == "batch":
-        return [nn.BatchNorm2D(channels)]
-    return [nn.GroupNorm(channels // GROUP_SIZE, channels)] if norm == "group" else []
+def _convolution(in_channels, out_channels, norm):
+    init = nn.initializer.XavierNormal()
+    # no bias under batch norm: it would subtract it, and Adam would make steps of its rounding noise
+    bias_attr = False if norm == "batch" else None
+    norms = {
+        "batch": [nn.BatchNorm2D],
+        "group": [lambda channels: nn.GroupNorm(channels // GROUP_SIZE, channels)],
+        "none": [],
+    }
+    return nn.Sequential(
+        nn.Conv2D(in_channels, out_channels, 5, weight_attr=paddle.ParamAttr(initializer=init), bias_attr=bias_attr),
+        *[make(out_channels) for make in norms[norm]],
+        MaxPool(),  # before ReLU: the same result as after it, at a quarter of ReLU's work
+        nn.ReLU(),
+    )
 
 
-class Expert(nn.Layer):
-    """Two convolution blocks and two linear layers: [B, 1, 36, 36] -> [B, expert_size].
+class CNN(nn.Layer):
+    """Two blocks of convolution (5 x 5), norm, max-pool and ReLU, with 10 and 20 channels, flattened.
 
     Args:
-        expert_size: width of the output.
+        image_shape: [channels, height, width]; height and width at least 16.
         norm: "batch", "group" (of ``GROUP_SIZE`` channels), or "none".
+    Raises:
+        ValueError: the image is too small, or the norm unknown.
     """
 
-    def __init__(self, expert_size, norm="batch"):
+    def __init__(self, image_shape, norm="batch"):
         super().__init__()
-        self.layers = nn.Sequential(
-            _convolution(1, 10, norm),  # [B, 10, 16, 16]
-            _convolution(10, 20, norm),  # [B, 20, 6, 6]
-            nn.Flatten(),
-            _linear(720, 50),
-            nn.ReLU(),
-            _linear(50, expert_size),
-            nn.ReLU(),
-        )
+        channels, *sizes = image_shape
+        _check_whole("channels", channels, 1)
+        for size in sizes:
+            _check_whole("height and width of the image", size, 16)
+        _check_choice("norm", norm, NORMS)
+        self.image_shape = list(image_shape)
+        self.blocks = nn.Sequential(_convolution(channels, 10, norm), _convolution(10, 20, norm), nn.Flatten())
+        self.out_size = 20 * math.prod(((size - 4) // 2 - 4) // 2 for size in sizes)
 
     def forward(self, image):
-        return self.layers(image)
+        """float32 [B, channels, height, width] -> [B, out_size]."""
+        _check_shape("image", image, -1, *self.image_shape)
+        return self.blocks(image)
+
+    def extra_repr(self):
+        return f"image_shape={self.image_shape}, out_size={self.out_size}"
 
 
-class Tower(nn.Layer):
-    """A task's own head: [B, expert_size] -> logits [B, class_num]."""
+class MLP(nn.Layer):
+    """Linear layers, each but the last with norm, activation and dropout.
 
-    def __init__(self, expert_size, tower_size, class_num):
+    Args:
+        in_size: width of the input.
+        sizes: widths of the layers, the last being the output's.
+        norm: "batch", "group" (here: layer norm, of all features together), or "none".
+        activation: one of ``ACTIVATIONS``.
+        dropout: probability that a hidden number is set to 0 in training, from 0 up to 1.
+        activate_output: give the last layer an activation too.
+    Raises:
+        ValueError: an argument is out of its range.
+    """
+
+    def __init__(self, in_size, sizes, norm="none", activation="relu", dropout=0.0, activate_output=False):
         super().__init__()
-        self.layers = nn.Sequential(
-            _linear(expert_size, tower_size),
-            nn.ReLU(),
-            _linear(tower_size, tower_size),
-            nn.ReLU(),
-            _linear(tower_size, class_num),
-        )
+        _check_whole("in_size", in_size, 1)
+        if not sizes:
+            raise ValueError("sizes is empty, but an MLP has at least one layer")
+        for size in sizes:
+            _check_whole("a layer's size", size, 1)
+        _check_choice("norm", norm, NORMS)
+        _check_choice("activation", activation, ACTIVATIONS)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout is {dropout!r}, but must be a number >= 0 and < 1")
+        self.in_size, self.out_size = in_size, sizes[-1]
+        norms = {"batch": [nn.BatchNorm1D], "group": [nn.LayerNorm], "none": []}[norm]
+        layers, last = [], len(sizes) - 1
+        for i, (wide_in, wide_out) in enumerate(zip([in_size, *sizes], sizes)):
+            layers.append(_linear(wide_in, wide_out))
+            if i < last:
+                layers += [make(wide_out) for make in norms]
+            if i < last or activate_output:
+                layers.append(ACTIVATIONS[activation]())
+            if i < last and dropout:
+                layers.append(nn.Dropout(dropout))
+        self.layers = nn.Sequential(*layers)
 
-    def forward(self, mixture):
-        return self.layers(mixture)
+    def forward(self, x):
+        """float32 [B, ...], of ``in_size`` numbers an example -> [B, out_size]."""
+        if len(x.shape) > 2:
+            x = paddle.flatten(x, start_axis=1)
+        _check_shape("the input of an MLP", x, -1, self.in_size)
+        return self.layers(x)
+
+    def extra_repr(self):
+        return f"in_size={self.in_size}, out_size={self.out_size}"
 
 
-class MultiGateMixture(nn.Layer):
-    """n shared experts; for each task a gate over them and a tower behind it.
+class CNNExpert(nn.Layer):
+    """The expert of the published example: a ``CNN``, then linear 50, ReLU, linear ``expert_size``, ReLU.
+
+    Args:
+        image_shape: [channels, height, width].
+        expert_size: width of the output.
+        norm: see ``CNN``.
+    """
+
+    def __init__(self, image_shape, expert_size, norm="batch"):
+        super().__init__()
+        self.cnn = CNN(image_shape, norm)
+        self.head = MLP(self.cnn.out_size, [50, expert_size], activate_output=True)
+        self.out_size = expert_size
+
+    def forward(self, image):
+        """float32 [B, channels, height, width] -> [B, expert_size]."""
+        return self.head(self.cnn(image))
+
+
+class TableInput(nn.Layer):
+    """Dense features and sparse ids -> one vector: the features, then each field's embedding.
+
+    Args:
+        dense_size: number of dense features, from 0.
+        vocabulary_sizes: number of ids of each sparse field.
+        embedding_size: width of an embedding.
+    Raises:
+        ValueError: there is neither a feature nor a field, or a size is out of its range.
+    """
+
+    def __init__(self, dense_size, vocabulary_sizes=(), embedding_size=8):
+        super().__init__()
+        _check_whole("dense_size", dense_size, 0 if vocabulary_sizes else 1)
+        for size in vocabulary_sizes:
+            _check_whole("a vocabulary's size", size, 1)
+        _check_whole("embedding_size", embedding_size, 1)
+        self.dense_size, self.field_num = dense_size, len(vocabulary_sizes)
+        # One table for all fields, each with its own range of rows: one lookup instead of one a field.
+        self.offsets = np.concatenate([[0], np.cumsum(vocabulary_sizes)[:-1]]).astype("int64")
+        self.out_size = dense_size + self.field_num * embedding_size
+        if self.field_num:
+            init = nn.initializer.Normal(std=1.0 / math.sqrt(embedding_size))
+            self.embedding = nn.Embedding(
+                int(sum(vocabulary_sizes)), embedding_size, weight_attr=paddle.ParamAttr(initializer=init)
+            )
+
+    def forward(self, *parts):
+        """Join.
+
+        Args:
+            parts: dense float32 [B, dense_size] if there are dense features, then ids int64
+                [B, number of fields] if there are fields, each id from 0 to its vocabulary's size - 1.
+        Returns:
+            float32 [B, out_size].
+        """
+        joined = []
+        if self.dense_size:
+            _check_shape("the dense features", parts[0], -1, self.dense_size)
+            joined.append(parts[0])
+        if self.field_num:
+            _check_shape("the ids", parts[-1], -1, self.field_num)
+            vectors = self.embedding(parts[-1] + paddle.assign(self.offsets))  # [B, fields, embedding_size]
+            joined.append(paddle.flatten(vectors, start_axis=1))
+        return paddle.concat(joined, axis=1)
+
+    def extra_repr(self):
+        return f"dense_size={self.dense_size}, field_num={self.field_num}, out_size={self.out_size}"
+
+
+# ---------------------------------------------------------------------------------- the network
+
+# What the network gives for training: outputs by task; gate weights by task; the gates' weighted terms.
+Details = collections.namedtuple("Details", "outputs weights penalty")
+
+
+class MultiTaskNetwork(nn.Layer):
+    """Shared experts behind a shared bottom; for each task a gate over them and a tower behind it.
 
     ``step`` counts the training steps (forward passes in training mode with ``details``). It is a
     parameter that no gradient reaches, because a static program refuses buffers, and so it is
     saved and goes on with the weights; the ramp of the entropy weight reads it.
 
     Args:
-        hyper: HyperParameters.
+        mixture: SparseMixture with a gate for each task.
+        towers: a layer for each task, [B, H] -> the task's output.
+        bottom: layer in front of gates and experts, computed once, or None.
+        inputs: layer that joins several inputs into one, or None.
+        entropy_ramp: weight of the penalty ``entropy`` at step 0, 1, ..., the last being that of all later steps.
+        penalty_weights: weights of the other penalties, name -> number; 1 if not named.
+        learned_balance: give each task a trained log-variance (see ``tasks.total_loss``).
+    Raises:
+        ValueError: there are not as many gates as towers.
     """
 
-    def __init__(self, hyper):
+    def __init__(
+        self, mixture, towers, bottom=None, inputs=None, entropy_ramp=(0.0,), penalty_weights=None, learned_balance=False
+    ):  # fmt: skip
         super().__init__()
-        self.expert_size = hyper.expert_size
-        self.experts = nn.LayerList([Expert(hyper.expert_size, hyper.expert_norm) for _ in range(hyper.expert_num)])
-        self.rows_are_independent = hyper.expert_norm != "batch"
-        self.branch = False  # see mix_needed_experts; for whoever builds a program that must not have empty batches
-        self.gates = nn.LayerList(
-            [
-                DSelectKGate(
-                    hyper.expert_num,
-                    hyper.top_k,
-                    hyper.gamma,
-                    IMAGE_SIZE**2 if hyper.gate == "dselect_k_per_example" else 0,
-                    hyper.optimizer_gate_learning_rate_factor,
-                )
-                for _ in range(hyper.task_num)
-            ]
-        )
-        self.towers = nn.LayerList(
-            [Tower(hyper.expert_size, hyper.tower_size, hyper.class_num) for _ in range(hyper.task_num)]
-        )
-        self.entropy_weights = entropy_weights(hyper.entropy_weight, hyper.entropy_schedule, hyper.entropy_ramp_steps)
+        if len(mixture.gates) != len(towers):
+            raise ValueError(f"there are {len(mixture.gates)} gates, but {len(towers)} towers: each task has one of each")
+        self.inputs, self.bottom, self.mixture = inputs, bottom, mixture
+        self.towers = nn.LayerList(towers)
+        self.entropy_ramp = np.asarray(entropy_ramp, "float32")
+        self.penalty_weights = penalty_weights or {}
+        self.log_variances = None
+        if learned_balance:
+            zero = nn.initializer.Constant(0.0)
+            self.log_variances = self.create_parameter([len(towers)], default_initializer=zero)
         self.step = self.create_parameter([1], dtype="int64", default_initializer=nn.initializer.Constant(0))
         self.step.stop_gradient = True
 
-    def forward(self, image, details=False):
+    def forward(self, x, ids=None, details=False):
         """Predict.
 
         Args:
-            image: float32 [B, 1, 36, 36] in 0..1.
+            x: the image, or the dense features, float32 [B, ...]; the ids where there are no dense features.
+            ids: int64 [B, number of fields], if the network reads both.
             details: return what the loss and the log need as well.
         Returns:
-            List of T logits [B, class_num]; with ``details`` (logits, gate_weights, regularisation):
-            gate_weights per task [n] or [B, n], regularisation the scalar sum of the gates' terms,
-            at the entropy weight of this step.
+            The tasks' outputs, a list; with ``details`` a Details of it, the gates' weights, and the
+            scalar sum of their penalties, each by its weight at this step.
         """
-        features = paddle.flatten(image, start_axis=1)
-        gated = [gate(features) for gate in self.gates]
-        weights = [w for w, _ in gated]
-        by_row = self.rows_are_independent or not self.training
-        mixtures = mix_needed_experts(self.experts, image, weights, self.expert_size, by_row, self.branch)
-        logits = [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
-        if not details:
-            return logits
-        return logits, weights, self._regularisation([r for _, r in gated])
+        mixed = self.mixture(self.shared(x, ids))
+        outputs = [tower(mixture) for tower, mixture in zip(self.towers, mixed.outputs)]
+        return Details(outputs, mixed.weights, self._penalty(mixed.penalties)) if details else outputs
+
+    def shared(self, x, ids=None):
+        """What gates and experts read: the inputs joined, behind the bottom."""
+        if self.inputs is not None:
+            x = self.inputs(x) if ids is None else self.inputs(x, ids)
+        return x if self.bottom is None else self.bottom(x)
+
+    def forward_settled(self, weights, x, ids=None):
+        """Predict with gates whose weights are known: by task, NumPy array [n]. Other experts are left out."""
+        mixtures = self.mixture.forward_settled(self.shared(x, ids), weights)
+        return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
     def parameter_labels(self):
         """What to call each parameter in a message: Paddle's name -> structured name, and the task that owns it."""
         labels = {}
         for name, parameter in self.named_parameters():
-            part, index = name.split(".")[:2] if "." in name else (name, "")
-            owner = f" (task {int(index) + 1})" if part in ("gates", "towers") else ""
-            labels[parameter.name] = name + owner
+            owner = re.match(r"(?:mixture\.gates|towers)\.(\d+)", name)
+            labels[parameter.name] = name + (f" (task {int(owner.group(1)) + 1})" if owner else "")
         return labels
 
-    def forward_settled(self, image, weights):
-        """Predict with static gates whose weights are known: only experts with a weight are run, with no branch.
-
-        Args:
-            image: float32 [B, 1, 36, 36] in 0..1.
-            weights: per task NumPy array [n], as ``DSelectKGate.weights_at`` gives it.
-        Returns:
-            List of T logits [B, class_num], equal to ``forward``'s to rounding.
-        """
-        # a gate that has lost all its weight has a mixture of zeros, for which any expert will do
-        needed = [np.flatnonzero(w) if np.any(w) else [0] for w in weights]
-        outputs = {i: self.experts[i](image) for i in sorted({i for of_task in needed for i in of_task})}
-        mixtures = [
-            paddle.add_n([outputs[i] * float(w[i]) for i in of_task]) for of_task, w in zip(needed, weights)
-        ]  # not a matmul with the weights, which makes programs forget that the batch is free
-        return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
-
-    def _regularisation(self, selectors):
-        last = len(self.entropy_weights) - 1
-        table = paddle.assign(self.entropy_weights)
-        entropy_weight = paddle.gather(table, paddle.clip(self.step, 0, last))
+    def _penalty(self, terms):
+        entropy_weight = paddle.gather(
+            paddle.assign(self.entropy_ramp), paddle.clip(self.step, 0, len(self.entropy_ramp) - 1)
+        )
         if self.training:
             paddle.increment(self.step)
-        terms = [gate.regularisation(r, entropy_weight) for gate, r in zip(self.gates, selectors)]
-        return paddle.mean(paddle.add_n(terms))
-
-
-def entropy_weights(entropy_weight, schedule, ramp_steps):
-    """The entropy weight at step 0, 1, ..., the last entry being that of all later steps.
-
-    Linear: weight x t / ramp_steps. Cosine: weight x (1 - cos(pi t / ramp_steps)) / 2.
-
-    Returns:
-        float32 NumPy array [1] (constant) or [ramp_steps + 1].
-    """
-    if schedule == "constant":
-        return np.full([1], entropy_weight, "float32")
-    progress = np.arange(ramp_steps + 1) / ramp_steps
-    if schedule == "cosine":
-        progress = (1 - np.cos(np.pi * progress)) / 2
-    return (entropy_weight * progress).astype("float32")
-
-
-def check_label_num(label_num, hyper):
-    """Raise ValueError if the reader gives too few labels. Surplus ones are passed over, as PaddleRec's tools do."""
-    if label_num < hyper.task_num:
-        raise ValueError(
-            f"the reader gives {label_num} labels, but hyper_parameters.task_num is {hyper.task_num}. "
-            f"Set task_num to {label_num}, or use a reader with {hyper.task_num} labels."
-        )
-
-
-def accuracy_names(hyper):
-    """Printed name of each task's accuracy: Accuracy1, Accuracy2, ..."""
-    return [f"Accuracy{t + 1}" for t in range(hyper.task_num)]
-
-
-def experts_used(gate_weights_of_tasks):
-    """Number of experts with a weight > 0 for any task.
-
-    Args:
-        gate_weights_of_tasks: per task [n], or [B, n] for a per-example gate.
-    Returns:
-        int64 scalar; for per-example gates a float32 scalar: the number for one example, mean over the batch.
-    """
-    used = paddle.cast(paddle.add_n([paddle.cast(w > 0, "float32") for w in gate_weights_of_tasks]) > 0, "float32")
-    number = paddle.mean(used) * float(used.shape[-1])
-    return number if len(used.shape) == 2 else paddle.cast(number + 0.5, "int64")  # a cast cuts off what follows
-
-
-def values_at_end(hyper):
-    """Names of the printed numbers that describe the network, not a batch: an epoch's is the one at its end."""
-    return ("experts_used",) if hyper.gate == "dselect_k" else ()
-
-
-def is_right(logits, label):
-    """Whether the class of the greatest logit is the label: float64 [B, 1], 1 or 0.
-
-    Args:
-        logits: [B, class_num].
-        label: int64 [B] or [B, 1].
-    """
-    return paddle.cast(paddle.topk(logits, 1)[1] == paddle.reshape(label, [-1, 1]), "float64")
-
-
-# ------------------------------------------------------------------------ loss and optimizer
-
-
-def losses(logits, labels, hyper, regularisation=None):
-    """What training minimizes, and each task's part of it.
-
-    Args:
-        logits: T tensors [B, class_num].
-        labels: T tensors int64 [B] or [B, 1].
-        hyper: HyperParameters.
-        regularisation: scalar, the gates' terms; None: without.
-    Returns:
-        {printed name: scalar}: ``loss``, the sum over the tasks of weight x cross-entropy (a mean over
-        the batch), and the regularisation; then ``loss1``, ``loss2``, ..., each task's cross-entropy.
-    """
-    of_tasks = [F.cross_entropy(z, paddle.reshape(label, [-1, 1])) for z, label in zip(logits, labels)]
-    weights = hyper.task_weights or [1.0] * len(of_tasks)
-    loss = paddle.add_n([weight * part for weight, part in zip(weights, of_tasks)])
-    if regularisation is not None:
-        loss = loss + regularisation
-    return {"loss": loss, **{f"loss{t + 1}": part for t, part in enumerate(of_tasks)}}
-
-
-class TrainingSchedule(paddle.optimizer.lr.LRScheduler):
-    """A learning rate for every training step, moved on by ``step()`` *before* each of them.
-
-    PaddleRec's tools never move a schedule on, so the wrappers do. Its position is the number of
-    training steps begun, minus one; ``state_dict()`` holds it.
-
-    Args:
-        schedule: one of Paddle's schedulers, asked for the rate at a position.
-        total_steps: the position at which the schedule ends and the rate stays; None: never.
-    """
-
-    def __init__(self, schedule, total_steps=None):
-        self.schedule, self.total_steps = schedule, total_steps
-        super().__init__(schedule.base_lr)
-        self.last_epoch = -1  # Paddle counts "epochs" whatever they are; no step has begun
-
-    def get_lr(self):
-        position = self.last_epoch if self.total_steps is None else min(self.last_epoch, self.total_steps)
-        self.schedule.step(position)
-        return self.schedule()
-
-
-def learning_rate_schedule(hyper, total_steps):
-    """The course of the learning rate over the training.
-
-    Args:
-        hyper: HyperParameters.
-        total_steps: training steps in all, or None if they are not known: then the cosine and
-            one_cycle schedules are not followed, and one line in the log says so.
-    Returns:
-        TrainingSchedule, or a number if the rate is constant.
-    """
-    rate, name, warmup = hyper.optimizer_learning_rate, hyper.optimizer_schedule, hyper.optimizer_warmup_steps
-    if name != "constant" and total_steps is None:
-        LOG.warning(
-            "the %s schedule of the learning rate is not followed: the number of steps is unknown. "
-            "Set runner.steps_per_epoch.",
-            name,
-        )
-        name = "constant"
-    schedule = rate
-    if name == "one_cycle":
-        # total_steps + 1: Paddle refuses to be asked for the rate at the very end
-        schedule = paddle.optimizer.lr.OneCycleLR(max_learning_rate=rate, total_steps=total_steps + 1)
-    elif name == "cosine":
-        schedule = paddle.optimizer.lr.CosineAnnealingDecay(rate, T_max=max(total_steps - warmup, 1))
-    if warmup:
-        schedule = paddle.optimizer.lr.LinearWarmup(schedule, warmup, start_lr=0.0, end_lr=rate)
-    if schedule is rate:
-        return rate
-    return TrainingSchedule(schedule, None if name == "constant" else total_steps)
-
-
-def learning_rate(hyper, config):
-    """``learning_rate_schedule`` over the training that a flat config describes.
-
-    Its length is epochs x ``runner.steps_per_epoch``, which our tools count.
-
-    Raises:
-        ValueError: ``runner.lr_step`` asks the tool to move on the schedule, which the model does itself.
-    """
-    steps, epochs = config.get("runner.steps_per_epoch"), config.get("runner.epochs")
-    rate = learning_rate_schedule(hyper, int(steps) * int(epochs) if steps and epochs else None)
-    if isinstance(rate, TrainingSchedule) and config.get("runner.lr_step", "none") != "none":
-        raise ValueError(
-            f"runner.lr_step is {config['runner.lr_step']!r}, but this model moves its schedule itself. Set it to none."
-        )
-    return rate
-
-
-def build_optimizer(net, hyper, learning_rate, parameters=None):
-    """The optimizer that ``hyper`` asks for.
-
-    Args:
-        net: MultiGateMixture; its gates are spared from weight decay.
-        learning_rate: a number or a scheduler.
-        parameters: what to train, in the dynamic graph; None in a static program.
-    Raises:
-        ValueError: clipping by norm in a legacy program of Paddle 3.x, which cannot build it.
-    """
-    if hyper.optimizer_clip_norm and not _can_branch():
-        raise ValueError(
-            "hyper_parameters.optimizer.clip_norm cannot be used in the legacy program mode of "
-            "Paddle 3.x (FLAGS_enable_pir_api=0). Set it to 0, or leave the flag alone."
-        )
-    clip = nn.ClipGradByGlobalNorm(hyper.optimizer_clip_norm) if hyper.optimizer_clip_norm else None
-    common = {"learning_rate": learning_rate, "parameters": parameters, "grad_clip": clip}
-    decay = hyper.optimizer_weight_decay
-    if hyper.optimizer_class != "sgd" and paddle.framework.in_pir_mode():
-        # Paddle's defaults, made once a step; as numbers they would be made anew for each parameter
-        common.update({name: paddle.full([1], x) for name, x in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8))})
-    if hyper.optimizer_class == "adamw":
-        spared = {p.name for p in net.gates.parameters()}
-        return paddle.optimizer.AdamW(
-            weight_decay=decay, apply_decay_param_fun=lambda name: name not in spared, **common
-        )
-    if hyper.optimizer_class == "sgd":
-        return paddle.optimizer.Momentum(momentum=hyper.optimizer_momentum, weight_decay=decay or None, **common)
-    return paddle.optimizer.Adam(weight_decay=decay or None, **common)
+        weights = {**self.penalty_weights, "entropy": entropy_weight}
+        weighted = [paddle.reshape(term * weights.get(name, 1.0), [1]) for name, term in terms.items()]
+        return paddle.mean(paddle.add_n(weighted)) if weighted else paddle.mean(paddle.zeros([1]))

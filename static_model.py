@@ -1,9 +1,11 @@
-"""The static-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py``."""
+"""The static-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py`` and ``tasks.py``."""
 
 import paddle
-import paddle.nn.functional as F
 
+import hyper_parameters
 import net
+import tasks
+import training
 
 
 class StaticModel:
@@ -15,54 +17,64 @@ class StaticModel:
         ValueError: a ``hyper_parameters`` key is unknown or its value is not allowed.
     """
 
-    config_defaults = net.HyperParameters.defaults()  # for tools that ask: every key of this model
-    network_config = staticmethod(net.network_config)  # and those that a save must agree in
+    config_defaults = hyper_parameters.HyperParameters.defaults()  # for tools that ask: every key of this model
+    network_config = staticmethod(hyper_parameters.network_config)  # and those that a save must agree in
 
     def __init__(self, config):
         self.config = config
-        self.hyper = net.HyperParameters.from_config(config)
-        self.values_at_end = net.values_at_end(self.hyper)  # for tools that take means over an epoch
+        self.hyper = hyper_parameters.HyperParameters.from_config(config)
+        self.tasks = self.hyper.task_list()
 
     def create_feeds(self, is_infer=False):
-        """Variables of a batch, in the reader's order: image float32 [-1, 1, 36, 36], labels int64 [-1]."""
-        image = paddle.static.data("image", [-1, 1, net.IMAGE_SIZE, net.IMAGE_SIZE], "float32")
-        labels = [paddle.static.data(f"label{t + 1}", [-1], "int64") for t in range(self.hyper.task_num)]
-        return [image] + labels
+        """Variables of a batch, in the reader's order: the inputs, then each task's label [-1]."""
+        inputs = [paddle.static.data(name, [-1, *shape], dtype) for name, shape, dtype in self.hyper.inputs()]
+        return inputs + [paddle.static.data(f"label{t.suffix}", [-1], t.kind.label_dtype) for t in self.tasks]
+
+    def check_batch(self, batch):
+        """Raise ValueError if a batch has an id or a class that there is not. For tools that ask."""
+        self.hyper.check_batch(batch)
 
     def net(self, input, is_infer=False):
         """Build the network and its loss, which is kept for ``create_optimizer``.
 
-        ``export_vars`` holds, by plain names, what an exported model may offer.
+        ``export_vars`` holds, by plain names, what an exported model may offer, ``observed`` what
+        ``update_metrics`` reads.
 
         Returns:
             {printed name: Variable}.
         """
-        image, labels = input[0], input[1:]
-        net.check_label_num(len(labels), self.hyper)
-        self.network = net.MultiGateMixture(self.hyper)
-        self.parameter_labels = self.network.parameter_labels()  # for tools that name a parameter
+        inputs, labels = self.hyper.split(input)
+        self._build_network()
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
-        logits, gate_weights, regularisation = self.network(image, details=True)
-        losses = net.losses(logits, labels, self.hyper, None if is_infer else regularisation)
+        outputs, gate_weights, penalty = self.network(*inputs, details=True)
+        if is_infer:
+            losses = tasks.losses(self.tasks, outputs, labels)
+        else:
+            losses = tasks.losses(self.tasks, outputs, labels, penalty, self.network.log_variances)
         self.loss = losses["loss"]
-        self.export_vars = _offered(logits, gate_weights)
-        fetches = {
-            name: paddle.mean(net.is_right(z, label))
-            for name, z, label in zip(net.accuracy_names(self.hyper), logits, labels)
-        }
-        return {**fetches, **losses, "experts_used": net.experts_used(gate_weights)}
+        self.export_vars = self._offered(outputs, gate_weights)
+        self.observed = outputs
+        accuracies = tasks.batch_accuracies(self.tasks, outputs, labels)
+        return {**accuracies, **losses, "experts_used": net.experts_used(gate_weights)}
 
     def infer_net(self, input):
         """The same, in evaluation mode and without the gates' regularisers."""
         return self.net(input, is_infer=True)
 
+    def create_metrics(self):
+        """The tasks' metrics, over all labelled examples, for tools that keep them: (metrics, names)."""
+        return tasks.create_metrics(self.tasks)
+
+    def update_metrics(self, metrics_list, observed, batch_data):
+        """Count a batch: what ``observed`` was in it, as arrays, and the batch in the reader's order."""
+        tasks.update_metrics(self.tasks, metrics_list, observed, self.hyper.split(batch_data)[1])
+
     def export_net(self, feeds, parameters):
         """Build the network for good, for the weights it has: what an exported model may offer.
 
-        Optional in a package; our tools ask for it by ``getattr``, and export ``infer_net`` and
-        ``export_vars`` where there is none. As in ``infer_net``, the layers are created as in
-        ``net``, so that their parameters have the same names; what is not used leaves the file.
+        As in ``infer_net``, the layers are created as in ``net``, so that their parameters have the
+        same names; what is not used leaves the file.
 
         Args:
             feeds: what ``create_feeds(is_infer=True)`` gave.
@@ -70,21 +82,30 @@ class StaticModel:
         Returns:
             {plain name: Variable}, logits1 and probabilities1 being those of the first task.
         """
-        self.network = net.MultiGateMixture(self.hyper)
+        inputs, _ = self.hyper.split(feeds)
+        self._build_network()
         self.network.eval()
-        if self.hyper.gate == "dselect_k":
-            weights = [gate.weights_at(parameters) for gate in self.network.gates]
-            return _offered(self.network.forward_settled(feeds[0], weights), [paddle.assign(w) for w in weights])
-        self.network.branch = True  # oneDNN, which Paddle Inference uses, refuses an empty batch
-        logits, gate_weights, _ = self.network(feeds[0], details=True)
-        return _offered(logits, gate_weights)
+        if not self.network.mixture.per_example:
+            weights = self._constant_weights(parameters)
+            outputs = self.network.forward_settled(weights, *inputs)
+            return self._offered(outputs, [paddle.assign(w) for w in weights])
+        self.network.mixture.branch = True  # oneDNN, which Paddle Inference uses, refuses an empty batch
+        outputs, gate_weights, _ = self.network(*inputs, details=True)
+        return self._offered(outputs, gate_weights)
+
+    def export_tasks(self):
+        """What an exported model says of its tasks: a list of {name, kind, outputs by plain name, label}."""
+        return [
+            {"name": t.suffix.strip("_"), "kind": type(t.kind).__name__.lower(), "label": f"label{t.suffix}",
+             "outputs": {name: f"{name}{t.suffix}" for name in t.kind.exports}} for t in self.tasks
+        ]  # fmt: skip
 
     def create_optimizer(self, strategy=None):
         """Minimize the kept loss; the schedule of the learning rate moves on by itself, at each run."""
-        rate = net.learning_rate(self.hyper, self.config)
-        if isinstance(rate, net.TrainingSchedule):
+        rate = training.learning_rate(self.hyper, self.config)
+        if isinstance(rate, training.TrainingSchedule):
             rate = _MovedByExecutor(rate)
-        optimizer = net.build_optimizer(self.network, self.hyper, rate)
+        optimizer = training.build_optimizer(self.network, self.hyper, rate)
         if strategy is not None:
             import paddle.distributed.fleet as fleet
 
@@ -94,8 +115,35 @@ class StaticModel:
             rate.built = True
         return optimizer
 
+    def _build_network(self):
+        self.network = hyper_parameters.build(self.hyper)
+        self.parameter_labels = self.network.parameter_labels()  # for tools that name a parameter
+        self.values_at_end = hyper_parameters.values_at_end(self.network)  # for tools that take means over an epoch
 
-class _MovedByExecutor(net.TrainingSchedule):
+    def _offered(self, outputs, gate_weights):
+        """The outputs that an exported model may have, by plain names."""
+        offered = {"experts_used": net.experts_used(gate_weights)}
+        for task, output, weights in zip(self.tasks, outputs, gate_weights):
+            offered.update(task.named({**task.kind.export(output), "gate_weights": weights}))
+        return offered
+
+    def _constant_weights(self, parameters):
+        """Weights of gates that are the same for every example, by task: NumPy arrays [n].
+
+        Computed by the same network in the dynamic graph, whose parameters have the program's names.
+        """
+        paddle.disable_static()
+        try:
+            with paddle.utils.unique_name.guard():  # the program's own names go on as if nothing had been
+                gates = hyper_parameters.build(self.hyper).mixture.gates
+            for parameter in gates.parameters():
+                parameter.set_value(parameters[parameter.name])
+            return [gate()[0].numpy() for gate in gates]
+        finally:
+            paddle.enable_static()
+
+
+class _MovedByExecutor(training.TrainingSchedule):
     """Moves on each time it is asked for the rate, which Paddle's executor does once a run, before it.
 
     So a static program follows its schedule under tools that never call ``step()``. While the
@@ -110,10 +158,3 @@ class _MovedByExecutor(net.TrainingSchedule):
         if self.built:
             self.step()
         return super().__call__()
-
-
-def _offered(logits, gate_weights):
-    """The outputs that an exported model may have, by plain names."""
-    variables = {"logits": logits, "probabilities": [F.softmax(z) for z in logits], "gate_weights": gate_weights}
-    offered = {f"{name}{t + 1}": v for name, of_tasks in variables.items() for t, v in enumerate(of_tasks)}
-    return {**offered, "experts_used": net.experts_used(gate_weights)}

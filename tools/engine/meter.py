@@ -20,8 +20,8 @@ Style = collections.namedtuple("Style", "metric tensor gap ips brackets")
 STYLES = {
     ("dynamic", "train"): Style("{}:{:.6f}, ", "{}:{},", " ", "{:.5f}", False),
     ("dynamic", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
-    ("static", "train"): Style("", "{}: {}, ", "", "{:.5f}", False),
-    ("static", "infer"): Style("", "{}: {}, ", "", "{:.2f}", True),
+    ("static", "train"): Style("{}: {:.6f}, ", "{}: {}, ", "", "{:.5f}", False),
+    ("static", "infer"): Style("{}: {:.6f}, ", "{}: {}, ", "", "{:.2f}", True),
     ("exported", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
 }
 
@@ -100,7 +100,7 @@ class Meter:
             "avg_samples: %.5f, ips: %s ins/s",
             epoch,
             batch_id,
-            "".join(style.metric.format(name, value) for name, value in metrics.items()),
+            "".join(style.metric.format(*item) for item in metrics.items() if item[0] not in step.tensors),
             "".join(style.tensor.format(name, _text(value, style.brackets)) for name, value in step.tensors.items()),
             style.gap,
             self.reader_s / self.batches,
@@ -114,11 +114,16 @@ class Meter:
                     self.scalars(name, _number(value), self.step)
         self._begin_interval()
 
+    def _in_order(self, metrics):
+        """Names on a done line: metrics that no step gives, then what the steps give."""
+        return [*(name for name in metrics if name not in self.newest), *self.newest]
+
     def numbers(self, metrics):
         """The epoch's numbers so far, name -> float or int: see ``close``."""
         means = {name: total / self.examples[name] for name, total in self.sums.items()}
-        of_epoch = {**self.newest, **means}
-        return {**metrics, **{name: value for name, value in of_epoch.items() if name not in self.vectors}}
+        known = {**self.newest, **means}
+        known = {name: value for name, value in known.items() if name not in self.vectors}
+        return {**known, **metrics}  # a metric is exact where a mean of batches may not be
 
     def close(self, epoch, metrics):
         """End an epoch and write its line.
@@ -138,7 +143,7 @@ class Meter:
         LOG.info(
             "epoch: %d done, %sepoch time: %.2f s",
             epoch,
-            "".join(f"{name}: {texts[name]}, " for name in {**metrics, **self.newest}),
+            "".join(f"{name}: {texts[name]}, " for name in self._in_order(metrics)),
             time.perf_counter() - self.started,
         )
         return numbers

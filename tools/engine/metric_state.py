@@ -1,6 +1,7 @@
 """What a package's metrics have counted so far, as plain numbers, for an epoch that is resumed in its middle.
 
-Paddle's metrics have no ``state_dict``; what they count is in their attributes.
+Paddle's metrics have no ``state_dict``; what they count is in their attributes. A package's own may have
+``state_dict()``, of numbers and arrays by name, and ``set_state_dict(state)``.
 """
 
 import logging
@@ -15,10 +16,14 @@ LOG = logging.getLogger("engine")
 
 def read(metrics):
     """Each metric's attributes that are numbers, or lists or arrays of numbers: name -> number or nested list."""
-    return [
-        {name: np.asarray(value).tolist() for name, value in vars(metric).items() if _is_numeric(value)}
-        for metric in metrics
-    ]
+    return [{name: np.asarray(value).tolist() for name, value in _state(metric).items()} for metric in metrics]
+
+
+def _state(metric):
+    """Name -> number, or list or array of numbers: the metric's own ``state_dict``, or its attributes."""
+    if hasattr(metric, "set_state_dict"):
+        return metric.state_dict()
+    return {name: value for name, value in vars(metric).items() if _is_numeric(value)}
 
 
 def write(metrics, states, path):
@@ -32,11 +37,16 @@ def write(metrics, states, path):
     if not isinstance(states, list) or len(states) != len(metrics):
         raise UserError(f"{path}: it has no state of the {len(metrics)} metrics. Give the config it was trained with.")
     for metric, state in zip(metrics, states):
-        kept = {name: value for name, value in vars(metric).items() if _is_numeric(value)}
+        kept = _state(metric)
         if not isinstance(state, dict) or kept.keys() != state.keys():
             raise UserError(
                 f"{path}: it has no state of a {type(metric).__name__}. Give the config it was trained with."
             )
+        if hasattr(metric, "set_state_dict"):
+            if not all(isinstance(value, numbers.Real) or _is_nested_numbers(value) for value in state.values()):
+                raise UserError(f"{path}: what it has of a {type(metric).__name__} is not all numbers.")
+            metric.set_state_dict(state)
+            continue
         for name, value in kept.items():
             setattr(metric, name, _like(value, state[name], f"{path}: {type(metric).__name__}.{name}"))
         others = [name for name, value in vars(metric).items() if not _is_numeric(value) and not _is_fixed(value)]

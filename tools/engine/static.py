@@ -6,9 +6,10 @@ import os
 
 import numpy as np
 import paddle
+from paddle.base.data_feeder import convert_dtype
 
-from engine import checkpoint, executor, export, finite, same_network
-from engine.errors import UserError, blaming
+from engine import checkpoint, executor, export, finite, metric_state, same_network
+from engine.errors import UserError, blaming, heeding
 from engine.meter import Step
 
 LOG = logging.getLogger("engine")
@@ -59,6 +60,10 @@ class StaticGraph:
                 self.feeds = list(self.model.create_feeds(is_infer=True))
                 self.fetches = self.model.infer_net(self.feeds)
         self.feed_names = [variable.name for variable in self.feeds]
+        self.feed_dtypes = [convert_dtype(variable.dtype) for variable in self.feeds]
+        # A package that keeps metrics over an epoch says what is to be observed for them.
+        self.observed = list(getattr(self.model, "observed", ())) if hasattr(self.model, "create_metrics") else []
+        self.metrics_list, self.metric_names = [], []
 
     def _start_from_files(self):
         settings = self.settings
@@ -76,14 +81,23 @@ class StaticGraph:
         """Begin an epoch, or go on in the middle of one if ``counted`` is what ``counted()`` gave there."""
         if self.settings.use_auc and counted is None:
             self._reset_auc()
+        self._new_metrics()
+        if counted is not None:
+            metric_state.write(self.metrics_list, counted, checkpoint.MANIFEST)
         self.saved_data = []
 
+    def _new_metrics(self):
+        if self.observed:
+            self.metrics_list, self.metric_names = self.model.create_metrics()
+
     def counted(self):
-        """Nothing: what a program counts is in its own state. See ``DynamicGraph.counted``."""
-        return []
+        """What the package's metrics have counted; what a program counts is in its own state."""
+        return metric_state.read(self.metrics_list)
 
     def begin_evaluation(self):
+        """Metrics and AUCs from zero."""
         self._reset_auc()
+        self._new_metrics()
         self.saved_data = []
 
     def _reset_auc(self):
@@ -98,12 +112,12 @@ class StaticGraph:
             NotFinite: a number among the fetches, or a parameter that the step has updated, is nan
                 or infinite.
         """
-        step, examples = self._run(batch)
+        step, examples, count = self._run(batch)
         finite.check_scalars(step.tensors)
         updated = ((name, watched.array()) for name, watched in self.trained)
         finite.check(updated, "after the step, {name} is not finite: a gradient was not")
         self._move_schedule("batch")
-        self._keep_data(step)
+        count()
         return step, examples
 
     def _trained(self):
@@ -128,19 +142,24 @@ class StaticGraph:
 
     def infer_step(self, batch):
         """One step of evaluation: (Step, number of examples)."""
-        step, examples = self._run(batch)
-        self._keep_data(step)
+        step, examples, count = self._run(batch)
+        count()
         return step, examples
 
     def _run(self, batch):
+        """(Step, number of examples, function that counts the batch for the epoch)."""
         feed = self._feed(batch)
-        values = self.executor.run(self.to_run, feed=feed, fetch_list=list(self.fetches.values()))
-        tensors = dict(zip(self.fetches, map(np.asarray, values)))
-        return Step(tensors, self.metrics), len(feed[self.feed_names[0]])
+        values = self.executor.run(self.to_run, feed=feed, fetch_list=[*self.fetches.values(), *self.observed])
+        values = [np.asarray(value) for value in values]
+        fetched, observed = values[: len(self.fetches)], values[len(self.fetches) :]
 
-    def _keep_data(self, step):
-        if self.settings.use_save_data:
-            self.saved_data.append(list(step.tensors.values()))
+        def count():
+            if self.observed:
+                self.model.update_metrics(self.metrics_list, observed, batch)
+            if self.settings.use_save_data:
+                self.saved_data.append(fetched)
+
+        return Step(dict(zip(self.fetches, fetched)), self.metrics), len(feed[self.feed_names[0]]), count
 
     def _feed(self, batch):
         if isinstance(batch, (list, tuple)) and len(batch) == 1 and isinstance(batch[0], dict):
@@ -152,7 +171,13 @@ class StaticGraph:
                 f"an example has {len(batch)} items, but create_feeds asks for "
                 f"{len(self.feed_names)}: {', '.join(self.feed_names)}."
             )
-        return {name: np.asarray(value) for name, value in zip(self.feed_names, batch)}
+        if hasattr(self.model, "check_batch"):
+            with heeding(self.package.folder):
+                self.model.check_batch(batch)
+        return {
+            name: _converted(np.asarray(value), dtype)
+            for name, value, dtype in zip(self.feed_names, batch, self.feed_dtypes)
+        }
 
     def end_epoch(self):
         self._move_schedule("epoch")
@@ -163,8 +188,8 @@ class StaticGraph:
             schedule.step()
 
     def metrics(self):
-        """None: a static package's numbers are fetched."""
-        return {}
+        """The package's metrics so far: name -> float; {} where it keeps none and its numbers are fetched."""
+        return {name: float(metric.accumulate()) for name, metric in zip(self.metric_names, self.metrics_list)}
 
     def parameters(self):
         """Weights and running statistics by the names they are saved under."""
@@ -245,6 +270,11 @@ class StaticGraph:
         scope = paddle.static.global_scope()
         for name, value in values.items():
             scope.find_var(name).get_tensor().set(value, self.place)
+
+
+def _converted(array, dtype):
+    """Whole numbers as floats, where a feed is of floats: Paddle's executor refuses them."""
+    return array.astype(dtype) if array.dtype.kind in "iub" and dtype.startswith("float") else array
 
 
 def _has_branch(program):
