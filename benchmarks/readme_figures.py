@@ -47,9 +47,9 @@ def section(machine, records, promised):
     versions = {**facts.get("of PyTorch's process", {}), **facts["versions"]}
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("paddlepaddle", "torch") if name in versions)
     where = f"batch {machine['sizes']['batch']}, {libraries}, {facts['cores']} cores of an {facts['cpu']}"
-    lines = [f"Examples a second in training, by experts in use ({where}):", ""]
+    lines = [f"Measured with {where}.", "", "Examples a second in training, by experts in use:", ""]
     lines += _table(STEPS, ACTIVE, records["step"])
-    lines += ["", *ABOUT_TORCH, *_about_paddlerec(records["step"]), "", "Examples a second at inference:", ""]
+    lines += ["", *ABOUT_TORCH, "", *_about_paddlerec(records["step"]), "", "Examples a second at inference:", ""]
     lines += _table(INFERENCE, (8, 2), records["inference"])
     lines += ["", "What is promised, and what this run gave; a ratio is the median of quotients within a round:", ""]
     lines += ["| figure | promised | measured |", "| --- | --- | --- |"]
@@ -75,7 +75,7 @@ def _about_paddlerec(record):
         ratio, where = row[f"against {tables.BASELINE}"][0], "in this run"
     lines = [
         "The dense mixture in plain Paddle is our own code. PaddleRec's own step computes another function (softmax",
-        f"twice, one gate for all tasks). It reached {ratio:.2f} of the dense mixture's examples a second, {where}",
+        f"twice, one gate for all tasks). It reached {ratio:.2f} times the dense mixture's examples a second, {where}",
         "(`make bench TABLES=step PADDLEREC=FOLDER`).",
     ]
     if ratio < 1:

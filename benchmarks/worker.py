@@ -35,7 +35,7 @@ KINDS = {
     "exported": ("exported", "Exported"),
     "baseline": ("baseline", "Baseline"),
     "torch": ("torch_model", "TorchRun"),
-    "package": ("foreign", "PackageStep"),
+    "package": ("package_step", "PackageStep"),
     "batches": ("rates", "EngineBatches"),
     "loader": ("rates", "PaddleLoader"),
     "product": ("rates", "MatrixProduct"),
