@@ -6,7 +6,9 @@ VENV26 := .venv-paddle26
 JOBS ?= 2
 PYTEST := -m pytest -n $(JOBS) --dist worksteal
 TORCH_PYTHON ?=
+PADDLEREC ?=
 TABLES ?=
+BENCH = $(VENV)/bin/python benchmarks/bench.py --torch-python '$(TORCH_PYTHON)' --paddlerec '$(PADDLEREC)'
 export GLOG_minloglevel ?= 2
 
 help:  ## this list
@@ -36,8 +38,13 @@ check: env  ## lint and format
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-bench: env  ## the benchmarks, a quarter of an hour; TORCH_PYTHON: an interpreter with PyTorch; TABLES: some alone
-	$(VENV)/bin/python benchmarks/bench.py --torch-python '$(TORCH_PYTHON)' $(TABLES)
+bench: env  ## the benchmarks, half an hour; TORCH_PYTHON: interpreter with PyTorch; PADDLEREC: its folder; TABLES: some
+	$(BENCH) $(TABLES)
+
+results: env  ## all benchmarks into benchmarks/RESULTS.txt, and its figures into the README; on an idle machine
+	$(BENCH) > benchmarks/RESULTS.new
+	mv benchmarks/RESULTS.new benchmarks/RESULTS.txt
+	$(VENV)/bin/python benchmarks/readme_figures.py
 
 clean:  ## remove the environments and what training wrote
 	rm -rf $(VENV) $(VENV26) output output_bigdata exported predictions.csv .pytest_cache .ruff_cache
@@ -60,4 +67,4 @@ $(VENV26)/onnx: $(VENV26)/ready
 	$(VENV26)/bin/python -m pip install --quiet 'paddle2onnx==1.3.1' 'numpy<2' '.[onnx]'
 	touch $@
 
-.PHONY: help env train test test-legacy test-paddle26 test-onnx check bench clean
+.PHONY: help env train test test-legacy test-paddle26 test-onnx check bench results clean

@@ -26,6 +26,26 @@ def ratio(base, other):
     return spread([slow / fast for slow, fast in zip(base, other)])
 
 
+def columns(name, seconds, examples, against):
+    """What a table says of a variant beside its name: milliseconds a step, examples a second, and how many times
+    faster it is than others.
+
+    Args:
+        name: the variant's.
+        seconds: {variant: [seconds a step, one number a round]}.
+        examples: in a step.
+        against: names of variants, or such without their first word: "2 of 8" is, for "eager, 2 of 64" and all that
+            begin with "eager,", "eager, 2 of 8".
+    """
+    own = spread(seconds[name])
+    found = {"ms": Spread(*(1e3 * value for value in own)), "examples/s": examples / own.median}
+    for other in against:
+        base = other if other in seconds else f"{name.split(',')[0]}, {other}"
+        if base in seconds:
+            found[f"against {other}"] = ratio(seconds[base], seconds[name])
+    return found
+
+
 def multiplications_per_example(expert_num, task_num=2, expert_size=HIDDEN, tower_size=HIDDEN, training=True):
     """Multiplications of the experts in use, their mixture and the towers; no more than one for an addition.
 

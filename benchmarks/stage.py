@@ -11,6 +11,14 @@ import workers
 REFERENCE = workers.Settings(threads=1)  # of the process that writes the cases
 PREDICTIONS, LOSSES = 1e-4, 1e-3  # greatest difference of a logit; of a loss, relative
 
+# which of workers.TUNED are set -> in words
+SETTINGS = {
+    workers.TUNED: "tuned",
+    (): "default settings",
+    ("use_fast_path",): "MKL's fast path",
+    ("keep_freed_memory",): "memory kept",
+}
+
 # options: of the kind's class, see worker.KINDS; job: train, infer, or rate for what has no case
 Variant = collections.namedtuple("Variant", "name kind job case options settings")
 
@@ -125,33 +133,25 @@ class _Turns:
         return answer["seconds"]
 
 
-def rows(stage, times, examples, bases):
-    """A table's rows: milliseconds a step, examples a second, and how many times faster than others.
-
-    Args:
-        times: from ``Stage.times``.
-        examples: in a step.
-        bases: column -> function from a variant's name to that of the one it is compared with.
-    """
+def rows(stage, times, examples, against):
+    """A table's rows; see ``figures.columns``. Absent variants come last, with the reason."""
     found = []
     for variant in stage.variants:
-        seconds = times[variant.name]
-        row = {"variant": variant.name, "process": describe(variant)}
-        row["ms"] = figures.Spread(*(1e3 * value for value in figures.spread(seconds)))
-        row["examples/s"] = examples / figures.spread(seconds).median
-        for column, base_of in bases.items():
-            if base_of(variant.name) in times:
-                row[column] = figures.ratio(times[base_of(variant.name)], seconds)
-        found.append(row)
-    return found + [{"variant": name, "process": why} for name, why in stage.absent.items()]
+        row = {"variant": variant.name, "process": describe(variant), "seconds": times[variant.name]}
+        found.append({**row, **figures.columns(variant.name, times, examples, against)})
+    return found + [{"variant": name, "process": f"absent: {why}"} for name, why in stage.absent.items()]
 
 
 def describe(variant):
     """Process settings and threads in words."""
     settings = variant.settings
     threads = variant.options.get("threads", settings.threads)
-    words = ["tuned" if settings.tuned else "as installed"]
+    words = [SETTINGS[settings.tuned]]
+    if variant.options.get("fast"):
+        words.append("channels-last, fused Adam" if variant.job == "train" else "channels-last")
     words.append("default threads" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}")
     if settings.one_core:
         words.append("one core")
+    if variant.kind == "package":
+        words.append("another function, not checked")
     return ", ".join(words)

@@ -1,4 +1,4 @@
-"""The tables: which variants each has, and which figures of the acceptance table it gives.
+"""The tables: which variants each has. What is promised of them is in ``acceptance.py``.
 
 A table is a function of a ``Plan`` and an open ``Stage``; it returns a ``Table``.
 """
@@ -15,24 +15,38 @@ import workers
 from stage import rows
 
 ROOT = workers.HERE.parent
-OURS, AS_INSTALLED = workers.Settings(), workers.Settings(tuned=())
+OURS, DEFAULT = workers.Settings(), workers.Settings(tuned=())
 ONE_THREAD, TWO_THREADS = workers.Settings(threads=1), workers.Settings(threads=2)
-ONE_CORE, ONE_CORE_AS_INSTALLED = workers.Settings(one_core=True), workers.Settings(tuned=(), one_core=True)
+ONE_CORE, ONE_CORE_DEFAULT = workers.Settings(one_core=True), workers.Settings(tuned=(), one_core=True)
 WAYS = ("eager", "to_static", "static")
 NO_KEPT_TENSORS = ("FLAGS_eager_delete_tensor_gb", "0")  # the user's own setting wins
 # experts in use -> the two experts that each task's gate has settled on; 8: a gate that has not settled
 SETTLED = {8: None, 4: [[0, 1], [2, 3]], 2: [[0, 1], [0, 1]], 1: [[0, 0], [0, 0]]}
-BASELINE, TORCH = "dense baseline", "PyTorch dense"
+BASELINE, PADDLEREC = "plain Paddle, dense", "PaddleRec's own step"
+# PyTorch's rows -> options of torch_model.TorchRun: from the plain form to the fastest that somebody would build
+TORCH = {
+    "PyTorch, dense": {"experts": "each", "fast": False, "compiled": False},
+    "PyTorch, dense, compiled": {"experts": "each", "fast": True, "compiled": True},
+    "PyTorch, dense, grouped": {"experts": "grouped", "fast": True, "compiled": False},
+    "PyTorch, dense, grouped, compiled": {"experts": "grouped", "fast": True, "compiled": True},
+    "PyTorch, skipping, 2 of 8": {"experts": "needed", "fast": False, "compiled": False},
+    "PyTorch, fixed, compiled, 2 of 8": {"experts": "fixed", "fast": True, "compiled": True},
+    "PyTorch, fixed, grouped, compiled, 2 of 8": {"experts": "fixed grouped", "fast": True, "compiled": True},
+}
+# no processes that compile beside it; at inference the weights are constants of what is compiled
+COMPILER = (("TORCHINDUCTOR_COMPILE_THREADS", "1"), ("TORCHINDUCTOR_FREEZING", "1"))
+TORCH_DENSE = tuple(name for name in TORCH if "dense" in name)
+TORCH_FIXED = tuple(name for name in TORCH if "fixed" in name)
 TRAINERS = ("tools/trainer.py", "tools/static_trainer.py")
 START_TIMEOUT_S = 120
 MB = 1e6
 
 # Sizes of everything. repeat: how often the sample is read where there is no full set; 1: the sample, always.
-# hyper: keys that all cases have. torch: settings of PyTorch's process, or None
+# hyper: keys that all cases have. torch: PyTorch's interpreter, paddlerec: folder of a package to time too, or None
 Plan = collections.namedtuple(
     "Plan",
     "batch rounds turn_s product growth unsettled_growth row_experts memory memory_steps "
-    "epochs epoch_steps epoch_batch starts repeat hyper torch",
+    "epochs epoch_steps epoch_batch starts repeat hyper torch paddlerec",
 )
 FULL = Plan(
     batch=256,
@@ -51,6 +65,7 @@ FULL = Plan(
     repeat=25,
     hyper={},
     torch=None,
+    paddlerec=None,
 )
 SMALL = FULL._replace(
     batch=16,
@@ -70,32 +85,36 @@ SMALL = FULL._replace(
     hyper={"expert_size": 8, "tower_size": 8},
 )
 
-# rows: dicts; figures: key of acceptance.TARGETS -> number
-Table = collections.namedtuple("Table", "title rows notes figures")
+Table = collections.namedtuple("Table", "title rows notes")  # rows: dicts; notes: lines
 
 
 def step(plan, stage):
     """Training steps by experts in use, and the arithmetic limit."""
     settled = {active: _static_gate(plan, stage, 8, codes) for active, codes in SETTLED.items()}
-    stage.add(BASELINE, "baseline", "train", settled[2], AS_INSTALLED)
+    stage.add(BASELINE, "baseline", "train", settled[2], DEFAULT)
     for active, case in settled.items():
         for way in WAYS:
             stage.add(f"{way}, {active} of 8", "ours", "train", case, OURS, way=way)
+    _add_paddlerec(plan, stage, settled[2])
     _add_torch(plan, stage, "train", settled[2])
     for threads, settings in ((1, OURS), (2, TWO_THREADS)):
         stage.add(f"product, {threads}", "product", "rate", None, settings, size=plan.product)
     times = stage.times(plan.rounds, plan.turn_s)
     products = {threads: min(times.pop(f"product, {threads}")) for threads in (1, 2)}  # the fastest: a ceiling
     stage.variants = [variant for variant in stage.variants if variant.name in times]
-    found = rows(stage, times, plan.batch, _against(BASELINE, TORCH))
+    found = rows(stage, times, plan.batch, [BASELINE])
     notes = _arithmetic_limit(plan, products, found)
-    measured = {
-        "step static settled": _times_faster(times, BASELINE, "static, 2 of 8"),
-        "step eager settled": _times_faster(times, BASELINE, "eager, 2 of 8"),
-        "step static settled torch": _times_faster(times, TORCH, "static, 2 of 8"),
-        "step static all": _times_faster(times, BASELINE, "static, 8 of 8"),
-    }
-    return Table(f"training step, 8 experts, batch {plan.batch}", found, notes, measured)
+    return Table(f"training step, 8 experts, batch {plan.batch}", found, notes)
+
+
+def _add_paddlerec(plan, stage, case):
+    """Not checked: it takes softmax twice and has one gate for all tasks, so it is not the dense mixture's function."""
+    if plan.paddlerec is None:
+        stage.absent[PADDLEREC] = "no folder with PaddleRec's DSelect-k is given (PADDLEREC)"
+        return
+    # a process of its own, where modules of the same names as ours are its; the flag is what its trainer sets
+    process = DEFAULT._replace(label=PADDLEREC, environment=(("FLAGS_enable_pir_api", "0"),))
+    stage.add(PADDLEREC, "package", "rate", case, process, folder=plan.paddlerec)
 
 
 def _arithmetic_limit(plan, products, found):
@@ -135,11 +154,11 @@ def settings(plan, stage):
             stage.add(f"{way}, {what}", "ours", "train", case, process, way=way)
         if way == "static":
             stage.add("static, the executor as it is", "ours", "train", case, OURS, way=way, unchanging=False)
-        none = AS_INSTALLED._replace(environment=(NO_KEPT_TENSORS,))
+        none = DEFAULT._replace(environment=(NO_KEPT_TENSORS,))
         stage.add(f"{way}, no settings", "ours", "train", case, none, way=way, unchanging=False)
     times = stage.times(plan.rounds, plan.turn_s)
-    found = rows(stage, times, plan.batch, {"against all settings": lambda name: f"{name.split(',')[0]}, all settings"})
-    return Table(f"the tools' settings, training, 2 of 8 experts, batch {plan.batch}", found, [], {})
+    found = rows(stage, times, plan.batch, ["all settings"])
+    return Table(f"the tools' settings, training, 2 of 8 experts, batch {plan.batch}", found, [])
 
 
 def growth(plan, stage):
@@ -153,20 +172,14 @@ def growth(plan, stage):
             if n in unsettled:
                 stage.add(f"{way}, all of {n}", "ours", "train", unsettled[n], OURS, way=way)
     times = stage.times(max(plan.rounds - 2, 1), plan.turn_s)
-    first, last = 8, plan.growth[-1]
-    measured = {
-        f"growth {way}": 1 / _times_faster(times, f"{way}, 2 of {first}", f"{way}, 2 of {last}")
-        for way in ("eager", "static")
-    }
-    bases = {f"against 2 of {first}": lambda name: f"{name.split(',')[0]}, 2 of {first}"}
-    found = rows(stage, times, plan.batch, bases)
-    return Table(f"training step by number of experts, k = 2, batch {plan.batch}", found, [], measured)
+    found = rows(stage, times, plan.batch, ["2 of 8"])
+    return Table(f"training step by number of experts, k = 2, batch {plan.batch}", found, [])
 
 
 def inference(plan, stage):
     """Predictions of a settled gate."""
     case = _static_gate(plan, stage, 8, SETTLED[2])
-    stage.add(BASELINE, "baseline", "infer", case, AS_INSTALLED)
+    stage.add(BASELINE, "baseline", "infer", case, DEFAULT)
     stage.add("eager dense", "ours", "infer", case, OURS, way="eager", dense=True)
     for way in WAYS:
         stage.add(f"{way}, 2 of 8", "ours", "infer", case, OURS, way=way)
@@ -176,9 +189,7 @@ def inference(plan, stage):
     stage.add("exported pruned, one thread", "exported", "infer", case, ONE_THREAD, pruned=True, threads=1)
     _add_torch(plan, stage, "infer", case)
     times = stage.times(plan.rounds, plan.turn_s)
-    measured = {"inference pruned": _times_faster(times, BASELINE, "exported pruned")}
-    found = rows(stage, times, plan.batch, _against(BASELINE, "eager dense", TORCH))
-    return Table(f"inference, 8 experts, batch {plan.batch}", found, [], measured)
+    return Table(f"inference, 8 experts, batch {plan.batch}", rows(stage, times, plan.batch, [BASELINE]), [])
 
 
 def rows_inference(plan, stage):
@@ -186,37 +197,35 @@ def rows_inference(plan, stage):
     case = _per_example_gate(plan, stage)
     for name, routed in (("all experts", False), ("rows routed", True)):
         stage.add(f"exported, {name}", "exported", "infer", case, TWO_THREADS, pruned=routed, threads=2)
-    return _routed(plan, stage, case, "infer", "per-example gate at inference", "rows inference")
+    return _routed(plan, stage, case, "infer", "per-example gate at inference")
 
 
 def rows_training(plan, stage):
     """The same in training, which is exact without batch norm alone."""
     case = _per_example_gate(plan, stage, expert_norm="none")
-    return _routed(plan, stage, case, "train", "per-example gate in training, expert_norm: none", "rows training")
+    return _routed(plan, stage, case, "train", "per-example gate in training, expert_norm: none")
 
 
-def _routed(plan, stage, case, job, title, key):
+def _routed(plan, stage, case, job, title):
     for way in WAYS:
         stage.add(f"{way}, all experts", "ours", job, case, OURS, way=way, dense=True)
         stage.add(f"{way}, rows routed", "ours", job, case, OURS, way=way)
     times = stage.times(plan.rounds, plan.turn_s)
-    measured = {f"{key} {way}": _times_faster(times, f"{way}, all experts", f"{way}, rows routed") for way in WAYS}
-    found = rows(stage, times, plan.batch, {"against all": lambda name: f"{name.split(',')[0]}, all experts"})
+    found = rows(stage, times, plan.batch, ["all experts"])
     note = "each example has two experts, the same for both tasks"
-    return Table(f"{title}, k = 2 of {plan.row_experts}, batch {plan.batch}", found, [note], measured)
+    return Table(f"{title}, k = 2 of {plan.row_experts}, batch {plan.batch}", found, [note])
 
 
 def reader(plan, stage):
     """Batches a second on one core, shuffled."""
     data, what = _data(plan, stage)
     # a process for each: Paddle's loader reads ahead, and would do so in the other's turn
-    stage.add("Paddle's loader", "loader", "rate", None, ONE_CORE_AS_INSTALLED, data=data, batch=plan.batch)
+    stage.add("Paddle's loader", "loader", "rate", None, ONE_CORE_DEFAULT, data=data, batch=plan.batch)
     stage.add("engine's Batches", "batches", "rate", None, ONE_CORE, data=data, batch=plan.batch)
     facts = stage.worker(ONE_CORE).ask("facts")["engine's Batches"]
     note = f"{what}: {facts['examples']} examples, {facts['bytes'] / MB:.1f} MB in memory"
     times = stage.times(plan.rounds, plan.turn_s)
-    found = rows(stage, times, plan.batch, _against("Paddle's loader"))
-    return Table(f"reader, batch {plan.batch}", found, [note], {"reader": found[-1]["examples/s"]})
+    return Table(f"reader, batch {plan.batch}", rows(stage, times, plan.batch, ["Paddle's loader"]), [note])
 
 
 def _data(plan, stage):
@@ -248,7 +257,7 @@ def start(plan, stage):
         {"variant": name, "s": figures.spread(values), "against import paddle": figures.ratio(values, least)}
         for name, values in seconds.items()
     ]
-    return Table("start to first training step, 8 experts", found, [], {})
+    return Table("start to first training step, 8 experts", found, [])
 
 
 def _seconds_until(words, command):
@@ -287,7 +296,7 @@ def memory(plan, stage):
     for row in found[1:]:
         base = next(other for other in found if other["variant"] == f"{row['variant'].split(',')[0]}, 2 of {first}")
         row[f"against 2 of {first}"] = row["MB"] / base["MB"]
-    return Table(f"peak memory of {plan.memory_steps} training steps, batch {plan.batch}", found, [], {})
+    return Table(f"peak memory of {plan.memory_steps} training steps, batch {plan.batch}", found, [])
 
 
 def _peak_bytes(plan, stage, kind, case, **options):
@@ -331,14 +340,12 @@ def long_run(plan, stage):
                 "last against first": last.median / first.median,
             }
         )
-    slower = {row["variant"]: row["last against first"] for row in found}
-    measured = {f"long run {way}": slower[way] / slower[twin] for way, twin in twins.items()}
     notes = [
         "Adam leaves 0.9 of a dead expert's first moment each step, which is denormal after some 830, and 0.999 of",
         "the second, after some 70,000; here they start at 1e-30 and 2e-38, and both get there in this run",
     ]
     title = f"{plan.epochs} epochs of {plan.epoch_steps} steps, 2 of 8 experts, batch {plan.epoch_batch}"
-    return Table(title, found, notes, measured)
+    return Table(title, found, notes)
 
 
 TABLES = {
@@ -367,17 +374,18 @@ def _per_example_gate(plan, stage, **keys):
 
 
 def _add_torch(plan, stage, job, case):
-    for name, skipping in ((TORCH, False), ("PyTorch skipping, 2 of 8", True)):
+    for name, options in TORCH.items():
         if plan.torch is None:
             stage.absent[name] = "no interpreter with PyTorch is given (TORCH_PYTHON)"
-        else:
-            stage.add(name, "torch", job, case, plan.torch, skipping=skipping, threads=plan.torch.threads)
+            continue
+        process = torch_settings(plan)
+        if options["fast"]:
+            process = process._replace(tuned=("keep_freed_memory",))
+        if options["compiled"]:  # a process for each: what is compiled for one may slow the next one down
+            process = process._replace(environment=COMPILER, label=name)
+        stage.add(name, "torch", job, case, process, **options, threads=process.threads)
 
 
-def _against(*names):
-    return {f"against {name}": lambda _, name=name: name for name in names}
-
-
-def _times_faster(times, slow, fast):
-    """Median ratio of two variants; None where one is absent."""
-    return figures.ratio(times[slow], times[fast]).median if slow in times and fast in times else None
+def torch_settings(plan):
+    """The process of PyTorch's plain rows: default settings, but two threads."""
+    return workers.Settings(tuned=(), threads=2, python=plan.torch)

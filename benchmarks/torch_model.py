@@ -1,8 +1,9 @@
-"""The same network in PyTorch, dense or skipping experts without weight. Runs in an interpreter without Paddle."""
+"""The same network in PyTorch, from the plain form to the fastest we know. Runs in an interpreter without Paddle."""
 
 import case as cases
 import torch
 import torch.nn.functional as F
+import workers
 from torch import nn
 
 RENAMED = {"_mean": "running_mean", "_variance": "running_var"}  # Paddle's name -> PyTorch's, of batch norm
@@ -30,6 +31,44 @@ def _expert(size):
     )
 
 
+class _GroupedExperts(nn.Module):
+    """Experts of one shape as one network: convolutions in groups, linear layers as products of stacked matrices.
+
+    Args:
+        experts: from ``_expert``; their parameters are copied.
+    """
+
+    def __init__(self, experts):
+        super().__init__()
+        n = self.expert_num = len(experts)
+
+        def block(i):
+            convolutions = [expert.layers[i][0] for expert in experts]
+            norms = [expert.layers[i][1] for expert in experts]
+            channels_in = convolutions[0].in_channels
+            groups = 1 if i == 0 else n  # all experts see the same image
+            channels_out = n * convolutions[0].out_channels
+            grouped = nn.Conv2d(groups * channels_in, channels_out, 5, bias=False, groups=groups)
+            norm = nn.BatchNorm2d(channels_out)
+            grouped.weight = nn.Parameter(torch.cat([convolution.weight.detach() for convolution in convolutions]))
+            states = [one.state_dict() for one in norms]
+            joined = {key: torch.cat([state[key] for state in states]) for key in states[0] if states[0][key].ndim}
+            norm.load_state_dict(joined, strict=False)
+            return nn.Sequential(grouped, norm, nn.MaxPool2d(2), nn.ReLU())
+
+        self.blocks = nn.Sequential(block(0), block(1))
+        linears = [[expert.layers[i] for expert in experts] for i in (3, 5)]
+        self.weights = nn.ParameterList([torch.stack([one.weight.detach() for one in layer]) for layer in linears])
+        self.biases = nn.ParameterList([torch.stack([one.bias.detach() for one in layer]) for layer in linears])
+
+    def forward(self, image):
+        x = self.blocks(image)  # [B, n * 20, 6, 6]
+        x = x.reshape(len(x), self.expert_num, -1).transpose(0, 1)  # [n, B, 720]
+        for weight, bias in zip(self.weights, self.biases):
+            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)).relu()
+        return x  # [n, B, H]
+
+
 def _tower(size, hidden, classes):
     return _Layers(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
 
@@ -54,9 +93,10 @@ class _Gate(nn.Module):
 
 
 class _Mixture(nn.Module):
-    def __init__(self, weights, skipping):
+    """The dense mixture's function; how its experts are computed is said by ``experts`` (see ``TorchRun``)."""
+
+    def __init__(self, weights, active, experts):
         super().__init__()
-        self.skipping = skipping
         counts = {part: len({key.split(".")[1] for key in weights if key.startswith(part)}) for part in
                   ("experts", "gates")}  # fmt: skip
         size, hidden = weights["towers.0.layers.0.weight"].shape[1], weights["towers.0.layers.2.weight"].shape[0]
@@ -73,48 +113,80 @@ class _Mixture(nn.Module):
         found = self.load_state_dict(weights, strict=False)
         assert all(key.endswith("num_batches_tracked") for key in found.missing_keys), found
         assert found.unexpected_keys == ["step"], found
+        self.skipping, self.fixed = experts == "needed", None
+        if experts.startswith("fixed"):
+            self.fixed = active
+            self.experts = nn.ModuleList([self.experts[i] for i in active])
+        if experts.endswith("grouped"):
+            self.experts = _GroupedExperts(self.experts)
 
     def forward(self, image):
         weights = torch.stack([gate() for gate in self.gates])  # [T, n]
-        chosen = range(len(self.experts))
-        if self.skipping:
-            chosen = torch.nonzero(weights.amax(dim=0) > 0).flatten().tolist()
-        outputs = torch.stack([self.experts[i](image) for i in chosen])  # [n, B, H]
-        mixtures = torch.einsum("tn,nbh->tbh", weights[:, list(chosen)], outputs)
+        if self.fixed is not None:
+            weights = weights[:, self.fixed]
+        if isinstance(self.experts, _GroupedExperts):
+            outputs = self.experts(image)  # [n, B, H]
+        else:
+            chosen = list(range(len(self.experts)))
+            if self.skipping:
+                chosen = torch.nonzero(weights.amax(dim=0) > 0).flatten().tolist()
+                weights = weights[:, chosen]
+            outputs = torch.stack([self.experts[i](image) for i in chosen])  # [n, B, H]
+        mixtures = torch.einsum("tn,nbh->tbh", weights, outputs)
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
 
 class TorchRun:
-    """An eager run with a case's weights, Adam and PyTorch's own defaults; the gates' regulariser is left out.
+    """A run with a case's weights and Adam; the gates' regulariser is left out.
 
     Args:
         path: of the case.
-        skipping: compute only the experts that have a weight.
+        experts: "each": every expert by itself, one after the other; "grouped": all of them as one network;
+            "needed": by themselves, but only those with a weight, looked up at every step; "fixed" and
+            "fixed grouped": only those with a weight in the case, the others do not exist.
+        fast: channels-last and the fused Adam; else PyTorch's defaults.
+        compiled: by ``torch.compile``.
         threads: of PyTorch.
+    Raises:
+        workers.Absent: ``torch.compile`` does not work here.
     """
 
-    def __init__(self, path, skipping, threads):
+    def __init__(self, path, experts, fast, compiled, threads):
         torch.set_num_threads(threads)
+        if compiled:
+            _require_compiler()
         case = cases.Case(path)
         weights = {_renamed(key): _as_torch(key, value) for key, value in case.weights.items()}
         self.batch = [torch.from_numpy(item) for item in case.batch]
-        self.net = _Mixture(weights, skipping)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=case.hyper.get("optimizer__learning_rate", 0.001))
+        self.net = _Mixture(weights, case.active, experts)
+        if fast:
+            self.net = self.net.to(memory_format=torch.channels_last)
+            self.batch[0] = self.batch[0].contiguous(memory_format=torch.channels_last)
+        rate = case.hyper.get("optimizer__learning_rate", 0.001)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=rate, fused=fast or None)
+        self.forward = torch.compile(self.net) if compiled else self.net
 
     @torch.inference_mode()
     def predict(self):
         self.net.eval()
-        return [z.numpy() for z in self.net(self.batch[0])]
+        return [z.numpy() for z in self.forward(self.batch[0])]
 
     def step(self):
         """One training step: (loss before it, None)."""
         self.net.train()
         image, *labels = self.batch
-        loss = sum(F.cross_entropy(z, label) for z, label in zip(self.net(image), labels))
+        loss = sum(F.cross_entropy(z, label) for z, label in zip(self.forward(image), labels))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return float(loss), None
+
+
+def _require_compiler():
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(1))
+    except Exception as error:  # it needs a C++ compiler and Python's headers, and has an exception for each
+        raise workers.Absent(f"torch.compile does not work here: {str(error).splitlines()[0]}") from error
 
 
 def _renamed(key):

@@ -26,6 +26,8 @@ import sys
 import time
 import traceback
 
+import workers
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # kind -> module and class; a module is imported when asked for: PyTorch's interpreter has no Paddle
 KINDS = {
@@ -33,6 +35,7 @@ KINDS = {
     "exported": ("exported", "Exported"),
     "baseline": ("baseline", "Baseline"),
     "torch": ("torch_model", "TorchRun"),
+    "package": ("package_step", "PackageStep"),
     "batches": ("rates", "EngineBatches"),
     "loader": ("rates", "PaddleLoader"),
     "product": ("rates", "MatrixProduct"),
@@ -99,6 +102,8 @@ def answer(desk, request):
         if error.name not in LIBRARIES:
             return {"error": traceback.format_exc()}
         return {"absent": f"{sys.executable} has no {error.name}"}
+    except workers.Absent as why:
+        return {"absent": str(why)}
     except Exception:
         return {"error": traceback.format_exc()}
 

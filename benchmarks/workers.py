@@ -16,10 +16,10 @@ import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
 MOST_STEPS = 40  # in a turn
-SETTING_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "GOMP_", "FLAGS_")  # would be "as installed" no longer
+SETTING_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "GOMP_", "FLAGS_")  # would be default settings no longer
 
 TUNED = ("use_fast_path", "keep_freed_memory")  # functions of tools/engine/process.py
-# tuned: which of these to call, () is "as installed"; threads None: the library's own default; one_core: the process
+# tuned: which of these to call, (): default settings; threads None: the library's own default; one_core: the process
 # may use no other; environment: (name, value) of further variables; label: those with another have another process
 Settings = collections.namedtuple(
     "Settings",

@@ -10,6 +10,9 @@ import figures
 import numpy as np
 import paddle
 import pytest
+import readme_figures
+import report
+import tables
 import workers
 from conftest import ROOT
 from stage import Disagreement, Stage
@@ -49,11 +52,35 @@ def test_ratio_compares_within_a_round():
     assert figures.ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == (2.0, 2.0, 2.0)
 
 
+def row(variant, *seconds):
+    return {"variant": variant, "seconds": list(seconds), **figures.columns(variant, {variant: list(seconds)}, 256, [])}
+
+
+def promised_of(**rows):
+    return {row["key"]: row for row in acceptance.rows(rows)}
+
+
 def test_acceptance_knows_both_senses_and_what_was_not_measured():
-    measured = {"step static settled": 9.9, "step eager settled": 7.0, "growth static": 1.31, "growth eager": None}
-    kept = dict(zip(acceptance.TARGETS, (row["kept"] for row in acceptance.rows(measured))))
-    assert kept["step static settled"] is False and kept["step eager settled"] is True
-    assert kept["growth static"] is False and kept["growth eager"] is None and kept["long run static"] is None
+    step = [row(tables.BASELINE, 9.9), row("static, 2 of 8", 1.0), row("eager, 2 of 8", 9.9 / 7)]
+    step.append({"variant": "static, 8 of 8", "process": "absent: no such thing"})
+    growth = [row("static, 2 of 64", 1.31), row("static, 2 of 8", 1.0)]
+    promised = promised_of(step=step, growth=growth)
+    assert promised["step static settled"]["measured"] == 9.9 and promised["step static settled"]["kept"] is False
+    assert promised["step eager settled"]["kept"] is True
+    assert promised["growth static"]["measured"] == 1.31 and promised["growth static"]["kept"] is False
+    for key in ("step static all", "growth eager", "reader", "long run static"):
+        assert promised[key]["measured"] is None and promised[key]["kept"] is None
+
+
+def test_acceptance_takes_the_fastest_opponent_and_needs_all():
+    step = [row("static, 2 of 8", 1.0), *(row(name, 2.0 + i) for i, name in enumerate(tables.TORCH_DENSE))]
+    assert promised_of(step=step)["step static settled torch"]["measured"] == 2.0
+    assert promised_of(step=step[:-1])["step static settled torch"]["measured"] is None
+
+
+def test_labels_stand_alone():
+    labels = [target.figure for target in acceptance.TARGETS.values()]
+    assert len(set(labels)) == len(labels) and not any("the same" in label for label in labels)
 
 
 @pytest.mark.parametrize("wrong", ["logits0", "losses"])
@@ -75,43 +102,109 @@ def test_a_variant_that_computes_something_else_is_refused(wrong, tmp_path, rng)
 
 
 def run_bench(*arguments, cwd):
-    """The lines of JSON of a run at tiny sizes."""
+    """What a run at tiny sizes prints."""
     command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--small", *arguments]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return done.stdout
 
 
-def test_a_table_runs_from_start_to_end(tmp_path):
-    """In both graphs: cases, checks, turns and the lines of JSON."""
-    machine, table, promised = run_bench("growth", cwd=tmp_path)
-    assert "cpu" in machine["machine"]
-    assert table["table"] == "growth" and table["difference"] < 1e-4
-    assert {row["variant"] for row in table["rows"]} >= {"eager, 2 of 4", "static, 2 of 8", "eager, all of 4"}
-    assert all(row["ms"][0] > 0 for row in table["rows"])
-    measured = {row["figure"]: row["measured"] for row in promised["rows"]}
-    assert measured[acceptance.TARGETS["growth eager"].figure] > 0
+def check(text):
+    """What was promised, by key; all that is printed must follow from the seconds in it."""
+    assert not report.problems(text)
+    _, records, promised = report.read(text)
+    return records, {row["key"]: row["measured"] for row in promised["rows"]}
 
 
-# table -> a variant of it
+def test_training_steps_run_from_start_to_end(tmp_path):
+    """Cases, checks, turns, lines of JSON; a package's own step, here this one's; PyTorch's rows say why not."""
+    text = run_bench("step", "--paddlerec", str(ROOT), cwd=tmp_path)
+    records, measured = check(text)
+    assert records["step"]["difference"] < 1e-4
+    rows = {row["variant"]: row for row in records["step"]["rows"]}
+    assert rows[tables.PADDLEREC]["ms"][0] > 0 and "not checked" in rows[tables.PADDLEREC]["process"]
+    assert rows.keys() >= {name for names in readme_figures.STEPS.values() for name in names.values()}
+    assert rows.keys() >= set(tables.TORCH) and "absent" in rows["PyTorch, dense"]["process"]
+    assert {key for key, value in measured.items() if value} == {
+        "step static settled",
+        "step eager settled",
+        "step static all",
+    }
+    refuses_changes(text, rows["eager, 1 of 8"])
+
+
+def refuses_changes(text, row):
+    """A number or a label changed by hand; ``row`` is of a variant of which nothing is promised."""
+    label = acceptance.TARGETS["step static settled"].figure
+    for old, new in (
+        (label, label.replace("2 of 8", "8 of 8")),
+        ('"kept": false', '"kept": true') if '"kept": false' in text else ('"kept": true', '"kept": false'),
+        (json.dumps(row["ms"][0]), "0.5"),
+        (json.dumps(row["seconds"][0]), "0.5"),
+        ("of the limit", "of the limit "),
+    ):
+        assert old in text and report.problems(text.replace(old, new, 1)), old
+
+
+def test_growth_runs(tmp_path):
+    records, measured = check(run_bench("growth", cwd=tmp_path))
+    names = {row["variant"] for row in records["growth"]["rows"]}
+    assert names >= {"eager, 2 of 4", "static, 2 of 8", "eager, all of 4"}
+    assert measured["growth eager"] is None  # it is promised of 64 experts
+
+
+# table -> a variant of it, how many of its figures are promised
 OTHERS = {
-    "inference": "exported pruned",
-    "rows_inference": "exported, rows routed",
-    "rows_training": "to_static, rows routed",
-    "reader": "engine's Batches",
-    "start": "tools/static_trainer.py",
-    "memory": "static, 2 of 4",
-    "long_run": "static",
+    "inference": ("exported pruned", 1),
+    "rows_inference": ("exported, rows routed", 3),
+    "rows_training": ("to_static, rows routed", 3),
+    "reader": ("engine's Batches", 1),
+    "start": ("tools/static_trainer.py", 0),
+    "memory": ("static, 2 of 4", 0),
+    "long_run": ("static", 2),
 }
 
 
 @pytest.mark.skipif(paddle.__version__.startswith("2."), reason="the figures are of Paddle 3")
 @pytest.mark.parametrize("name", OTHERS)
 def test_the_other_tables_run(name, tmp_path):
-    _, table, promised = run_bench(name, cwd=tmp_path)
-    assert OTHERS[name] in {row["variant"] for row in table["rows"]}
-    measured = [row for row in promised["rows"] if row["measured"] is not None]
-    assert len(measured) == {"inference": 1, "reader": 1, "start": 0, "memory": 0, "long_run": 2}.get(name, 3)
+    records, measured = check(run_bench(name, cwd=tmp_path))
+    variant, promised_num = OTHERS[name]
+    assert variant in {row["variant"] for row in records[name]["rows"]}
+    assert sum(value is not None for value in measured.values()) == promised_num
+
+
+def test_results_are_what_the_code_makes_of_its_measurements():
+    _, measured = check(readme_figures.RESULTS.read_text(encoding="utf-8"))
+    assert None not in measured.values(), "RESULTS.txt is of all tables, with PyTorch"
+
+
+def test_the_readme_has_the_figures_of_the_results():
+    command = [sys.executable, str(ROOT / "benchmarks" / "readme_figures.py"), "--check"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("paddlerec, said", [([], "0.87 times the dense"), ([2.5], "0.80 times the dense")])
+def test_the_readme_is_filled_from_a_run(paddlerec, said):
+    """Between its markers alone."""
+    seconds = {tables.BASELINE: [2.0], "static, 2 of 8": [0.5], **({tables.PADDLEREC: paddlerec} if paddlerec else {})}
+    rows = [
+        {"variant": v, **figures.columns(v, seconds, 256, [tables.BASELINE]), "seconds": seconds[v]} for v in seconds
+    ]
+    lines = report.machine_lines({"machine": {"cpu": "Abacus", "cores": 2, "versions": {}}, "sizes": {"batch": 256}})
+    of_tables = {"step": rows, "inference": [row("exported pruned", 1.0)]}
+    for name, found in of_tables.items():
+        record = {"table": name, "title": "", "seconds": 1.0, "difference": 0.0, "rows": found, "notes": []}
+        lines += report.table_lines(record)
+    lines += report.acceptance_lines(of_tables, 1.0)
+    readme = f"before\n{readme_figures.BEGIN}stale\n{readme_figures.END}after\n"
+    filled = readme_figures.filled(readme, "\n".join(lines))
+    assert filled.startswith("before\n") and filled.endswith("after\n") and "stale" not in filled
+    assert "static graph |  |  | 512 |  |\n" in filled and "oneDNN |  | 256 |\n" in filled
+    assert ("own step (default settings) |" in filled) == bool(paddlerec)
+    assert f"| {acceptance.TARGETS['step static settled'].figure} | >= 10x | 4, **not kept** |" in filled
+    assert said in filled and "flatter PaddleRec" in filled
 
 
 def test_a_worker_that_ends_is_reported_and_one_that_fails_goes_on(tmp_path):
@@ -130,3 +223,9 @@ def test_an_unknown_table_is_refused():
     command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "no_such_table"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 2 and "no_such_table" in done.stderr
+
+
+def test_a_folder_without_a_package_is_refused(tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--paddlerec", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 2 and "config.yaml" in done.stderr
