@@ -48,55 +48,84 @@ class HyperParameters:
 
     input_image: tuple = _key((1, 36, 36), "sizes", "channels, height and width of an image", network=True, high=65536)
     input_dense_size: int = _key(
-        0, int, "number of dense features of an example; with it, or vocabulary_sizes, examples are no images",
-        network=True, low=0, high=1000000,
-    )  # fmt: skip
-    input_vocabulary_sizes: tuple = _key((), "sizes", "number of ids of each sparse field", network=True, high=2**31)
+        0, int, "number of dense features, where an example is no image", network=True, low=0, high=1000000
+    )
+    input_vocabulary_sizes: tuple = _key(
+        (), "sizes", "number of ids of each sparse field, where an example is no image", network=True, high=2**31
+    )
     input_embedding_size: int = _key(8, int, "width of an id's embedding", network=True, low=1, high=65536)
     bottom: str = _key(
-        "none", str, "what gates and experts share in front of them: none, the convolutions (cnn), or linear layers (mlp)",
-        network=True, choices=("none", "cnn", "mlp"),
-    )  # fmt: skip
-    bottom_sizes: tuple = _key((128,), "sizes", "widths of the layers of an mlp bottom", network=True, high=65536)
+        "none",
+        str,
+        "what gates and experts share: nothing, the convolutions (cnn), or linear layers (mlp)",
+        network=True,
+        choices=("none", "cnn", "mlp"),
+    )
+    bottom_sizes: tuple = _key((128,), "sizes", "widths of an mlp bottom's layers", network=True, high=65536)
     gate: str = _key(
-        "dselect_k", "name",
+        "dselect_k",
+        "name",
         "kind of gate; dselect_k has free parameters, the same for every example, dselect_k_per_example computes them "
-        "from the example; softmax, top_k, noisy_top_k, random, shared_bottom and single_task to compare with; or "
-        "module.Class, a gate of your own",
-        network=True, choices=GATES,
-    )  # fmt: skip
+        "from the example; the others are to compare with; module.function makes a gate of your own",
+        network=True,
+        choices=GATES,
+    )
     tasks: tuple = _key(
-        (), "tasks", "the tasks, a list of mappings: classes: n, or kind: binary or regression; name, weight, tower_sizes, "
-        "positive_weight, huber_delta; empty: task_num tasks of class_num classes", network=True,
-    )  # fmt: skip
+        (),
+        "tasks",
+        "a list of mappings, each with classes: n, or kind: binary, or kind: regression, and optional name, weight, "
+        "tower_sizes, positive_weight, huber_delta; empty: task_num tasks of class_num classes",
+        network=True,
+    )
     task_num: int = _key(2, int, "number of tasks, where tasks is empty", network=True, low=1, high=64)
-    class_num: int = _key(10, int, "number of classes of each, where tasks is empty", network=True, low=2, high=65536)
-    task_weights: tuple = _key((), "numbers", "weight of each task in the loss, where tasks is empty; empty: 1 for each")
+    class_num: int = _key(
+        10, int, "number of classes of each task, where tasks is empty", network=True, low=2, high=65536
+    )
+    task_weights: tuple = _key(
+        (), "numbers", "weight of each task in the loss, where tasks is empty; empty: 1 for each"
+    )
     task_balance: str = _key(
-        "fixed", str, "fixed: tasks are summed by their weights; uncertainty: by learned variances (Kendall et al. 2018)",
-        network=True, choices=("fixed", "uncertainty"),
-    )  # fmt: skip
+        "fixed",
+        str,
+        "how losses are summed: by the tasks' weights, or by learned variances too (Kendall et al. 2018)",
+        network=True,
+        choices=("fixed", "uncertainty"),
+    )
     expert: str = _key(
-        "auto", "name", "kind of expert: cnn, mlp, auto (cnn for images without a bottom, else mlp), or module.function, "
-        "a layer of your own", network=True, choices=("auto", "cnn", "mlp"),
-    )  # fmt: skip
+        "auto",
+        "name",
+        "kind of expert; auto: cnn for an image, mlp for a vector; module.function makes a layer of your own",
+        network=True,
+        choices=("auto", "cnn", "mlp"),
+    )
     expert_num: int = _key(8, int, "number of experts, shared by all tasks", network=True, low=1, high=1024)
     expert_size: int = _key(50, int, "width of an expert's output", network=True, low=1, high=65536)
-    expert_hidden_sizes: tuple = _key((64,), "sizes", "widths of an mlp expert's hidden layers", network=True, high=65536)
+    expert_hidden_sizes: tuple = _key(
+        (64,), "sizes", "widths of an mlp expert's hidden layers", network=True, high=65536
+    )
     expert_norm: str = _key(
-        "batch", str,
-        "what follows an expert's hidden layers: batch norm, group norm (mlp: layer norm), or none; without batch norm "
+        "batch",
+        str,
+        "norm of an expert's hidden layers: batch, group (mlp: layer norm), or none (the paper's); with the latter two "
         "a per-example gate's experts run on just their own examples in training too",
-        network=True, choices=net.NORMS,
-    )  # fmt: skip
-    expert_activation: str = _key("relu", str, "of an mlp expert", network=True, choices=tuple(net.ACTIVATIONS))
-    expert_dropout: float = _key(0.0, float, "of an mlp expert's hidden numbers, in training", low=0, high=0.99)
+        network=True,
+        choices=net.NORMS,
+    )
+    expert_activation: str = _key(
+        "relu", str, "activation of an mlp expert", network=True, choices=tuple(net.ACTIVATIONS)
+    )
+    expert_dropout: float = _key(
+        0.0, float, "share of an mlp expert's hidden numbers that training leaves out", low=0, high=0.99
+    )
     top_k: int = _key(2, int, "at most so many experts for a task", network=True, low=1, high=1024)
     gamma: float = _key(1.0, float, "width of the smooth-step's band", network=True, above=0)
     tower_size: int = _key(50, int, "width of a tower's two hidden layers", network=True, low=1, high=65536)
     entropy_weight: float = _key(0.1, float, "strength of the pull of each selector to one expert", low=0)
     entropy_schedule: str = _key(
-        "constant", str, "how that strength grows from 0 over entropy_ramp_steps", choices=("constant", "linear", "cosine")
+        "constant",
+        str,
+        "how that strength grows from 0 over entropy_ramp_steps",
+        choices=("constant", "linear", "cosine"),
     )
     entropy_ramp_steps: int = _key(1000, int, "training steps until entropy_weight is reached", low=1, high=1000000)
     balance_weight: float = _key(0.01, float, "strength of the pull of top-k gates to equal loads", low=0)
@@ -283,10 +312,9 @@ def build(hyper):
     expert_num = {"shared_bottom": 1, "single_task": len(tasks)}.get(hyper.gate, hyper.expert_num)
     experts = [_expert(hyper, shape) for _ in range(expert_num)]
     gates = [_gate(hyper, t, expert_num, math.prod(shape)) for t in range(len(tasks))]
-    mixture = net.SparseMixture(experts, gates, hyper.expert_size)
     towers = [net.MLP(hyper.expert_size, [*task.tower_sizes, task.kind.out_size]) for task in tasks]
     return net.MultiTaskNetwork(
-        mixture, towers, bottom, inputs,
+        experts, gates, towers, hyper.expert_size, bottom, inputs,
         entropy_ramp=training.entropy_ramp(hyper.entropy_weight, hyper.entropy_schedule, hyper.entropy_ramp_steps),
         penalty_weights={"balance": hyper.balance_weight},
         learned_balance=hyper.task_balance == "uncertainty",
@@ -295,7 +323,7 @@ def build(hyper):
 
 def values_at_end(network):
     """Names of the printed numbers that describe the network, not a batch: an epoch's is the one at its end."""
-    return () if network.mixture.per_example else ("experts_used",)
+    return () if network.per_example else ("experts_used",)
 
 
 def _expert(hyper, shape):
@@ -338,7 +366,9 @@ def _own(key, path):
     try:
         return getattr(importlib.import_module(module_name), name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{PREFIX}{key} is {path!r}, but {name} cannot be imported from {module_name} ({error}).") from error
+        raise ValueError(
+            f"{PREFIX}{key} is {path!r}, but {name} cannot be imported from {module_name} ({error})."
+        ) from error
 
 
 # ------------------------------------------------------------------------ values of the config

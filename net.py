@@ -640,7 +640,11 @@ class SparseMixture(nn.Layer):
         return any(gate.per_example for gate in self.gates)
 
     def forward(self, x, features=None):
-        """Mix.
+        """Mix: see ``mix``."""
+        return self.mix(x, features)
+
+    def mix(self, x, features=None):
+        """Mix the experts' outputs by each gate's weights.
 
         Args:
             x: what the experts read, [B, ...].
@@ -664,14 +668,14 @@ class SparseMixture(nn.Layer):
                 terms[name] = terms[name] + term if name in terms else term
         return terms
 
-    def forward_settled(self, x, weights):
+    def mix_settled(self, x, weights):
         """Mix by weights that are known: only experts with a weight are run, with no branch.
 
         Args:
             x: what the experts read, [B, ...].
             weights: by gate, NumPy array [n].
         Returns:
-            By gate [B, H], equal to ``forward``'s to rounding.
+            By gate [B, H], equal to ``mix``'s to rounding.
         """
         # a gate that has lost all its weight has a mixture of zeros, for which any expert will do
         needed = [np.flatnonzero(w) if np.any(w) else [0] for w in weights]
@@ -813,13 +817,18 @@ class CNNExpert(nn.Layer):
 
     def __init__(self, image_shape, expert_size, norm="batch"):
         super().__init__()
-        self.cnn = CNN(image_shape, norm)
-        self.head = MLP(self.cnn.out_size, [50, expert_size], activate_output=True)
-        self.out_size = expert_size
+        cnn = CNN(image_shape, norm)
+        head = MLP(cnn.out_size, [50, expert_size], activate_output=True)
+        self.layers = nn.Sequential(*cnn.blocks, *head.layers)
+        self.image_shape, self.out_size = cnn.image_shape, expert_size
 
     def forward(self, image):
         """float32 [B, channels, height, width] -> [B, expert_size]."""
-        return self.head(self.cnn(image))
+        _check_shape("image", image, -1, *self.image_shape)
+        return self.layers(image)
+
+    def extra_repr(self):
+        return f"image_shape={self.image_shape}, out_size={self.out_size}"
 
 
 class TableInput(nn.Layer):
@@ -878,16 +887,18 @@ class TableInput(nn.Layer):
 Details = collections.namedtuple("Details", "outputs weights penalty")
 
 
-class MultiTaskNetwork(nn.Layer):
-    """Shared experts behind a shared bottom; for each task a gate over them and a tower behind it.
+class MultiTaskNetwork(SparseMixture):
+    """A mixture behind a shared bottom, with a gate and a tower for each task.
 
     ``step`` counts the training steps (forward passes in training mode with ``details``). It is a
     parameter that no gradient reaches, because a static program refuses buffers, and so it is
     saved and goes on with the weights; the ramp of the entropy weight reads it.
 
     Args:
-        mixture: SparseMixture with a gate for each task.
+        experts: see ``SparseMixture``.
+        gates: one for each task.
         towers: a layer for each task, [B, H] -> the task's output.
+        expert_size: H.
         bottom: layer in front of gates and experts, computed once, or None.
         inputs: layer that joins several inputs into one, or None.
         entropy_ramp: weight of the penalty ``entropy`` at step 0, 1, ..., the last being that of all later steps.
@@ -898,12 +909,13 @@ class MultiTaskNetwork(nn.Layer):
     """
 
     def __init__(
-        self, mixture, towers, bottom=None, inputs=None, entropy_ramp=(0.0,), penalty_weights=None, learned_balance=False
+        self, experts, gates, towers, expert_size=None, bottom=None, inputs=None, entropy_ramp=(0.0,),
+        penalty_weights=None, learned_balance=False,
     ):  # fmt: skip
-        super().__init__()
-        if len(mixture.gates) != len(towers):
-            raise ValueError(f"there are {len(mixture.gates)} gates, but {len(towers)} towers: each task has one of each")
-        self.inputs, self.bottom, self.mixture = inputs, bottom, mixture
+        super().__init__(experts, gates, expert_size)
+        if len(gates) != len(towers):
+            raise ValueError(f"there are {len(gates)} gates, but {len(towers)} towers: each task has one of each")
+        self.inputs, self.bottom = inputs, bottom
         self.towers = nn.LayerList(towers)
         self.entropy_ramp = np.asarray(entropy_ramp, "float32")
         self.penalty_weights = penalty_weights or {}
@@ -925,7 +937,7 @@ class MultiTaskNetwork(nn.Layer):
             The tasks' outputs, a list; with ``details`` a Details of it, the gates' weights, and the
             scalar sum of their penalties, each by its weight at this step.
         """
-        mixed = self.mixture(self.shared(x, ids))
+        mixed = self.mix(self.shared(x, ids))
         outputs = [tower(mixture) for tower, mixture in zip(self.towers, mixed.outputs)]
         return Details(outputs, mixed.weights, self._penalty(mixed.penalties)) if details else outputs
 
@@ -937,14 +949,14 @@ class MultiTaskNetwork(nn.Layer):
 
     def forward_settled(self, weights, x, ids=None):
         """Predict with gates whose weights are known: by task, NumPy array [n]. Other experts are left out."""
-        mixtures = self.mixture.forward_settled(self.shared(x, ids), weights)
+        mixtures = self.mix_settled(self.shared(x, ids), weights)
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
     def parameter_labels(self):
         """What to call each parameter in a message: Paddle's name -> structured name, and the task that owns it."""
         labels = {}
         for name, parameter in self.named_parameters():
-            owner = re.match(r"(?:mixture\.gates|towers)\.(\d+)", name)
+            owner = re.match(r"(?:gates|towers)\.(\d+)", name)
             labels[parameter.name] = name + (f" (task {int(owner.group(1)) + 1})" if owner else "")
         return labels
 

@@ -85,11 +85,11 @@ class StaticModel:
         inputs, _ = self.hyper.split(feeds)
         self._build_network()
         self.network.eval()
-        if not self.network.mixture.per_example:
+        if not self.network.per_example:
             weights = self._constant_weights(parameters)
             outputs = self.network.forward_settled(weights, *inputs)
             return self._offered(outputs, [paddle.assign(w) for w in weights])
-        self.network.mixture.branch = True  # oneDNN, which Paddle Inference uses, refuses an empty batch
+        self.network.branch = True  # oneDNN, which Paddle Inference uses, refuses an empty batch
         outputs, gate_weights, _ = self.network(*inputs, details=True)
         return self._offered(outputs, gate_weights)
 
@@ -135,7 +135,7 @@ class StaticModel:
         paddle.disable_static()
         try:
             with paddle.utils.unique_name.guard():  # the program's own names go on as if nothing had been
-                gates = hyper_parameters.build(self.hyper).mixture.gates
+                gates = hyper_parameters.build(self.hyper).gates
             for parameter in gates.parameters():
                 parameter.set_value(parameters[parameter.name])
             return [gate()[0].numpy() for gate in gates]

@@ -124,7 +124,7 @@ def build_optimizer(network, hyper, learning_rate, parameters=None):
         # Paddle's defaults, made once a step; as numbers they would be made anew for each parameter
         common.update({name: paddle.full([1], x) for name, x in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8))})
     if hyper.optimizer_class == "adamw":
-        spared = {p.name for p in network.mixture.gates.parameters()}
+        spared = {p.name for p in network.gates.parameters()}
         return paddle.optimizer.AdamW(
             weight_decay=decay, apply_decay_param_fun=lambda name: name not in spared, **common
         )

@@ -10,6 +10,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import nn
 
+import hyper_parameters
 import net
 
 
@@ -62,7 +63,7 @@ class Baseline:
     def __init__(self, path):
         self.case = cases.Case(path)
         keys = {key.replace("__", "_"): value for key, value in self.case.hyper.items()}
-        hyper = net.HyperParameters(**keys)
+        hyper = hyper_parameters.HyperParameters(**keys)
         self.net = _Mixture(hyper)
         missing, unexpected = self.net.set_state_dict(self.case.weights)
         assert all(key.endswith(".0.bias") for key in missing) and unexpected == ["step"], (missing, unexpected)

@@ -7,13 +7,13 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-import net  # noqa: E402  (found by the line above)
+import hyper_parameters  # noqa: E402  (the path is set above)
 from engine.keys import REQUIRED, RUNNER_KEYS  # noqa: E402  (likewise)
 
 HEAD = """# All keys
 
 Made by `python docs/make_keys.py` from the tables that also check the values: `tools/engine/keys.py` for
-the tools, `HyperParameters` in `net.py` for the model. `python tools/trainer.py -m config.yaml
+the tools, `hyper_parameters.py` for the model. `python tools/trainer.py -m config.yaml
 --print-config` shows the values in force and where each comes from.
 """
 TABLE = "\n## {title}\n\n{text}\n\n| key | type and range | default | meaning |\n| --- | --- | --- | --- |\n{rows}\n"
@@ -35,16 +35,17 @@ def _kind(kind):
 
 def hyper_rows():
     """One line of the table for each key of the model."""
-    defaults = net.HyperParameters.defaults()
-    for key, field in zip(defaults, dataclasses.fields(net.HyperParameters)):
+    defaults = hyper_parameters.HyperParameters.defaults()
+    for key, field in zip(defaults, dataclasses.fields(hyper_parameters.HyperParameters)):
         yield f"| `{key}` | {_range(field.metadata)} | {_text(defaults[key])} | {field.metadata['meaning']} |"
 
 
 def _range(rule):
     if rule["choices"]:
-        return ", ".join(rule["choices"])
-    if rule["kind"] is tuple:
-        return "list of numbers >= 0"
+        return ", ".join(rule["choices"]) + (", module.function" if rule["kind"] == "name" else "")
+    lists = {"numbers": "list of numbers >= 0", "sizes": "list of whole numbers >= 1", "tasks": "list of mappings"}
+    if rule["kind"] in lists:
+        return lists[rule["kind"]]
     kind = "whole number" if rule["kind"] is int else "number"
     low = f" >= {rule['low']}" if rule["low"] is not None else f" > {rule['above']}"
     return kind + low + (f", <= {rule['high']}" if rule["high"] is not None else "")
@@ -53,7 +54,7 @@ def _range(rule):
 def _text(value):
     if value is None:
         return "none"
-    return str(value).lower() if isinstance(value, bool) else "[]" if value == () else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)
 
 
 def page():

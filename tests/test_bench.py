@@ -17,7 +17,7 @@ import workers
 from conftest import ROOT
 from stage import Disagreement, Stage
 
-import net
+import hyper_parameters
 
 TIMEOUT_S = 120
 
@@ -31,7 +31,7 @@ def test_multiplications_are_those_of_the_networks_layers():
         if isinstance(layer, paddle.nn.Conv2D) and layer.weight.shape[1] == 1:
             first.append(counts[-1])
 
-    network = net.MultiGateMixture(net.HyperParameters(expert_num=2, expert_size=7, tower_size=9))
+    network = hyper_parameters.build(hyper_parameters.HyperParameters(expert_num=2, expert_size=7, tower_size=9))
     for layer in network.sublayers():
         if isinstance(layer, (paddle.nn.Conv2D, paddle.nn.Linear)):
             layer.register_forward_post_hook(count)

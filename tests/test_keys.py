@@ -8,11 +8,11 @@ import pytest
 import yaml
 from conftest import ROOT
 
-import net
+import hyper_parameters
 from engine import cli
 from engine.keys import REQUIRED, RUNNER_KEYS
 
-HYPER = dict(zip(net.HyperParameters.defaults(), dataclasses.fields(net.HyperParameters)))
+HYPER = dict(zip(hyper_parameters.HyperParameters.defaults(), dataclasses.fields(hyper_parameters.HyperParameters)))
 RUNNER = {f"runner.{name}": key for name, key in RUNNER_KEYS.items()}
 
 
@@ -27,10 +27,12 @@ def wrong_runner_values(kind):
 
 def wrong_hyper_values(rule):
     """What a rule of the model forbids."""
-    if rule["kind"] is tuple:
-        return ["nonsense", [-1], [0.0], 3, ["x"]]
+    lists = {"numbers": [[-1], [0.0]], "sizes": [[0], [1.5], [rule["high"]] + [rule["high"] and rule["high"] + 1]]}
+    lists["tasks"] = [[1], {"kind": "binary"}]
+    if rule["kind"] in lists:
+        return ["nonsense", 3, ["x"], *lists[rule["kind"]]]
     values = ["nonsense", []]
-    if rule["kind"] is not str:
+    if rule["kind"] not in (str, "name"):
         values += [True, float("nan"), float("inf"), -1]
     if rule["kind"] is int:
         values.append(rule["low"] + 0.5)
@@ -46,7 +48,7 @@ def refused(tmp_path, monkeypatch, capsys, section, name, value):
     *path, last = name.split(".")
     node = content[section]
     for part in path:
-        node = node[part]
+        node = node.setdefault(part, {})
     node[last] = value
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["trainer.py", "-m", str(tmp_path / "config.yaml")])

@@ -6,12 +6,16 @@ import pytest
 from conftest import ROOT
 from toolbox import assert_refused, opened, run_tool
 
+import hyper_parameters
 import net
 from engine import checkpoint, same_network
 from engine.errors import UserError
 
 # key -> another value; all of them shape the network
 OTHERS = {
+    "input.image": [1, 28, 28], "input.dense_size": 3, "input.vocabulary_sizes": [5], "input.embedding_size": 3,
+    "bottom": "mlp", "bottom_sizes": [3], "tasks": [{"kind": "binary"}], "task_balance": "uncertainty",
+    "expert": "mlp", "expert_hidden_sizes": [7], "expert_activation": "silu",
     "gate": "dselect_k_per_example", "task_num": 3, "class_num": 12, "expert_num": 3, "expert_norm": "group",
     "top_k": 1, "gamma": 0.5, "expert_size": 7, "tower_size": 9,
 }  # fmt: skip
@@ -43,7 +47,9 @@ def test_every_key_that_shapes_the_network_is_tried():
 @pytest.mark.parametrize("graph,job", [("dynamic", "infer"), ("static", "infer"), ("static", "export")])
 def test_a_save_of_another_network_is_refused_by_key_and_values(saved, graph, job, key):
     with opened(graph, job, [*SMALL, f"{PREFIX}{key}={OTHERS[key]}"]) as (opened_graph, config, _):
-        then = {**net.HyperParameters.defaults(), **{PREFIX + "expert_num": 4, PREFIX + "expert_size": 8}}[PREFIX + key]
+        then = {**hyper_parameters.HyperParameters.defaults(), **{PREFIX + "expert_num": 4, PREFIX + "expert_size": 8}}[
+            PREFIX + key
+        ]
         with pytest.raises(UserError) as error:
             opened_graph.read(str(saved / "0"))
     for word in (f"{PREFIX}{key} was {then!r}", f"is {OTHERS[key]!r} now", f"-o {PREFIX}{key}={then}", "output/0"):

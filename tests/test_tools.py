@@ -215,7 +215,7 @@ def test_the_layer_can_be_exported_as_paddlerec_does(tmp_path, rng):
 
 
 def test_both_configs_have_the_same_keys_and_the_tools_and_net_read_them_all():
-    import net
+    import hyper_parameters
     from engine.config import load_config
     from engine.keys import read_settings
 
@@ -225,7 +225,7 @@ def test_both_configs_have_the_same_keys_and_the_tools_and_net_read_them_all():
         assert config["runner.strict"] is True
         for job in ("train", "infer"):
             read_settings(config, job)
-        net.HyperParameters.from_config(config)
+        hyper_parameters.HyperParameters.from_config(config)
 
 
 # ---------------------------------------------------------------------------- the user's mistakes

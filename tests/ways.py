@@ -66,9 +66,10 @@ class EagerRun:
     def evaluate(self, batch):
         """(accuracies, loss, logits of each task) in evaluation mode."""
         self.net.eval()
-        metrics, _ = self.wrapper.create_metrics()
+        metrics, names = self.wrapper.create_metrics()
         metrics, printed = self.wrapper.infer_forward(self.net, metrics, self._tensors(batch), self.flat)
-        return [m.accumulate() for m in metrics], float(printed["loss"]), self.predict(batch)
+        accuracies = [m.accumulate() for m, name in zip(metrics, names) if name.startswith("Accuracy")]
+        return accuracies, float(printed["loss"]), self.predict(batch)
 
     @paddle.no_grad()
     def predict(self, batch):

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-import net  # noqa: E402  (found by the line above)
+import hyper_parameters  # noqa: E402  (the path is set above)
 from engine import checkpoint  # noqa: E402  (likewise)
 from engine.config import load_config  # noqa: E402  (likewise)
 from engine.dynamic import DynamicGraph  # noqa: E402  (likewise)
@@ -155,7 +155,7 @@ class Files:
             settings = read_settings(config, job)
         check_unknown_keys(config, settings.strict, ("data_part", "image_scale"))
         with blaming(path):
-            net.HyperParameters.from_config(config)
+            hyper_parameters.HyperParameters.from_config(config)
 
 
 # ------------------------------------------------------------------------------ handwritten files
