@@ -274,13 +274,8 @@ def network_config(config):
     """
     hyper = HyperParameters.from_config(config)
     values = {_dotted(f): getattr(hyper, f.name) for f in dataclasses.fields(hyper) if f.metadata["network"]}
-    if hyper.tasks:  # of which weights and the like shape the training alone
-        values[PREFIX + "tasks"] = [
-            [task.suffix, type(task.kind).__name__, task.kind.out_size, list(task.tower_sizes)]
-            for task in hyper.task_list()
-        ]
-        for key in ("task_num", "class_num", "tower_size"):
-            del values[PREFIX + key]
+    of_training = ("weight", "positive_weight", "huber_delta")  # what shapes the training alone
+    values[PREFIX + "tasks"] = [{k: v for k, v in task.items() if k not in of_training} for task in hyper.tasks]
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
 

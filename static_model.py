@@ -94,11 +94,20 @@ class StaticModel:
         return self._offered(outputs, gate_weights)
 
     def export_tasks(self):
-        """What an exported model says of its tasks: a list of {name, kind, outputs by plain name, label}."""
+        """What an exported model says of its tasks: a list of dicts.
+
+        suffix: what ends the names of the task's numbers; kind: classes, binary or regression;
+        outputs: logits, probabilities or value -> name among the outputs; label: name of its feed.
+        """
         return [
-            {"name": t.suffix.strip("_"), "kind": type(t.kind).__name__.lower(), "label": f"label{t.suffix}",
-             "outputs": {name: f"{name}{t.suffix}" for name in t.kind.exports}} for t in self.tasks
-        ]  # fmt: skip
+            {
+                "suffix": task.suffix,
+                "kind": type(task.kind).__name__.lower(),
+                "outputs": {name: f"{name}{task.suffix}" for name in task.kind.exports},
+                "label": f"label{task.suffix}",
+            }
+            for task in self.tasks
+        ]
 
     def create_optimizer(self, strategy=None):
         """Minimize the kept loss; the schedule of the learning rate moves on by itself, at each run."""

@@ -21,7 +21,7 @@ def _block(channels_in, channels_out):
 
 
 class _Expert(nn.Layer):
-    """The parameters have the names that ``net.Expert``'s have; there is a bias beside each convolution's weight."""
+    """The parameters have the names that ``net.CNNExpert``'s have; there is a bias beside each convolution's weight."""
 
     def __init__(self, expert_size):
         super().__init__()
@@ -42,10 +42,10 @@ class _Expert(nn.Layer):
 class _Mixture(nn.Layer):
     def __init__(self, hyper):
         super().__init__()
-        tasks = range(hyper.task_num)
+        tasks, sizes = range(hyper.task_num), [hyper.tower_size, hyper.tower_size, hyper.class_num]
         self.experts = nn.LayerList([_Expert(hyper.expert_size) for _ in range(hyper.expert_num)])
         self.gates = nn.LayerList([net.DSelectKGate(hyper.expert_num, hyper.top_k, hyper.gamma) for _ in tasks])
-        self.towers = nn.LayerList([net.Tower(hyper.expert_size, hyper.tower_size, hyper.class_num) for _ in tasks])
+        self.towers = nn.LayerList([net.MLP(hyper.expert_size, sizes) for _ in tasks])
 
     def forward(self, image):
         outputs = paddle.stack([expert(image) for expert in self.experts], axis=1)  # [B, n, H]

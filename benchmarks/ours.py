@@ -21,6 +21,7 @@ from engine.static import StaticGraph
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 SETTLED_DISTANCE = 0.8  # of a digit's logit from 0: outside the band of width 1
+IMAGE_SIZE = 36  # pixels a side
 ROWS_DISTANCE = 1e4  # a per-example gate's typical logit: none of a batch is likely to lie in the band
 AGED_MOMENTS = {"_moment1_": 1e-30, "_moment2_": 2e-38}  # see age_dead_experts
 LEAST_NORMAL = np.finfo(np.float32).tiny
@@ -63,7 +64,9 @@ class Ours:
                 self.graph.begin_epoch()
                 self.trains = True
             step, _ = self.graph.train_step(self.case.batch)
-        return float(step.tensors["loss"]), int(step.tensors["experts_used"])
+        used = np.asarray(step.tensors["experts_used"])
+        # a per-example gate's is the mean over the examples, not the number of all that run
+        return float(step.tensors["loss"]), int(used) if used.dtype.kind == "i" else None
 
     def age_dead_experts(self):
         """Set the moments of skipped experts as if these had been skipped for long.
@@ -170,7 +173,7 @@ def _gate_values(run, settled, rng):
 
 def _scattering_gate(run, size, rng):
     """Per-example gates, the same for all tasks, whose digits differ from example to example: z = W (x - 1/2)."""
-    weight = rng.randn(net.IMAGE_SIZE**2, size)
+    weight = rng.randn(IMAGE_SIZE**2, size)
     weight = (ROWS_DISTANCE * (weight - weight.mean(axis=0))).astype("float32")  # so the mean pixel decides nothing
     values = {run.names[key]: weight for key in run.names if key.endswith("selector_weight")}
     for key, tensor in run.net.state_dict().items():

@@ -252,9 +252,15 @@ def test_names_that_cannot_be_exported_are_refused(routed, tmp_path):
 
 
 def test_an_output_with_one_column_is_no_choice_of_classes():
-    outputs = {name: types.SimpleNamespace(shape=[-1, size]) for name, size in (("logits", 1), ("logits1", 10))}
-    built = export.Built(None, [], {}, outputs)
-    assert export._tasks(built, outputs) == {"1": {"logits": "logits1"}}
+    """In a package that does not say which tasks it has; its label is the one feed of whole numbers that is left."""
+    paddle.enable_static()
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program, paddle.static.Program()):
+        feeds = [paddle.static.data("x", [-1, 4], "float32"), paddle.static.data("y", [-1, 1], "int64")]
+        outputs = {"logits": feeds[0][:, :1], "logits1": paddle.scale(feeds[0], 2.0)}
+    built = export.Built(program, feeds, {}, outputs, None)
+    expected = {"suffix": "1", "kind": "classes", "outputs": {"logits": "logits1"}, "label": "y"}
+    assert export._tasks(built, outputs) == [expected]
 
 
 def test_inputs_and_printed_numbers_may_be_named(routed, tmp_path, caplog):
@@ -327,12 +333,17 @@ def test_an_npz_holds_a_batchs_number_once_or_for_each(counts, expected, tmp_pat
 SIGNATURES = {
     "no JSON": lambda s: "{",
     "a list": lambda s: [],
-    "another format": lambda s: {**s, "format": 2},
+    "another format": lambda s: {**s, "format": 3},
     "no outputs": lambda s: {key: value for key, value in s.items() if key != "outputs"},
     "an unknown input": lambda s: {**s, "inputs": ["picture"]},
     "no inputs": lambda s: {**s, "inputs": []},
     "a strange type": lambda s: {**s, "feeds": [{**s["feeds"][0], "dtype": "flaot"}]},
-    "a task without its output": lambda s: {**s, "tasks": {"1": {"logits": "nothing"}}},
+    "a task without its output": lambda s: {**s, "tasks": [{**s["tasks"][0], "outputs": {"logits": "nothing"}}]},
+    "a task of another kind": lambda s: {**s, "tasks": [{**s["tasks"][0], "kind": "ranking"}]},
+    "a task with other outputs": lambda s: {**s, "tasks": [{**s["tasks"][0], "kind": "regression"}]},
+    "a task without a name": lambda s: {**s, "tasks": [{**s["tasks"][0], "suffix": 1}]},
+    "a label of no feed": lambda s: {**s, "tasks": [{**s["tasks"][0], "label": "label9"}]},
+    "tasks of another form": lambda s: {**s, "tasks": {"1": {"logits": "logits1"}}},
     "files elsewhere": lambda s: {**s, "files": {"../x": "0"}},
     "another digest": lambda s: {**s, "files": {"rec_inference.pdiparams": "0"}},
 }
@@ -392,7 +403,7 @@ def run_well(tool, *overrides, cwd, config=CONFIG):
 
 
 def accuracies(log):
-    return re.findall(r"epoch: 0 done, Accuracy1: (\S+),Accuracy2: (\S+?),", log)[-1]
+    return re.findall(r"epoch: 0 done, Accuracy1: (\S+), Accuracy2: (\S+?),", log)[-1]
 
 
 def columns_of(path):

@@ -28,7 +28,7 @@ def wrong_runner_values(kind):
 def wrong_hyper_values(rule):
     """What a rule of the model forbids."""
     lists = {"numbers": [[-1], [0.0]], "sizes": [[0], [1.5], [rule["high"]] + [rule["high"] and rule["high"] + 1]]}
-    lists["tasks"] = [[1], {"kind": "binary"}]
+    lists["tasks"] = [[1]]
     if rule["kind"] in lists:
         return ["nonsense", 3, ["x"], *lists[rule["kind"]]]
     values = ["nonsense", []]

@@ -7,7 +7,6 @@ from conftest import ROOT
 from toolbox import assert_refused, opened, run_tool
 
 import hyper_parameters
-import net
 from engine import checkpoint, same_network
 from engine.errors import UserError
 
@@ -40,16 +39,14 @@ def saved(request, tmp_path_factory):
 
 
 def test_every_key_that_shapes_the_network_is_tried():
-    assert sorted(OTHERS) == sorted(net.NETWORK_KEYS)
+    assert {PREFIX + key for key in OTHERS} == set(hyper_parameters.network_config({}))
 
 
 @pytest.mark.parametrize("key", OTHERS)
 @pytest.mark.parametrize("graph,job", [("dynamic", "infer"), ("static", "infer"), ("static", "export")])
 def test_a_save_of_another_network_is_refused_by_key_and_values(saved, graph, job, key):
     with opened(graph, job, [*SMALL, f"{PREFIX}{key}={OTHERS[key]}"]) as (opened_graph, config, _):
-        then = {**hyper_parameters.HyperParameters.defaults(), **{PREFIX + "expert_num": 4, PREFIX + "expert_size": 8}}[
-            PREFIX + key
-        ]
+        then = {"expert_num": 4, "expert_size": 8}.get(key, hyper_parameters.network_config({})[PREFIX + key])
         with pytest.raises(UserError) as error:
             opened_graph.read(str(saved / "0"))
     for word in (f"{PREFIX}{key} was {then!r}", f"is {OTHERS[key]!r} now", f"-o {PREFIX}{key}={then}", "output/0"):

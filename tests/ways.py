@@ -8,6 +8,7 @@ import os
 
 import numpy as np
 import paddle
+from paddle.base.data_feeder import convert_dtype
 
 from dygraph_model import DygraphModel
 from static_model import StaticModel
@@ -137,7 +138,8 @@ class StaticRun:
             paddle.disable_static()
 
     def _run(self, program, batch, fetches):
-        feed = {variable.name: item for variable, item in zip(self.feeds, batch)}
+        dtypes = (convert_dtype(variable.dtype) for variable in self.feeds)
+        feed = {v.name: np.asarray(item, dtype) for v, item, dtype in zip(self.feeds, batch, dtypes)}
         with self.on():
             return [np.asarray(x) for x in self.executor.run(program, feed=feed, fetch_list=fetches)]
 

@@ -2,8 +2,8 @@
 
 rec_inference.json, .pdmodel   the program: .json where Paddle 3.x writes its own form, .pdmodel in legacy programs
 rec_inference.pdiparams        the weights that the program uses
-signature.json                 the reader's items, which of them are inputs or a task's labels, the outputs in
-                               their order, which of them are a task's; the SHA-256 of the files
+signature.json                 the reader's items, which of them are inputs, the outputs in their order, the
+                               tasks and which outputs and label are theirs; the SHA-256 of the files
 """
 
 import collections
@@ -19,15 +19,17 @@ from engine import checkpoint
 from engine.errors import UserError, blaming
 
 LOG = logging.getLogger("engine")
-PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 1
-OF_TASK = re.compile(r"(logits|probabilities)(\d*)")  # outputs with a column for each class of a task
+PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 2
+# outputs with a column for each class of a task, in a package that does not say which tasks it has
+OF_TASK = re.compile(r"(logits|probabilities)(\d*)")
 
-# A program with its feeds in the reader's order, and what may be its inputs and outputs: name -> Variable.
-Built = collections.namedtuple("Built", "program feeds inputs outputs")
+# A program with its feeds in the reader's order, what may be its inputs and outputs, name -> Variable, and
+# the tasks that the package says it has, as ``StaticModel.export_tasks`` gives them, or None.
+Built = collections.namedtuple("Built", "program feeds inputs outputs tasks")
 
 
 def write(folder, graph, parameters):
-    """Export what ``save_inference_fetch_varnames`` names, or all logits and probabilities of the tasks.
+    """Export what ``save_inference_fetch_varnames`` names, or all outputs of the tasks.
 
     A name is a key of the dict that the package's ``export_net`` returns or, failing that, a feed's
     name or a key of the dicts ``infer_net`` returns and ``export_vars``, in a program built anew for
@@ -62,7 +64,9 @@ def _choose(graph, parameters, feed_names, fetch_names):
     """(Built, output names): of the smallest program that has all the names asked for."""
     beyond = []
     for built in _inference_programs(graph, parameters):
-        names = list(fetch_names) or [name for name in built.outputs if OF_TASK.fullmatch(name)]
+        names = list(fetch_names) or [
+            name for task in _tasks(built, built.outputs) for name in task["outputs"].values()
+        ]
         missing = _missing(built, feed_names, names)
         if names and not missing:
             if beyond:
@@ -71,7 +75,7 @@ def _choose(graph, parameters, feed_names, fetch_names):
         beyond = missing
     if not paddle.framework.in_pir_mode():
         variables = graph.program.global_block().vars
-        own = Built(graph.program, graph.feeds, variables, variables)
+        own = Built(graph.program, graph.feeds, variables, variables, None)
         if names and not _missing(own, feed_names, names):
             return own, names
     wrong = f"there is no {', '.join(missing)}" if missing else "none is named, and the package has no logits"
@@ -101,7 +105,8 @@ def _build(graph, network):
             feeds = list(model.create_feeds(is_infer=True))
             outputs = network(model, feeds)
     inputs = {variable.name: variable for variable in feeds}
-    return Built(program, feeds, inputs, {**inputs, **outputs})
+    tasks = model.export_tasks() if hasattr(model, "export_tasks") else None
+    return Built(program, feeds, inputs, {**inputs, **outputs}, tasks)
 
 
 def _needed_feeds(built, outputs):
@@ -119,32 +124,44 @@ def _write_signature(folder, built, inputs, names):
         {"name": variable.name, "shape": list(variable.shape), "dtype": convert_dtype(variable.dtype)}
         for variable in built.feeds
     ]
+    tasks = _tasks(built, names)
+    of_tasks = [name for task in tasks for name in task["outputs"].values()]
     outputs = [
-        {"name": name, "per_example": bool(OF_TASK.fullmatch(name)) or list(built.outputs[name].shape[:1]) == [-1]}
-        for name in names
+        {"name": name, "per_example": name in of_tasks or list(built.outputs[name].shape[:1]) == [-1]} for name in names
     ]
     files = {name: digest for name, digest in checkpoint.digests(folder).items() if name.startswith(PREFIX)}
-    facts = {"format": FORMAT, "feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": _tasks(built, names)}
-    facts.update(labels=_labels(feeds, inputs, _tasks(built, built.outputs)), paddle=paddle.__version__, files=files)
+    facts = {"format": FORMAT, "feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": tasks}
+    facts.update(paddle=paddle.__version__, files=files)
     with open(os.path.join(folder, SIGNATURE), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
 
 
 def _tasks(built, names):
-    """Task -> {"logits": output name, "probabilities": output name}, as far as they are among ``names``."""
+    """The tasks with an output among ``names``, each with just these outputs."""
+    tasks = built.tasks if built.tasks is not None else _guessed_tasks(built)
+    found = []
+    for task in tasks:
+        outputs = {part: name for part, name in task["outputs"].items() if name in names}
+        if outputs:
+            found.append({**task, "outputs": outputs})
+    return found
+
+
+def _guessed_tasks(built):
+    """The tasks of a package that does not say which it has: by the names of its outputs."""
     tasks = {}
-    for name in names:
-        match, shape = OF_TASK.fullmatch(name), list(built.outputs[name].shape)
+    for name, variable in built.outputs.items():
+        match, shape = OF_TASK.fullmatch(name), list(variable.shape)
         if match and len(shape) == 2 and shape[1] != 1:  # a single column has no classes to choose from
             tasks.setdefault(match.group(2), {})[match.group(1)] = name
-    return tasks
-
-
-def _labels(feeds, inputs, tasks):
-    """Task -> feed with its labels: the feeds of whole numbers that are no inputs, if there is one for each task."""
-    names = [
-        feed["name"]
-        for feed in feeds
-        if feed["name"] not in inputs and feed["dtype"].startswith("int") and feed["shape"][1:] in ([], [1])
+    needed = _needed_feeds(built, [built.outputs[name] for task in tasks.values() for name in task.values()])
+    labels = [v.name for v in built.feeds if v.name not in needed and _may_be_label(v)]
+    labels = labels if len(labels) == len(tasks) else [None] * len(tasks)
+    return [
+        {"suffix": suffix, "kind": "classes", "outputs": outputs, "label": label}
+        for (suffix, outputs), label in zip(tasks.items(), labels)
     ]
-    return dict(zip(tasks, names)) if len(names) == len(tasks) else {}
+
+
+def _may_be_label(variable):
+    return convert_dtype(variable.dtype).startswith("int") and list(variable.shape[1:]) in ([], [1])

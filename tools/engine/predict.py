@@ -20,6 +20,9 @@ from engine.package import Package
 from engine.tables import CsvTable, NpzTable
 
 LOG = logging.getLogger("engine")
+PARTS = {  # kind of a task -> the outputs it may have
+    "classes": ("logits", "probabilities"), "binary": ("logits", "probabilities"), "regression": ("value",)
+}  # fmt: skip
 
 
 def run(config, settings):
@@ -89,10 +92,14 @@ def _check_types(signature):
     for feed in signature["feeds"]:
         np.dtype(feed["dtype"]), [int(size) for size in feed["shape"]], feed["name"].strip()
     outputs = [output["name"] for output in signature["outputs"] if type(output["per_example"]) is bool]
-    named = [name for task in signature["tasks"].values() for name in task.values()]
     feeds = [feed["name"] for feed in signature["feeds"]]
-    read = [*signature["inputs"], *signature["labels"].values()]
-    if not set(named) <= set(outputs) or not signature["inputs"] or not set(read) <= set(feeds):
+    for task in signature["tasks"]:
+        parts = PARTS[task["kind"]]
+        if not isinstance(task["suffix"], str) or not task["outputs"] or not set(task["outputs"]) <= set(parts):
+            raise ValueError("a task of it is described wrongly")
+        if not set(task["outputs"].values()) <= set(outputs) or task["label"] not in [*feeds, None]:
+            raise ValueError("its names do not fit together")
+    if not signature["inputs"] or not set(signature["inputs"]) <= set(feeds):
         raise ValueError("its names do not fit together")
 
 
@@ -120,30 +127,54 @@ class ExportedModel:
         self.model_s = 0.0
 
     def begin_evaluation(self):
-        self.examples, self.correct = 0, {}
+        self.examples, self.totals = 0, {}
 
     def infer_step(self, batch):
         """Predict a batch: (Step, number of examples)."""
         items = [np.asarray(item) for item in batch]
         outputs, examples = self.outputs(self._inputs(items)), len(items[0])
         columns = {}
-        for task, names in self.signature["tasks"].items():
-            prediction = outputs[next(iter(names.values()))].argmax(axis=-1)
-            label = self._label(task, items)
-            if label is not None:
-                columns[f"label{task}"] = label
-                self.correct[task] = self.correct.get(task, 0) + int((label == prediction).sum())
-            columns[f"prediction{task}"] = prediction
-            if "probabilities" in names:
-                of_prediction = np.take_along_axis(outputs[names["probabilities"]], prediction[:, None], axis=1)
-                columns[f"probability{task}"] = of_prediction[:, 0]
+        for task in self.signature["tasks"]:
+            columns.update(self._columns(task, outputs, self._label(task, items)))
         self.table.add(columns, outputs)
         self.examples += examples
         return Step({}, self.metrics), examples
 
+    def _columns(self, task, outputs, label):
+        """What a table says of a task, and its label where the reader gives one: name -> [B]."""
+        names, suffix = task["outputs"], task["suffix"]
+        columns = {} if label is None else {f"label{suffix}": label}
+        if task["kind"] == "regression":
+            columns[f"value{suffix}"] = prediction = outputs[names["value"]].reshape(-1)
+        elif task["kind"] == "binary":
+            positive = outputs[names["probabilities"]] - 0.5 if "probabilities" in names else outputs[names["logits"]]
+            columns[f"prediction{suffix}"] = prediction = (positive.reshape(-1) > 0).astype("int64")
+            if "probabilities" in names:
+                columns[f"probability{suffix}"] = outputs[names["probabilities"]].reshape(-1)
+        else:
+            columns[f"prediction{suffix}"] = prediction = outputs[next(iter(names.values()))].argmax(axis=-1)
+            if "probabilities" in names:
+                of_prediction = np.take_along_axis(outputs[names["probabilities"]], prediction[:, None], axis=1)
+                columns[f"probability{suffix}"] = of_prediction[:, 0]
+        if label is not None:
+            self._count(task, prediction, label)
+        return columns
+
+    def _count(self, task, prediction, label):
+        """Add a batch to the task's metric: examples without a label are left out."""
+        is_number = task["kind"] == "regression"
+        there = ~np.isnan(label) if label.dtype.kind == "f" else np.ones(len(label), bool)
+        there &= is_number | (label >= 0)
+        error = np.abs(prediction - label)[there] if is_number else (prediction == label)[there]
+        total, count = self.totals.get(task["suffix"], (0.0, 0))
+        self.totals[task["suffix"]] = total + float(error.sum()), count + int(there.sum())
+
     def metrics(self):
-        """Each task's accuracy so far, by name; {} without labels."""
-        return {f"Accuracy{task}": correct / self.examples for task, correct in self.correct.items()}
+        """Each task's accuracy so far, or mean absolute error, by name; {} without labels."""
+        names = {
+            task["suffix"]: "mae" if task["kind"] == "regression" else "Accuracy" for task in self.signature["tasks"]
+        }
+        return {f"{names[suffix]}{suffix}": total / max(count, 1) for suffix, (total, count) in self.totals.items()}
 
     def _inputs(self, items):
         """The model's inputs out of a batch of the reader, checked: name -> array."""
@@ -161,7 +192,7 @@ class ExportedModel:
     def _label(self, task, items):
         """A task's labels [B] in a batch of the reader, or None if it gives none."""
         names = [feed["name"] for feed in self.signature["feeds"]]
-        place = names.index(self.signature["labels"][task]) if task in self.signature["labels"] else len(items)
+        place = names.index(task["label"]) if task["label"] in names else len(items)
         return items[place].reshape(-1) if place < len(items) else None
 
     def outputs(self, inputs):

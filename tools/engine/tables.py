@@ -6,13 +6,13 @@ import numpy as np
 class CsvTable:
     """One line an example, written as it comes.
 
-    Columns: index; each task's label, prediction and the prediction's probability; then each number
-    of the outputs that are no task's.
+    Columns: index; for each task its label, prediction and probability (of the class predicted, or of a
+    positive), or its value; then each number of the outputs that are no task's.
     """
 
     def __init__(self, file, signature):
         self.file, self.rows = file, 0
-        of_tasks = [name for task in signature["tasks"].values() for name in task.values()]
+        of_tasks = [name for task in signature["tasks"] for name in task["outputs"].values()]
         self.others = [o["name"] for o in signature["outputs"] if o["per_example"] and o["name"] not in of_tasks]
 
     def add(self, columns, outputs):
