@@ -1,6 +1,7 @@
 """tools/engine/batches.py: every example once, in the order asked for; a failing reader never hangs."""
 
 import logging
+import os
 import signal
 import types
 
@@ -136,6 +137,20 @@ def test_worker_processes_give_every_example_once():
     batches = make(Items(50), shuffle=True, drop_last=False, num_workers=2)
     assert sorted(flat(batches)) == list(range(50))
     assert flat(batches) == flat(make(Items(50), shuffle=True, drop_last=False))
+
+
+class Pids(Items):
+    """Each example tells the process that read it."""
+
+    def __getitem__(self, i):
+        return [np.int64(i), np.int64(os.getpid())]
+
+
+def test_num_workers_is_the_number_of_processes_that_read():
+    assert set(flat(make(Pids(40)))) == {os.getpid()}
+    for number in (1, 2):
+        pids = set(flat(make(Pids(40), num_workers=number)))
+        assert len(pids) == number and os.getpid() not in pids
 
 
 def test_an_iterable_reader_that_does_not_shard_gets_no_workers(caplog):
