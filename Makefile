@@ -34,7 +34,7 @@ test-onnx: $(VENV)/onnx $(VENV26)/onnx  ## the tests of ONNX on both releases, w
 	$(VENV)/bin/python -m pytest tests/test_export.py -k onnx
 	$(VENV26)/bin/python -m pytest tests/test_export.py -k onnx
 
-stress: env  ## the tests that go on at random, for a quarter of an hour; those of faults need strace
+stress: env  ## faults, kills and hostile files at length, some six minutes; the faults need strace
 	$(VENV)/bin/python tests/stress/fuzz_data.py --files $(FUZZ)
 	$(VENV)/bin/python tests/stress/fuzz_files.py --files $(FUZZ)
 	$(VENV)/bin/python tests/stress/save_faults.py --resume-every 10
