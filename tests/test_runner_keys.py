@@ -14,6 +14,7 @@ import types
 import numpy as np
 import paddle
 import pytest
+from toolbox import apart
 
 from engine import device, predict, run
 from engine.config import load_config
@@ -116,16 +117,13 @@ def toy(tmp_path, monkeypatch, caplog):
         overrides = [f"runner.{key}={value}" for key, value in {"tune_process": False, **keys}.items()]
         config = load_config(str(package / "config.yaml"), overrides)
         settings = read_settings(config, job)
-        program, scope = paddle.static.Program(), paddle.static.Scope()
-        with paddle.static.scope_guard(scope), paddle.utils.unique_name.guard():
-            with paddle.static.program_guard(program, paddle.static.Program()):
-                if job == "export":
-                    run.export_epoch(config, settings)
-                elif graph == "exported":
-                    predict.run(config, settings)
-                else:
-                    run.run(graph, job, config, settings)
-        paddle.disable_static()
+        with apart(graph):
+            if job == "export":
+                run.export_epoch(config, settings)
+            elif graph == "exported":
+                predict.run(config, settings)
+            else:
+                run.run(graph, job, config, settings)
         return [record.getMessage() for record in caplog.records]
 
     yield tool

@@ -40,6 +40,22 @@ JOBS = {
 PACKAGES_MODULES = ("net", "dygraph_model", "static_model")  # and the readers
 
 
+@contextlib.contextmanager
+def apart(graph):
+    """Programs, scope and names of its own for a graph, as a process of its own would have them.
+
+    The mode is set first: leaving the dynamic mode leaves the program that was guarded within it.
+    """
+    (paddle.enable_static if graph == "static" else paddle.disable_static)()
+    main, startup = paddle.static.Program(), paddle.static.Program()
+    try:
+        with paddle.static.scope_guard(paddle.static.Scope()), paddle.utils.unique_name.guard():
+            with paddle.static.program_guard(main, startup):
+                yield
+    finally:
+        paddle.disable_static()
+
+
 def run_here(name, config, *overrides, cwd):
     """``run_tool`` within this process: for a tool that is not killed, and does not set up its process.
 
@@ -58,9 +74,7 @@ def run_here(name, config, *overrides, cwd):
         for patch in (
             mock.patch.object(sys, "argv", command), mock.patch.object(sys, "path", list(sys.path)),
             mock.patch.object(process, "tune", lambda: None), mock.patch.object(Session, "listen", lambda self: None),
-            warnings.catch_warnings(), contextlib.redirect_stderr(said), paddle.utils.unique_name.guard(),
-            paddle.static.scope_guard(paddle.static.Scope()),
-            paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()),
+            warnings.catch_warnings(), contextlib.redirect_stderr(said), apart(JOBS[name][0]),
         ):  # fmt: skip
             stack.enter_context(patch)
         os.chdir(cwd)
@@ -74,7 +88,6 @@ def run_here(name, config, *overrides, cwd):
             code = 1
         finally:
             os.chdir(place)
-    paddle.disable_static()
     paddle.set_flags(flag)
     log.handlers, log.level, log.propagate = before
     package = os.path.dirname(os.path.abspath(config))
