@@ -20,6 +20,7 @@ from engine import device, predict, run
 from engine.config import load_config
 from engine.errors import UserError
 from engine.keys import read_settings
+from engine.meter import Meter, Step
 from engine.session import Session
 
 # One weight, which begins at 0; its loss is its value, so a step of SGD moves it down by the rate, which halves.
@@ -150,6 +151,35 @@ def test_epochs_batch_sizes_print_interval_and_data_dirs(toy, graph):
     assert printed("first", log) == {(0, 0): 100, (0, 1): 103, (0, 2): 106}
     log = toy(graph, "infer", infer_batch_size=3, infer_drop_last=True, infer_end_epoch=1)
     assert list(printed("first", log)) == [(0, 0), (0, 1)]
+
+
+def test_the_times_of_a_line_are_those_of_its_own_steps(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)
+    caplog.set_level(logging.INFO, "engine")
+    meter = Meter("dynamic", "train", 2)
+    meter.begin()
+    for batch, (examples, reader_s, step_s) in enumerate([(4, 1.0, 3.0), (4, 0.5, 1.5), (2, 0.25, 0.75)]):
+        meter.add(0, batch, Step({}, dict), examples, reader_s, step_s)
+    log = [record.getMessage() for record in caplog.records]
+    for name, of_lines in (("avg_reader_cost", (1, 0.375)), ("avg_batch_cost", (4, 1.5)), ("ips", (1, 2))):
+        assert printed(name, log) == dict(zip([(0, 0), (0, 2)], of_lines)), name
+
+
+def test_the_reader_gets_sorted_files_and_no_hidden_ones(toy, tmp_path):
+    for name, row in (("b.txt", 11), ("a.txt", 10), (".hidden", 666), ("d.txt", 13), ("c.txt", 12)):
+        (tmp_path / "package" / "train" / name).write_text(str(row))
+    log = toy("dynamic", "train")
+    assert list(printed("first", log).values()) == [10, 11, 12, 13, 0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_resume_auto_takes_the_newest_save_and_not_the_furthest(toy, graph):
+    """Over a longer run's saves a second one begins anew; what goes on is the second."""
+    toy(graph, "train", epochs=3)
+    toy(graph, "train", epochs=1, lr_step="batch")
+    log = toy(graph, "train", epochs=2, lr_step="batch", resume="auto")
+    assert f"resumed from {os.path.join('model_output', '0')}: epoch 1, batch 0" in log
+    assert printed("loss", log)[1, 0] == -1.9375, "the second run's weight"
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

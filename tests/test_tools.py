@@ -135,6 +135,14 @@ def test_a_warm_start_goes_on_from_either_graphs_weights(runs, data, tmp_path, t
     assert first[0] < first[1]
 
 
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+def test_a_warm_start_may_lack_parameters_and_says_which(runs, data, tmp_path, tool):
+    options = ["runner.epochs=1", f"runner.model_init_path={runs['dynamic'][0] / 'output' / '1'}"]
+    process = run_here(tool, CONFIG, *data, *options, "hyper_parameters.expert_norm=group", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"it has no .*these keep their initial values", process.stderr)
+
+
 def test_static_data_of_all_batches_is_saved(runs, data):
     folder, _ = runs["static"]
     infer("static_infer", folder, data, "runner.use_save_data=true", "runner.infer_start_epoch=1")
