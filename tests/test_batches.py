@@ -10,7 +10,7 @@ import paddle
 import pytest
 from paddle.io import Dataset, IterableDataset
 
-from engine.batches import Batches
+from engine.batches import Batches, CustomBatches
 from engine.errors import UserError
 
 HANG_S = 60
@@ -126,6 +126,17 @@ def test_whole_batches_are_taken_where_they_are_true():
     assert set(flat(make(changed))) == {0} and not hasattr(changed, "gathered")
     with pytest.raises(UserError, match="a broken line.*KeyError at test_batches.py"):
         flat(make(Gathering(8, bad=5)))
+
+
+@pytest.mark.parametrize("kind", [Items, Stream, Gathering])
+def test_a_resumed_epoch_begins_after_the_batches_it_has_had(kind):
+    batches = make(kind(), drop_last=False)(0, begin=1)
+    assert [np.asarray(batch[1]).tolist() for batch in batches] == [[4, 5, 6, 7], [8, 9]]
+
+
+def test_a_resumed_epoch_of_a_packages_own_loader():
+    batches = CustomBatches(lambda: iter([["first"], ["second"], ["third"]]))
+    assert list(batches(0, begin=1)) == [["second"], ["third"]] and len(list(batches(1))) == 3
 
 
 def test_steps_are_counted_where_they_can_be():

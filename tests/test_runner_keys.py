@@ -87,6 +87,10 @@ class RecDataset(Dataset):
     def __getitem__(self, i):
         return [self.rows[i : i + 1].astype("float32")]
 """
+OTHERS = {
+    "other_reader": READER.replace("{offset}", "1000"),
+    "job_reader": READER.replace("{offset}", "{'train': 1000, 'infer': 2000}[config['runner.job']]"),
+}
 BASE = """
 runner: {train_data_dir: train, test_data_dir: test, train_batch_size: 1, infer_batch_size: 1, epochs: 1,
          print_interval: 1, use_gpu: false}
@@ -103,7 +107,7 @@ def toy(tmp_path, monkeypatch, caplog):
     for part, rows in (("train", range(5)), ("test", range(100, 107))):
         (package / part / "rows.txt").write_text("\n".join(map(str, rows)))
     files = {"dygraph_model": DYNAMIC, "static_model": STATIC, "reader": READER.replace("{offset}", "0")}
-    for name, text in {**files, "other_reader": READER.replace("{offset}", "1000")}.items():
+    for name, text in {**files, **OTHERS}.items():
         (package / f"{name}.py").write_text(text)
         monkeypatch.delitem(sys.modules, name, raising=False)
     (package / "config.yaml").write_text(BASE)
@@ -128,7 +132,7 @@ def toy(tmp_path, monkeypatch, caplog):
         return [record.getMessage() for record in caplog.records]
 
     yield tool
-    for name in [*files, "other_reader"]:
+    for name in [*files, *OTHERS]:
         sys.modules.pop(name, None)
 
 
@@ -180,6 +184,10 @@ def test_resume_auto_takes_the_newest_save_and_not_the_furthest(toy, graph):
     log = toy(graph, "train", epochs=2, lr_step="batch", resume="auto")
     assert f"resumed from {os.path.join('model_output', '0')}: epoch 1, batch 0" in log
     assert printed("loss", log)[1, 0] == -1.9375, "the second run's weight"
+    assert any("runner.epochs was 1, now it is 2" in line for line in log)
+    assert not any(
+        "runner.epochs was" in line for line in toy(graph, "train", epochs=2, lr_step="batch", resume="auto")
+    )
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
@@ -257,6 +265,15 @@ def test_each_job_has_a_reader_of_its_own(toy):
     assert printed("first", toy("dynamic", "infer", infer_reader_path="other_reader", infer_end_epoch=1))[0, 0] == 1100
 
 
+def test_a_reader_is_told_its_job(toy):
+    keys = {"train_reader_path": "job_reader", "infer_reader_path": "job_reader"}
+    assert printed("first", toy("static", "train", **keys))[0, 0] == 1000
+    assert printed("first", toy("static", "infer", **keys))[0, 0] == 2100
+    toy("static", "export", save_inference_fetch_varnames="[sum]")
+    toy("exported", "infer", predict_path="all.npz", **keys)
+    assert np.load("all.npz")["sum"][0] == 2100 - 5
+
+
 def test_export_takes_the_newest_epoch_or_the_one_asked_for(toy):
     """Of eleven: 10 is newer than 9, whose name comes later."""
     toy("static", "train", epochs=11, train_batch_size=5)
@@ -288,13 +305,16 @@ def test_use_inference_exports_after_every_epoch(toy):
         assert model.outputs({"x": np.zeros([1, 1], "float32")})["sum"].item() == -5 * (int(epoch) + 1)
 
 
-def test_saved_data_are_the_fetches_of_every_batch_in_order(toy):
-    toy("static", "train")
-    toy("static", "infer", infer_batch_size=3, infer_end_epoch=1, use_save_data=True)
-    rows = np.load(os.path.join("model_output", "result.npy"), allow_pickle=True)
-    assert [row[0].item() for row in rows] == [-5] * 3  # loss, first, sum
-    assert [row[1].item() for row in rows] == [100, 103, 106]
-    assert np.concatenate([row[2] for row in rows]).ravel().tolist() == [row - 5 for row in range(100, 107)]
+def test_saved_data_are_the_fetches_of_every_batch_of_the_last_epoch_in_order(toy):
+    def rows():
+        return np.load(os.path.join("model_output", "result.npy"), allow_pickle=True)  # of loss, first, sum
+
+    toy("static", "train", epochs=2, use_save_data=True)
+    assert [row[0].item() for row in rows()] == [-5, -6, -7, -8, -9]
+    toy("static", "infer", infer_batch_size=3, infer_end_epoch=2, use_save_data=True)
+    assert [row[0].item() for row in rows()] == [-10] * 3
+    assert [row[1].item() for row in rows()] == [100, 103, 106]
+    assert np.concatenate([row[2] for row in rows()]).ravel().tolist() == [row - 10 for row in range(100, 107)]
 
 
 def test_a_parameter_may_start_from_a_file(toy):
