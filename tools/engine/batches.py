@@ -42,7 +42,7 @@ def open_dataset(reader, settings, config, job):
         ) from error
     if not names:
         raise UserError(f"{folder} is empty. Put the data there, or point the config at another folder.")
-    with blaming(f"reading {folder}"):
+    with blaming(folder):
         return reader([os.path.join(folder, name) for name in names], config=config)
 
 

@@ -23,7 +23,7 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def blaming(where):
-    """Turn a package's ValueError or OSError into a UserError that begins with ``where``.
+    """Turn a package's ValueError or OSError into a UserError that begins with ``where``, once.
 
     For the time in which a package reads its config, is built, or reads data: there these two are
     the user's mistakes.
@@ -31,7 +31,8 @@ def blaming(where):
     try:
         yield
     except (ValueError, OSError) as error:
-        raise UserError(f"{where}: {error}") from error
+        message = str(error)  # which may name a file of the folder that ``where`` is
+        raise UserError(message if message.startswith(where) else f"{where}: {message}") from error
 
 
 @contextlib.contextmanager
