@@ -1,6 +1,7 @@
 """Who imports whom: the model never imports the tools, the tools know no model, nothing is cyclic."""
 
 import ast
+import subprocess
 import sys
 
 import pytest
@@ -87,6 +88,16 @@ def test_tools_import_along_the_arrows_and_no_model(path):
 
 def test_arrays_are_read_without_paddle_or_the_model():
     assert all(module == "numpy" or is_standard(module) for module in imports(ROOT / "array_files.py"))
+
+
+def test_a_packages_own_array_files_is_neither_taken_nor_hidden(tmp_path):
+    (tmp_path / "array_files.py").write_text("MINE = True")
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]; from engine.checkpoint import loads; import array_files;"
+        "print(array_files.MINE, loads(b'I3\\n.'))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path), str(ROOT / "tools")]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "True 3\n"
 
 
 def test_the_loop_imports_no_paddle():
