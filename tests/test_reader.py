@@ -7,6 +7,7 @@ import io
 import os
 import pathlib
 import pickle
+import signal
 import tracemalloc
 
 import fuzz_data
@@ -336,6 +337,8 @@ def test_workers_share_the_images(tmp_path):
     answer, says = os.pipe()
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)  # a hang is a failure
         before = private_bytes()
         seen = sum(int(data[i][0][0, 0, 0] * 255 + 0.5) for i in range(number))
         for begin in range(0, number if hasattr(data, "gather") else 0, 100):
