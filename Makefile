@@ -5,6 +5,8 @@ VENV := .venv
 VENV26 := .venv-paddle26
 JOBS ?= 2
 PYTEST := -m pytest -n $(JOBS) --dist worksteal
+FUZZ ?= 1000
+KILLS ?= 20
 TORCH_PYTHON ?=
 PADDLEREC ?=
 TABLES ?=
@@ -33,6 +35,12 @@ test-paddle26: $(VENV26)/ready  ## the tests on paddlepaddle 2.6.2, in an enviro
 test-onnx: $(VENV)/onnx $(VENV26)/onnx  ## the tests of ONNX on both releases, where paddle2onnx has builds
 	$(VENV)/bin/python -m pytest tests/test_export.py -k onnx
 	$(VENV26)/bin/python -m pytest tests/test_export.py -k onnx
+
+stress: env  ## faults, kills and hostile files at length, some six minutes; the faults need strace
+	$(VENV)/bin/python tests/stress/fuzz_data.py --files $(FUZZ)
+	$(VENV)/bin/python tests/stress/fuzz_files.py --files $(FUZZ)
+	$(VENV)/bin/python tests/stress/save_faults.py --resume-every 10
+	$(VENV)/bin/python tests/stress/kill_resume.py --trials $(KILLS)
 
 check: env  ## lint and format
 	$(VENV)/bin/ruff check .
@@ -67,4 +75,4 @@ $(VENV26)/onnx: $(VENV26)/ready
 	$(VENV26)/bin/python -m pip install --quiet 'paddle2onnx==1.3.1' 'numpy<2' '.[onnx]'
 	touch $@
 
-.PHONY: help env train test test-legacy test-paddle26 test-onnx check bench results clean
+.PHONY: help env train test test-legacy test-paddle26 test-onnx stress check bench results clean

@@ -1,6 +1,7 @@
 """tools/engine/batches.py: every example once, in the order asked for; a failing reader never hangs."""
 
 import logging
+import os
 import signal
 import types
 
@@ -9,7 +10,7 @@ import paddle
 import pytest
 from paddle.io import Dataset, IterableDataset
 
-from engine.batches import Batches
+from engine.batches import Batches, CustomBatches
 from engine.errors import UserError
 
 HANG_S = 60
@@ -127,6 +128,17 @@ def test_whole_batches_are_taken_where_they_are_true():
         flat(make(Gathering(8, bad=5)))
 
 
+@pytest.mark.parametrize("kind", [Items, Stream, Gathering])
+def test_a_resumed_epoch_begins_after_the_batches_it_has_had(kind):
+    batches = make(kind(), drop_last=False)(0, begin=1)
+    assert [np.asarray(batch[1]).tolist() for batch in batches] == [[4, 5, 6, 7], [8, 9]]
+
+
+def test_a_resumed_epoch_of_a_packages_own_loader():
+    batches = CustomBatches(lambda: iter([["first"], ["second"], ["third"]]))
+    assert list(batches(0, begin=1)) == [["second"], ["third"]] and len(list(batches(1))) == 3
+
+
 def test_steps_are_counted_where_they_can_be():
     assert make(Items()).steps() == 2 and make(Items(), drop_last=False).steps() == 3
     assert make(Stream()).steps() is None
@@ -136,6 +148,20 @@ def test_worker_processes_give_every_example_once():
     batches = make(Items(50), shuffle=True, drop_last=False, num_workers=2)
     assert sorted(flat(batches)) == list(range(50))
     assert flat(batches) == flat(make(Items(50), shuffle=True, drop_last=False))
+
+
+class Pids(Items):
+    """Each example tells the process that read it."""
+
+    def __getitem__(self, i):
+        return [np.int64(i), np.int64(os.getpid())]
+
+
+def test_num_workers_is_the_number_of_processes_that_read():
+    assert set(flat(make(Pids(40)))) == {os.getpid()}
+    for number in (1, 2):
+        pids = set(flat(make(Pids(40), num_workers=number)))
+        assert len(pids) == number and os.getpid() not in pids
 
 
 def test_an_iterable_reader_that_does_not_shard_gets_no_workers(caplog):

@@ -162,6 +162,135 @@ def test_the_gates_rate_is_a_multiple_of_the_others(rng):
         np.testing.assert_allclose(moves[3.0, way][tower], moves[1.0, way][tower], atol=1e-7)
 
 
+# ---- the optimizer, step by step in NumPy from the gradients of the eager graph; test_20_steps_agree ties static to it
+
+RULES = {
+    "adam, L2 penalty": {"optimizer__class": "adam", "optimizer__weight_decay": 0.1},
+    "adamw, one cycle": {
+        "optimizer__class": "adamw", "optimizer__weight_decay": 0.2, "optimizer__schedule": "one_cycle",
+    },
+    "sgd, warm-up, then cosine": {
+        "optimizer__class": "sgd", "optimizer__weight_decay": 0.1, "optimizer__momentum": 0.8,
+        "optimizer__schedule": "cosine", "optimizer__warmup_steps": 2,
+    },
+    "sgd, clipped, warm-up": {
+        "optimizer__class": "sgd", "optimizer__weight_decay": 0.1, "optimizer__momentum": 0.5,
+        "optimizer__clip_norm": 0.3, "optimizer__warmup_steps": 3,
+    },
+}  # fmt: skip
+RATE, FACTOR, TOTAL = 0.02, 3.0, 6
+
+
+def rate_at(step, rule):
+    """The learning rate of a training step, of ``TOTAL``."""
+    warmup = rule.get("optimizer__warmup_steps", 0)
+    if step < warmup:
+        return RATE * step / warmup
+    if rule.get("optimizer__schedule") == "cosine":
+        return RATE * (1 + np.cos(np.pi * (step - warmup) / (TOTAL - warmup))) / 2
+    if rule.get("optimizer__schedule") == "one_cycle":  # from a 25th up to the rate in 0.3 of the time, down to 1e-4
+        peak = 0.3 * (TOTAL + 1) - 1
+        begin, end, progress = (RATE / 25, RATE, step / peak) if step < peak else (
+            RATE, 1e-4, (step - peak) / (TOTAL - peak))  # fmt: skip
+        return end + (begin - end) * (1 + np.cos(np.pi * progress)) / 2
+    return RATE
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_the_optimizer_is_the_formula(rule, rng, monkeypatch):
+    if rule.get("optimizer__clip_norm") and LEGACY_3:
+        pytest.skip("clipping is refused in legacy programs")
+    keys = {**SMALL, "optimizer__learning_rate": RATE, "optimizer__gate_learning_rate_factor": FACTOR}
+    run = start("eager", config(**{**keys, **rule}, runner__steps_per_epoch=TOTAL, runner__epochs=1))
+    parameters = {key: p for key, p in run.net.named_parameters() if not p.stop_gradient}
+    values = {key: p.numpy().astype(float) for key, p in parameters.items()}
+    first, second = ({key: np.zeros_like(value) for key, value in values.items()} for _ in range(2))
+    gradients, plain_step = {}, run.optimizer.step
+
+    def note_and_step():  # clipping changes them in place
+        gradients.update({key: p.grad.numpy().astype(float) for key, p in parameters.items()})
+        plain_step()
+
+    monkeypatch.setattr(run.optimizer, "step", note_and_step)
+    for step, batch in enumerate(make_batches(rng, TOTAL)):
+        run.step(batch)
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        limit = rule.get("optimizer__clip_norm", 0) or np.inf
+        assert limit == np.inf or norm > limit, "nothing is clipped"
+        for key, g in gradients.items():
+            gate = key.startswith("gates.")
+            rate = rate_at(step, rule) * (FACTOR if gate else 1)
+            decay = 0.0 if gate else rule["optimizer__weight_decay"]
+            g = g * min(1, limit / norm)
+            if rule["optimizer__class"] == "adamw":
+                values[key] *= 1 - rate * decay
+            else:
+                g = g + decay * values[key]
+            if rule["optimizer__class"] == "sgd":
+                first[key] = rule["optimizer__momentum"] * first[key] + g
+                values[key] -= rate * first[key]
+            else:
+                first[key] = 0.9 * first[key] + 0.1 * g
+                second[key] = 0.999 * second[key] + 0.001 * g**2
+                mean, square = first[key] / (1 - 0.9 ** (step + 1)), second[key] / (1 - 0.999 ** (step + 1))
+                values[key] -= rate * mean / (np.sqrt(square) + 1e-8)
+        for key, p in parameters.items():
+            np.testing.assert_allclose(p.numpy(), values[key], atol=2e-5, err_msg=f"step {step}: {key}")
+            values[key] = p.numpy().astype(float)  # a weight near 0 may have a gradient of rounding noise alone
+
+
+def test_the_entropy_weight_ramps_with_the_training_steps(rng):
+    """In the loss itself: beyond its tasks' parts there is the weight of this step times the entropy."""
+    import oracles
+
+    for schedule, weights in (("linear", [0, 0.1, 0.2, 0.3, 0.4, 0.4]),
+                              ("cosine", [0.2 * (1 - np.cos(np.pi * t / 4)) for t in range(5)] + [0.4])):  # fmt: skip
+        keys = {"entropy_schedule": schedule, "entropy_weight": 0.4, "entropy_ramp_steps": 4}
+        run = start("eager", config(**{**SMALL, **keys, "optimizer__learning_rate": 1e-9}))
+        logits = [run.state()[run.names[f"gates.{t}.selector_logits"]].reshape(2, 2).astype(float) for t in range(2)]
+        entropy = sum(oracles.entropy(oracles.selectors(z, 4, 1.0)) for z in logits)
+        for weight in weights:
+            batch = make_batches(rng, 1)[0]
+            run.net.train()
+            metrics, _ = run.wrapper.create_metrics()
+            loss, _, printed = run.wrapper.train_forward(run.net, metrics, run._tensors(batch), run.flat)
+            parts = float(printed["loss1"]) + float(printed["loss2"])
+            assert float(loss) - parts == pytest.approx(weight * entropy, abs=1e-5)
+
+
+def test_the_networks_sizes_and_parts_are_those_of_the_keys():
+    """Names and shapes of all parameters, written down from the keys' meanings."""
+    keys = {"task_num": 3, "class_num": 7, "expert_num": 5, "top_k": 3, "expert_size": 11, "tower_size": 13}
+    for norm, gate in (("batch", "dselect_k"), ("group", "dselect_k_per_example"), ("none", "dselect_k")):
+        run = start("eager", config(**keys, expert_norm=norm, gate=gate, gamma=4.0))
+        found = {key: list(tensor.shape) for key, tensor in run.net.state_dict().items()}
+        expected = {"step": [1]}
+        for i in range(5):
+            for block, (inputs, outputs) in enumerate([(1, 10), (10, 20)]):
+                at = f"experts.{i}.layers.{block}"
+                expected[f"{at}.0.weight"] = [outputs, inputs, 5, 5]
+                if norm != "batch":
+                    expected[f"{at}.0.bias"] = [outputs]
+                if norm != "none":
+                    names = ["weight", "bias"] + ["_mean", "_variance"] * (norm == "batch")
+                    expected.update({f"{at}.1.{name}": [outputs] for name in names})
+            expected.update(linear(f"experts.{i}.layers.3", 720, 50))
+            expected.update(linear(f"experts.{i}.layers.5", 50, 11))
+        for t in range(3):
+            for part, size in (("selector", 3 * 3), ("mixing", 3)):  # 5 experts: 3 digits
+                expected[f"gates.{t}.{part}_logits"] = [size]
+                if gate != "dselect_k":
+                    expected[f"gates.{t}.{part}_weight"] = [36 * 36, size]
+            for layer, (inputs, outputs) in {0: (11, 13), 2: (13, 13), 4: (13, 7)}.items():
+                expected.update(linear(f"towers.{t}.layers.{layer}", inputs, outputs))
+        assert found == expected
+        assert all(g.gamma == 4.0 and g.top_k == 3 for g in run.net.gates)
+
+
+def linear(name, inputs, outputs):
+    return {f"{name}.weight": [inputs, outputs], f"{name}.bias": [outputs]}
+
+
 def test_loss_is_the_formula(rng):
     """From the logits and the gates, in NumPy: weights of the tasks, mean over the batch, regularisers."""
     import oracles

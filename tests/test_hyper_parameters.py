@@ -12,7 +12,7 @@ import hyper_parameters
 import training
 
 KEYS = {f.name: f for f in dataclasses.fields(hyper_parameters.HyperParameters)}
-BASE = {"expert_num": 4, "expert_size": 8, "tower_size": 8, "runner__steps_per_epoch": 4, "runner__epochs": 1}
+BASE = {"expert_num": 2, "expert_size": 8, "tower_size": 8, "runner__steps_per_epoch": 4, "runner__epochs": 1}
 SGD = {"optimizer__class": "sgd"}
 RAMP = {"entropy_schedule": "linear"}
 # key -> (another value, what else must be set for it to matter)

@@ -72,11 +72,16 @@ class EagerRun:
         accuracies = [m.accumulate() for m, name in zip(metrics, names) if name.startswith("Accuracy")]
         return accuracies, float(printed["loss"]), self.predict(batch)
 
-    @paddle.no_grad()
     def predict(self, batch):
         """Logits of each task, in evaluation mode."""
+        return self.outputs(batch)
+
+    @paddle.no_grad()
+    def outputs(self, batch):
+        """Outputs of each task, in evaluation mode."""
         self.net.eval()
-        return [z.numpy() for z in self.net(paddle.to_tensor(batch[0]))]
+        inputs, _ = self.wrapper.hyper.split(self._tensors(batch))
+        return [z.numpy() for z in self.net(*inputs)]
 
     def state(self):
         return {tensor.name: tensor.numpy().copy() for tensor in self.net.state_dict().values()}
@@ -122,7 +127,7 @@ class StaticRun:
                 wrapper = StaticModel(flat)
                 self.infer_feeds = wrapper.create_feeds(is_infer=True)
                 self.infer_fetches = wrapper.infer_net(self.infer_feeds)
-                self.logits = [wrapper.export_vars[f"logits{t + 1}"] for t in range(wrapper.hyper.task_num)]
+                self.logits = wrapper.observed
             self.executor = paddle.static.Executor(paddle.CPUPlace())
             paddle.seed(seed)
             self.executor.run(startup)
@@ -157,6 +162,8 @@ class StaticRun:
     def predict(self, batch):
         """Logits of each task, in evaluation mode."""
         return self._run(self.infer_program, batch, self.logits)
+
+    outputs = predict  # of any kind of task
 
     def state(self):
         return {name: self._array(name).copy() for name in self.names.values()}
