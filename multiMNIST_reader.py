@@ -1,27 +1,23 @@
 """Multi-MNIST files -> examples (image, left label, right label). Knows no network.
 
-A data file holds arrays and nothing else: a pickle of any protocol, written by Python 2 or 3 and
-NumPy 1 or 2, a gzip of one, or an .npz. Two forms are read:
+A data file holds arrays, or lists of numbers, and nothing else: a pickle of any protocol, written by
+Python 2 or 3 and NumPy 1 or 2, a gzip of one, or an .npz. array_files.py reads it. Two forms are known:
 
 - the pair (images, labels), as data/make_multi_mnist.py writes it;
 - the four arrays (trainX, trainLabel, testX, testLabel) of the Pareto-MTL data sets, of which
   the half is taken that the config's role asks for.
 
-Files come from strangers: no code of theirs runs, no size that they claim is believed before it is
-checked against the file, and whatever cannot be meant is refused by file, index and reason.
+Files come from strangers: no code of theirs runs, and whatever cannot be meant is refused by file,
+index and reason.
 """
 
-import gzip
-import io
 import math
 import os
-import pickle
-import pickletools
-import re
-import zipfile
 
 import numpy as np
 from paddle.io import Dataset
+
+import array_files
 
 IMAGE_SIZE = 36  # pixels a side
 CLASS_NUM = 10
@@ -35,8 +31,6 @@ ACCEPTED = (
     f"expected images of {IMAGE_SIZE} x {IMAGE_SIZE} and one channel, 0..255 or 0..1, "
     f"and two labels 0..{CLASS_NUM - 1} for each"
 )
-MAX_EXPANSION, MAX_EXPANSION_FREE = 100, 1 << 24  # of compressed files; no set of digits shrinks more
-MAX_OPCODES, MAX_DIGITS = 100_000, 100  # a pickle of arrays has a few dozen opcodes and short numbers
 CHUNK = 4096  # images converted at a time
 WHITE_1 = 1.001  # the most that rounding makes of a white of 1
 
@@ -159,7 +153,11 @@ def read_set(path, part=None, scale=None):
     Raises:
         ValueError: naming the file, what was found and what is accepted.
     """
-    arrays = _named_arrays(path, read_arrays(path))
+    try:
+        content = array_files.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error} {HOW_TO_GET}") from error
+    arrays = _named_arrays(path, content)
     if set(arrays) == set(FOUR):
         if part is None:
             raise ValueError(
@@ -185,8 +183,7 @@ def _refusal(path, found, hint=""):
 def _named_arrays(path, content):
     """The file's content as {name: array}, with the names of ``PAIR`` or ``FOUR``."""
     if isinstance(content, dict):
-        known = [(name, value) for name, value in list(content.items())[:9] if isinstance(name, str)]
-        names = {SYNONYMS.get(name, name): value for name, value in known}
+        names = {SYNONYMS.get(name, name): value for name, value in content.items()}
     elif isinstance(content, (tuple, list)) and len(content) in (2, 4):
         names = dict(zip(PAIR if len(content) == 2 else FOUR, content))
     else:
@@ -206,6 +203,8 @@ def _named_arrays(path, content):
 def _pixels(path, images, scale):
     """Images of any accepted layout and range as (uint8 [N, 36, 36], the range in words)."""
     side = IMAGE_SIZE
+    if images.dtype.kind not in "iufb":
+        raise _refusal(path, f"images are {images.dtype}")
     if images.shape[1:] not in ((side, side), (1, side, side), (side, side, 1), (side * side,)):
         plain = images.shape[1:] in ((28, 28), (1, 28, 28), (28, 28, 1), (784,))
         colour = 3 in images.shape[1:]
@@ -269,288 +268,3 @@ def _from_one_hot(path, labels):
         i = int(np.flatnonzero(bad.any(axis=1))[0])
         raise _refusal(path, f"the labels of example {i} are not one-hot")
     return labels.argmax(axis=2)
-
-
-# ---------------------------------------------------------------------------- files -> arrays
-
-
-def read_arrays(path):
-    """A file's arrays, in the container they are in: tuple, list or dict.
-
-    Raises:
-        ValueError: it cannot be read, asks for code, or claims what it does not hold.
-    """
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            start = file.read(512)
-            file.seek(0)
-            if start.startswith(b"PK\x03\x04"):
-                return _read_npz(file, size)
-            if start.startswith(b"\x1f\x8b"):
-                content = _expanded(gzip.GzipFile(fileobj=file), _most(size))
-                return _read_pickle(io.BytesIO(content), len(content))
-            if re.match(rb"\s*(<!doctype|<html|<\?xml)", start, re.IGNORECASE):
-                raise _Unreadable("it is a page of HTML, saved in place of the data")
-            return _read_pickle(file, size)
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error}). {HOW_TO_GET}") from error
-    except Exception as error:  # a broken file can raise nearly anything in a parser
-        raise ValueError(
-            f"{path}: this cannot be read as a pickle or .npz of arrays ({str(error) or type(error).__name__}). "
-            f"{HOW_TO_GET}"
-        ) from error
-
-
-class _Unreadable(Exception):
-    """What is wrong with a file, in words."""
-
-
-def _most(size):
-    return MAX_EXPANSION * size + MAX_EXPANSION_FREE
-
-
-def _expanded(stream, most):
-    """Decompress a stream, or refuse it once it grows beyond ``most`` bytes."""
-    content = stream.read(most + 1)
-    if len(content) > most:
-        raise _Unreadable(f"it expands more than {MAX_EXPANSION}-fold")
-    return content
-
-
-def _read_npz(file, size):
-    with zipfile.ZipFile(file) as archive:
-        members = archive.infolist()
-        if len(members) > len(FOUR):
-            raise _Unreadable(f"the archive has {len(members)} members")
-        if sum(member.file_size for member in members) > _most(size):
-            raise _Unreadable(f"it expands more than {MAX_EXPANSION}-fold")
-        arrays = {}
-        for member in members:
-            with archive.open(member) as stream:
-                arrays[os.path.splitext(member.filename)[0]] = _read_npy(_expanded(stream, member.file_size))
-    unnamed = [f"arr_{i}" for i in range(len(arrays))]
-    return tuple(arrays[name] for name in unnamed) if set(arrays) == set(unnamed) else arrays
-
-
-def _read_npy(content):
-    stream = io.BytesIO(content)
-    version = np.lib.format.read_magic(stream)
-    if version not in ((1, 0), (2, 0)):
-        raise _Unreadable(f"its .npy version is {version}")
-    length = int.from_bytes(content[8 : 10 if version == (1, 0) else 12], "little")
-    if length > 10_000:
-        raise _Unreadable(f"the header of an array has {length} bytes")
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read_header(stream)
-    return _array(content[stream.tell() :], _plain_dtype(dtype.str), shape, fortran)
-
-
-def _read_pickle(file, size):
-    file = _Bounded(file, size)
-    _check_opcodes(file)
-    file.rewind()
-    content = _ArrayUnpickler(file, size).load()
-    if isinstance(content, (tuple, list)):
-        return type(content)(_value(item) for item in content[: len(FOUR) + 1])
-    if isinstance(content, dict):
-        return {key: _value(item) for key, item in list(content.items())[: len(FOUR) + 1]}
-    return _value(content)
-
-
-def _value(item):
-    return item.value if isinstance(item, _Array) else item
-
-
-class _Bounded:
-    """A file that refuses to be asked for more bytes than it has left, before any are allocated."""
-
-    def __init__(self, file, size):
-        self.file, self.size = file, size
-
-    def rewind(self):
-        self.file.seek(0)
-
-    def read(self, count):
-        left = self.size - self.file.tell()
-        if count > left:
-            raise _Unreadable(f"it claims {count} more bytes where {left} are left")
-        return self.file.read(count)
-
-    def readline(self):
-        return self.file.readline()
-
-    def skip(self, count):
-        """Pass over ``count`` bytes without reading them."""
-        if count > self.size - self.file.tell():
-            self.read(count)
-        self.file.seek(count, os.SEEK_CUR)
-
-
-def _check_opcodes(file):
-    """Walk the pickle without building anything: it must end, be short, and number its memo in order."""
-    for count in range(MAX_OPCODES):
-        code = file.read(1).decode("latin1")
-        if code not in pickletools.code2op:
-            raise _Unreadable(f"it has no opcode {code!r}")
-        opcode = pickletools.code2op[code]
-        argument = _pass_over_argument(file, opcode)
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count + 1:
-            raise _Unreadable(f"it asks for {argument} places in the memo")  # which Python would allocate
-        if opcode.name == "STOP":
-            return
-    raise _Unreadable(f"it has more than {MAX_OPCODES} opcodes, where arrays need a few dozen")
-
-
-def _pass_over_argument(file, opcode):
-    """Move behind an opcode's argument; give it if it is a short whole number, else 0."""
-    if opcode.arg is None:
-        return 0
-    length = opcode.arg.n
-    if length >= 0:
-        return int.from_bytes(file.read(length), "little")
-    if length == pickletools.UP_TO_NEWLINE:
-        line = file.readline()
-        if opcode.arg.name == "stringnl_noescape_pair":
-            file.readline()
-        if opcode.name in ("INT", "LONG", "FLOAT", "PUT", "GET") and len(line) > MAX_DIGITS:
-            raise _Unreadable(f"it has a number of {len(line)} digits")
-        return int(line) if opcode.name == "PUT" else 0
-    file.skip(int.from_bytes(file.read(_LENGTH_BYTES[length]), "little"))
-    return 0
-
-
-# bytes of the length in front of an argument
-_LENGTH_BYTES = {
-    pickletools.TAKEN_FROM_ARGUMENT1: 1,
-    pickletools.TAKEN_FROM_ARGUMENT4: 4,
-    pickletools.TAKEN_FROM_ARGUMENT4U: 4,
-    pickletools.TAKEN_FROM_ARGUMENT8U: 8,
-}
-
-
-class _ArrayUnpickler(pickle.Unpickler):
-    """Builds arrays and plain containers by functions of this file alone, and refuses all else by name."""
-
-    def __init__(self, file, size):
-        super().__init__(file, encoding="latin1")  # as which Python 2's byte strings lose nothing
-        self.left = 2 * size + (1 << 16)
-
-    def find_class(self, module, name):
-        module = module.replace("numpy._core", "numpy.core").replace("__builtin__", "builtins")
-        if (module, name) not in _BUILDERS:
-            raise pickle.UnpicklingError(f"it asks for {f'{module}.{name}'[:100]}, which no data file needs")
-        return _Builder(_BUILDERS[module, name], self.spend)
-
-    def spend(self, count):
-        """Account for ``count`` bytes made of the file's: one text could be encoded time and again."""
-        self.left -= count
-        if self.left < 0:
-            raise _Unreadable("it asks for more memory than its arrays can need")
-
-
-class _Builder:
-    """Stands for a function that a pickle may call; has nothing that a pickle could change."""
-
-    __slots__ = ("function", "spend")
-
-    def __init__(self, function, spend):
-        object.__setattr__(self, "function", function)
-        object.__setattr__(self, "spend", spend)
-
-    def __call__(self, *args):
-        return self.function(self.spend, *args)
-
-    def __setattr__(self, name, value):
-        raise _Unreadable("it changes a function")
-
-    def __setstate__(self, state):
-        raise _Unreadable("it changes a function")
-
-
-class _Array:
-    """An array, or one that a pickle is about to describe (NumPy's ``_reconstruct``, then its state)."""
-
-    __slots__ = ("spend", "value")
-
-    def __init__(self, spend, value=None):
-        self.spend, self.value = spend, value
-
-    def __setstate__(self, state):
-        shape, dtype, fortran, raw = state[-4:]
-        self.value = _array(_bytes(self.spend, raw), dtype, shape, fortran)
-
-
-class _Dtype:
-    """An array's type: a byte order and a kind that NumPy need not be asked about."""
-
-    __slots__ = ("dtype",)
-
-    def __setstate__(self, state):
-        if state[1] not in ("<", ">", "|", "="):
-            raise _Unreadable(f"an array's byte order is {state[1]!r}")
-        self.dtype = self.dtype.newbyteorder(state[1])
-
-
-def _plain_dtype(text):
-    if not isinstance(text, str) or not re.fullmatch(r"[<>|=]?([iu][1248]|f[248]|b1)", text):
-        raise _Unreadable(f"an array's type is {str(text)[:20]!r}, not a plain number")
-    return np.dtype(text)
-
-
-def _make_dtype(spend, text, *_):
-    result = _Dtype()
-    result.dtype = _plain_dtype(text)
-    return result
-
-
-def _array(raw, dtype, shape, fortran):
-    """The array that ``raw`` holds, if it holds just what its shape and type claim."""
-    dtype = dtype.dtype if isinstance(dtype, _Dtype) else dtype
-    if not isinstance(raw, (bytes, bytearray)) or not isinstance(dtype, np.dtype):
-        raise _Unreadable("an array is described wrongly")
-    if not isinstance(shape, tuple) or len(shape) > 8 or not all(type(n) is int and n >= 0 for n in shape):
-        raise _Unreadable("an array's shape is no tuple of whole numbers")
-    if math.prod(shape) * dtype.itemsize != len(raw):
-        raise _Unreadable(f"an array claims {list(shape)} {dtype}, but has {len(raw)} bytes")
-    return np.frombuffer(raw, dtype).reshape(shape, order="F" if fortran else "C")
-
-
-def _bytes(spend, raw):
-    """Bytes as they are; Python 2's byte strings come as text."""
-    if not isinstance(raw, str):
-        return raw
-    spend(len(raw))
-    return raw.encode("latin1")
-
-
-def _encode(spend, text, encoding):
-    if encoding not in ("latin1", "latin-1") or not isinstance(text, str):
-        raise _Unreadable(f"it encodes text as {str(encoding)[:20]!r}")
-    return _bytes(spend, text)
-
-
-def _copy(spend, raw=b""):
-    if not isinstance(raw, bytes):
-        raise _Unreadable("a byte array is described wrongly")
-    return raw
-
-
-def _from_buffer(spend, raw, dtype, shape, order):
-    return _Array(spend, _array(raw, dtype, shape, order == "F"))
-
-
-def _ndarray(spend, shape, dtype, raw):
-    return _Array(spend, _array(_bytes(spend, raw), _plain_dtype(dtype), shape, False))
-
-
-# what a pickle of arrays asks for -> what it gets
-_BUILDERS = {
-    ("numpy.core.multiarray", "_reconstruct"): lambda spend, *_: _Array(spend),
-    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-    ("numpy", "ndarray"): _ndarray,
-    ("numpy", "dtype"): _make_dtype,
-    ("_codecs", "encode"): _encode,
-    ("builtins", "bytes"): _copy,
-    ("builtins", "bytearray"): _copy,
-}

@@ -2,16 +2,19 @@
 
 import logging
 import os
+import shutil
 import signal
 import types
 
 import numpy as np
 import paddle
 import pytest
+from conftest import ROOT
 from paddle.io import Dataset, IterableDataset
+from toolbox import assert_refused, run_tool, small_data
 
-from engine.batches import Batches, CustomBatches
-from engine.errors import UserError
+from engine.batches import Batches, CustomBatches, open_dataset
+from engine.errors import UserError, blaming
 
 HANG_S = 60
 
@@ -30,6 +33,8 @@ def _no_hang():
 
 
 class Items(Dataset):
+    words = "a broken line"
+
     def __init__(self, size=10, bad=None):
         self.size, self.bad = size, bad
 
@@ -38,7 +43,7 @@ class Items(Dataset):
 
     def __getitem__(self, i):
         if i == self.bad:
-            raise KeyError("a broken line")
+            raise KeyError(self.words)
         return [np.float32(i), np.int64(i)]
 
 
@@ -206,3 +211,94 @@ def test_not_one_batch_is_an_error_that_says_why(kind):
     with pytest.raises(UserError) as caught:
         flat(make(kind(3)))
     assert "/train" in str(caught.value) and "4" in str(caught.value) and "drop_last" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "words,said",
+    [
+        ("{0}/a.txt: a line is broken", "{0}/a.txt: a line is broken"),
+        ("{0}: no file", "{0}: no file"),
+        ("{0}s: another folder", "reading {0}: {0}s: another folder"),
+        ("a line is broken", "reading {0}: a line is broken"),
+    ],
+)
+def test_a_readers_refusal_names_the_folder_once(tmp_path, words, said):
+    (tmp_path / "a.txt").write_text("")
+    words, said = words.format(tmp_path), said.format(tmp_path)
+
+    def refuse(files, config):
+        raise ValueError(words)
+
+    settings = types.SimpleNamespace(train_data_dir=str(tmp_path))
+    with pytest.raises(UserError) as caught:
+        open_dataset(refuse, settings, {}, "train")
+    assert str(caught.value) == said
+    for dataset in (Items(8, bad=5), Gathering(8, bad=5), Stream(8, bad=5)):
+        getattr(dataset, "items", dataset).words = words.replace(str(tmp_path), "/train")
+        with pytest.raises(UserError) as caught:
+            flat(make(dataset))
+        assert str(caught.value).count("/train") == said.count(str(tmp_path))
+
+
+def test_a_path_that_the_system_names_is_said_once(tmp_path):
+    for arguments in ((f"runner.out_vec_path: {tmp_path}",), ("reading", str(tmp_path))):
+        with pytest.raises(UserError) as caught, blaming(*arguments):
+            open(tmp_path)
+        assert str(caught.value).count(str(tmp_path)) == 1
+
+
+class Ending(Items):
+    """One whose process ends at an example."""
+
+    def __getitem__(self, i):
+        if i == self.bad:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(i)
+
+
+@pytest.mark.parametrize("kind", [Items, Stream])
+def test_a_killed_worker_ends_in_one_message(kind):
+    dataset = Ending(40, bad=21)
+    if kind is Stream:
+        dataset, dataset.items = Stream(), dataset
+        dataset.shards_by_worker = True
+    with pytest.raises(UserError, match="^reading /train: a worker process ended too soon[^\n]*num_workers[^\n]*$"):
+        flat(make(dataset, num_workers=2))
+
+
+READER = """
+import os, signal
+import numpy as np
+from paddle.io import Dataset, get_worker_info
+class RecDataset(Dataset):
+    def __init__(self, file_list, config):
+        super().__init__()
+    def __len__(self):
+        return 64
+    def __getitem__(self, i):
+        if i == 40:
+            assert get_worker_info() is not None
+            END
+        return [np.zeros([1, 36, 36], "float32"), np.int64(1), np.int64(2)]
+"""
+
+
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+@pytest.mark.parametrize(
+    "end,words",
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", ["worker process ended"]),
+        ("raise KeyError('a broken line')", ["example 40", "a broken line", "KeyError at ending_reader.py"]),
+    ],
+    ids=["killed", "raising"],
+)
+def test_the_tools_end_when_a_worker_does(tool, end, words, tmp_path):
+    """They end within TIMEOUT_S of ``run_tool``."""
+    for path in [*ROOT.glob("*.py"), ROOT / "config.yaml"]:
+        shutil.copy(path, tmp_path)
+    (tmp_path / "ending_reader.py").write_text(READER.replace("END", end))
+    data = small_data(tmp_path)
+    overrides = ["runner.train_reader_path=ending_reader", "runner.num_workers=2", "runner.train_batch_size=8"]
+    overrides += ["runner.shuffle=false", "hyper_parameters.expert_num=4", "runner.to_static=false"]
+    process = run_tool(tool, tmp_path / "config.yaml", *data, *overrides, cwd=tmp_path)
+    assert_refused(process, f"reading {tmp_path / 'train'}: ", *words)

@@ -432,7 +432,7 @@ def test_predict_needs_no_network_and_the_npz_holds_all(work, tmp_path):
     """On what training exported by itself, in a tree without net.py and the wrappers."""
     folder, overrides = work
     shutil.copytree(ROOT / "tools", tmp_path / "tools", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("multiMNIST_reader.py", "config.yaml"):
+    for name in ("multiMNIST_reader.py", "array_files.py", "config.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     command = [sys.executable, tmp_path / "tools" / "predict.py", "-m", tmp_path / "config.yaml", "-o", *overrides]
     command += [f"runner.export_path={folder / 'static' / '0'}", "runner.predict_path=all.npz"]

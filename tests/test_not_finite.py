@@ -135,8 +135,9 @@ def trained(graph_name, overrides, cwd, batches):
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the memory of a process as Linux does")
 @pytest.mark.parametrize("tool", TOOLS)
 def test_memory_that_runs_out_in_a_step_is_said_and_nothing_saved_is_lost(base, tmp_path, tool):
-    for name in ("net.py", "dygraph_model.py", "static_model.py", "multiMNIST_reader.py", "config.yaml"):
-        shutil.copy(ROOT / name, tmp_path)
+    for name in "net dygraph_model static_model multiMNIST_reader array_files".split():
+        shutil.copy(ROOT / f"{name}.py", tmp_path)
+    shutil.copy(ROOT / "config.yaml", tmp_path)
     (tmp_path / "limited_reader.py").write_text(
         "import pathlib, resource\n"
         "import multiMNIST_reader\n"

@@ -285,7 +285,7 @@ def test_print_config_gives_a_config_that_says_where_each_value_is_from(tmp_path
     written = yaml.safe_load(process.stdout)
     assert written["runner.epochs"] == 9 and written["hyper_parameters.gamma"] == 2.0
     (tmp_path / "again.yaml").write_text(process.stdout, encoding="utf-8")
-    for name in ("dygraph_model.py", "static_model.py", "net.py", "multiMNIST_reader.py"):
+    for name in ("dygraph_model.py", "static_model.py", "net.py", "multiMNIST_reader.py", "array_files.py"):
         shutil.copy(ROOT / name, tmp_path)
     command[-1] = tmp_path / "again.yaml"
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -319,7 +319,7 @@ def test_a_broken_data_file_is_named(data, tmp_path):
 @pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
 def test_three_tasks_train_with_a_reader_of_three_labels(tool, data, tmp_path):
     """A folder with our package and another reader, as a user would make it."""
-    for name in ("net.py", "dygraph_model.py", "static_model.py", "multiMNIST_reader.py"):
+    for name in ("net.py", "dygraph_model.py", "static_model.py", "multiMNIST_reader.py", "array_files.py"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "three_reader.py").write_text(
         "import multiMNIST_reader\n"

@@ -122,6 +122,25 @@ def assert_refused(process, *words):
         assert str(word) in process.stderr[process.stderr.index("error: ") :], process.stderr
 
 
+def cost_of_reading(path):
+    """(seconds, bytes of memory) that array_files.py takes for a file, in a process of its own."""
+    code = """
+import resource, sys, time
+sys.path.insert(0, sys.argv[1])
+import array_files
+def peak():
+    if sys.platform == "linux":  # where getrusage takes over what the parent had
+        return int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before, began = peak(), time.perf_counter()
+array_files.read(sys.argv[2])
+print(time.perf_counter() - began, peak() - before)
+"""
+    command = [sys.executable, "-c", code, str(ROOT), str(path)]
+    seconds, grown = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S).stdout.split()
+    return float(seconds), int(grown)
+
+
 @contextlib.contextmanager
 def opened(graph_name, job, overrides):
     """A graph of our package in this process, as a tool would build it in its own: (graph, config, settings)."""

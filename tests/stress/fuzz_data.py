@@ -41,6 +41,8 @@ def _npz():
 
 
 SEEDS = [pickle.dumps((_IMAGES, _LABELS), protocol=p) for p in (0, 2, 4, 5)] + [
+    pickle.dumps((_IMAGES[:, ::9, ::9].tolist(), _LABELS.tolist()), protocol=2),
+    pickle.dumps((list(_IMAGES), _LABELS.tolist()), protocol=4),
     pickle.dumps((_IMAGES / 255.0, np.eye(10)[_LABELS], _IMAGES, _LABELS), protocol=4),
     gzip.compress(pickle.dumps((_IMAGES, _LABELS), protocol=4)),
     _npz(),
@@ -88,6 +90,23 @@ def _encoded_often(canary):
     return b"\x80\x02" + text + b"q\x000c_codecs\nencode\nq\x010X\x06\x00\x00\x00latin1q\x020(" + once * 400 + b"t."
 
 
+def _pair(images):
+    """Protocol 2: the pair of what ``images`` pushes and two good labels."""
+    return b"\x80\x02" + images + b"](](K\x01K\x02e](K\x03K\x04ee\x86."
+
+
+def _wide(levels):
+    """A list of 1000 ones, 1000 times in a list, and so on: 1000 ** levels numbers."""
+    repeat = b"".join(b"](" + b"h%c" % i * 1000 + b"eq%c" % (i + 1) for i in range(levels - 1))
+    return b"](" + b"K\x01" * 1000 + b"eq\x00" + repeat
+
+
+def _array_often(canary):
+    """An array of 1 MB, listed 5000 times."""
+    once = pickle.dumps(np.zeros(1 << 20, np.uint8), protocol=2)[2:-1]
+    return _pair(once + b"q\x640](" + b"h\x64" * 5000 + b"e")
+
+
 # name -> function(path of the canary) -> bytes; every one must be refused
 HOSTILE = {
     "os.system": lambda c: _calls("os", "system", f"touch {c}"),
@@ -115,6 +134,20 @@ HOSTILE = {
     "text encoded time and again": _encoded_often,
     "cycle": lambda c: b"\x80\x02]q\x00(h\x00h\x00e.",
     "laughs": lambda c: b"\x80\x02]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(30)) + b".",
+    "images that hold themselves": lambda c: _pair(b"]q\x00(h\x00h\x00e"),
+    "images that hold themselves, deeper": lambda c: _pair(b"]q\x00]q\x01h\x00aa"),
+    "laughing images": lambda c: _pair(b"]q\x00" + b"".join(b"](h%ch%ceq%c" % (i, i, i + 1) for i in range(30))),
+    "wide images": lambda c: _pair(_wide(2)),
+    "wider images": lambda c: _pair(_wide(5)),
+    "deep images": lambda c: _pair(b"]" * 3000 + b"K\x01" + b"a" * 3000),
+    "ragged images": lambda c: pickle.dumps(([[[1] * 36] * 36, [[1] * 36] * 35], [[1, 2]] * 2), protocol=4),
+    "images of texts": lambda c: pickle.dumps(([[["1"] * 36] * 36] * 2, [[1, 2]] * 2), protocol=4),
+    "images of huge numbers": lambda c: pickle.dumps(([[[1 << 70] * 36] * 36] * 2, [[1, 2]] * 2), protocol=4),
+    "images of unequal arrays": lambda c: pickle.dumps(([_IMAGES[0], _IMAGES[1:]], [[1, 2]] * 2), protocol=4),
+    "an array time and again": _array_often,
+    "many places in the memo": lambda c: _pair(b"](" + b"K\x01" + b"\x94" * 100_000 + b"e"),
+    "many marks": lambda c: b"(" * 1_000_000 + b".",
+    "many empty lists": lambda c: _pair(b"](" + b"]" * 1_000_000 + b"e"),
     "huge shape": lambda c: _claimed_shape(b"(I999999999\nI36\nI36\n"),
     "negative shape": lambda c: _claimed_shape(b"(I-3\nI-36\nI36\n"),
     "reconstruct": lambda c: (

@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -160,6 +161,8 @@ def trial(run, *options):
 
 def _child(run, ready, said):
     """Wait for the tracer, make the saves, and leave the process at once."""
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(LEFT_S)  # a hang is a failure
     code = FAILED
     file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.read(ready, 1)

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 import signal
+import threading
 import traceback
 
 import numpy as np
@@ -11,7 +12,7 @@ import paddle
 from paddle.io import BatchSampler, DataLoader, IterableDataset, Sampler
 from paddle.io.dataloader.collate import default_collate_fn
 
-from engine.errors import UserError, blaming
+from engine.errors import UserError, about, blaming
 
 LOG = logging.getLogger("engine")
 SHUFFLE_BUFFER = 4096  # examples an iterable reader is shuffled among
@@ -42,7 +43,7 @@ def open_dataset(reader, settings, config, job):
         ) from error
     if not names:
         raise UserError(f"{folder} is empty. Put the data there, or point the config at another folder.")
-    with blaming(folder):
+    with blaming("reading", folder):
         return reader([os.path.join(folder, name) for name in names], config=config)
 
 
@@ -109,7 +110,7 @@ class Batches:
         count = 0
         for batch in self._load(epoch, begin):
             if isinstance(batch, dict) and FAILURE in batch:
-                raise UserError(f"reading {self.folder}: {_decode(batch[FAILURE])}")
+                raise UserError(about("reading", self.folder, _decode(batch[FAILURE])))
             if not isinstance(batch, (list, tuple)):
                 raise UserError(f"reading {self.folder}: a sample must be a list or tuple, one item for each input.")
             count += 1
@@ -136,7 +137,7 @@ class Batches:
                 batch = self.dataset.gather(np.array(indices))
             except Exception as error:
                 message = _Failure(error, f"a batch of the examples {indices[:3]} ...").message
-                raise UserError(f"reading {self.folder}: {message}") from error
+                raise UserError(about("reading", self.folder, message)) from error
             yield batch
 
     def _from_loader(self, epoch, begin):
@@ -151,10 +152,11 @@ class Batches:
             passed_over = 0
             loader = DataLoader(self.dataset, batch_sampler=self._sampler(), **common)
         try:
-            yield from itertools.islice(loader, passed_over, None)
+            yield from itertools.islice(_deaf_to_workers(loader), passed_over, None)
         except SystemError as error:  # how Paddle reports a dead worker
             raise UserError(
-                f"reading {self.folder}: a worker process ended ({error}). Set runner.num_workers to 0 to see why."
+                f"reading {self.folder}: a worker process ended too soon: killed, crashed or out of memory. "
+                "Set runner.num_workers to 0 to see why."
             ) from error
 
 
@@ -162,6 +164,20 @@ def _gathers(dataset):
     """Whether the reader makes whole batches; not if a subclass has changed its examples since."""
     definers = (set(vars(kind)) & {"gather", "__getitem__"} for kind in type(dataset).__mro__)
     return "gather" in next(filter(None, definers), ())
+
+
+def _deaf_to_workers(loader):
+    """The loader's iterator, without its handler of SIGCHLD.
+
+    That raises for a dead worker wherever the main thread is, in a training step most of the time. The
+    loader's own thread sees a dead worker too, within seconds, and ends the iteration.
+    """
+    if not loader.num_workers or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler)
+    return batches
 
 
 def _leave_ctrl_c_to_the_tool(_):

@@ -25,8 +25,8 @@ import numpy as np
 import paddle
 
 from engine import VERSION
+from engine.array_files import loads
 from engine.errors import UserError
-from engine.unpickle import loads
 
 LOG = logging.getLogger("engine")
 DYNAMIC, STATIC = "rec", "rec_static"  # what the file names begin with

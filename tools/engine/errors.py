@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import traceback
 
 
@@ -22,8 +23,8 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def blaming(where):
-    """Turn a package's ValueError or OSError into a UserError that begins with ``where``, once.
+def blaming(where, path=""):
+    """Turn a package's ValueError or OSError into a UserError that begins with ``where`` and, said once, ``path``.
 
     For the time in which a package reads its config, is built, or reads data: there these two are
     the user's mistakes.
@@ -31,8 +32,16 @@ def blaming(where):
     try:
         yield
     except (ValueError, OSError) as error:
-        message = str(error)  # which may name a file of the folder that ``where`` is
-        raise UserError(message if message.startswith(where) else f"{where}: {message}") from error
+        said = isinstance(error, OSError) and error.filename is not None and str(error.filename) in where
+        raise UserError(about(where, path, error.strerror if said else str(error))) from error
+
+
+def about(doing, path, message):
+    """``doing path: message``, or the message alone where it names the path, or one within it, itself."""
+    path = path.rstrip("/\\")
+    if path and re.search(rf"(^|[\s'\"]){re.escape(path)}($|[/\\:\s'\"])", message):
+        return message
+    return f"{f'{doing} {path}'.strip()}: {message}"
 
 
 @contextlib.contextmanager
