@@ -15,7 +15,7 @@ import numpy as np
 import paddle
 import pytest
 import save_faults
-from toolbox import apart, cost_of_reading
+from toolbox import apart, cost_of_reading, opened
 
 from engine import checkpoint
 from engine.array_files import Unreadable, loads
@@ -305,6 +305,64 @@ def test_a_machine_lost_while_a_file_is_written_leaves_the_old_or_the_new(tmp_pa
         judge(disk)
     disk.close()
     assert found[0] == b"old" and found[-1] == b"new" and set(found) == {b"old", b"new"}
+
+
+@needs_proc
+def test_a_new_folder_is_on_the_disk_before_a_file_of_it_is(tmp_path, monkeypatch):
+    top = tmp_path / "top"
+    top.mkdir()
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, top, lambda disk: None)
+        checkpoint.lock(str(top / "a" / "saves")).close()
+        checkpoint.write_file(str(top / "b" / "x.csv"), lambda file: file.write(b"new"))
+        disk.flushed(str(tmp_path / "left"))
+    disk.close()
+    assert (tmp_path / "left" / "a" / "saves").is_dir() and (tmp_path / "left" / "b" / "x.csv").read_bytes() == b"new"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a full disk is made by POSIX's limit on the size of files")
+@pytest.mark.parametrize(
+    "keys,largest",
+    [
+        (["expert_size=8000"], ("params", ".pdopt")),
+        (["input.dense_size=2", "expert=mlp", "expert_size=2", "tower_size=2"], (".json", ".pdmodel")),
+    ],
+    ids=["weights largest", "program largest"],
+)
+@pytest.mark.parametrize("what", ["write", "export"])
+def test_a_disk_that_fills_up_under_paddles_own_code_is_noticed(what, keys, largest, tmp_path):
+    """Each file in turn is the first that does not fit: also those whose writer in C++ says nothing."""
+    import resource
+
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # one expert has no branch, so that Paddle can save the program
+    overrides = [f"hyper_parameters.{key}" for key in ("gate=shared_bottom", *keys)]
+    with opened("static", "train", overrides) as (graph, _, _):
+        with checkpoint.new_folder(str(tmp_path), "0") as folder:
+            getattr(graph, what)(folder)
+        sizes = {path.name: path.stat().st_size for path in (tmp_path / "0").iterdir()}
+        assert max(sizes, key=sizes.get).endswith(largest), sizes
+        for limit in {*sizes.values(), *(n // 2 for n in sizes.values())} - {0}:
+            try:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit - 1, unlimited[1]))
+                with pytest.raises(UserError, match="cannot be saved"):
+                    with checkpoint.new_folder(str(tmp_path), "1") as folder:
+                        getattr(graph, what)(folder)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+            assert os.listdir(tmp_path) == ["0"]
+
+
+@pytest.mark.parametrize("file", ["rec_static.json", "rec_inference.json", "rec_inference.pdiparams"])
+def test_a_file_that_paddles_own_code_cannot_open_is_named(file, tmp_path):
+    overrides = ["hyper_parameters.gate=shared_bottom", "runner.use_inference=true"]
+    with opened("static", "train", overrides) as (graph, _, _):
+        if file.endswith(".json") and not paddle.framework.in_pir_mode():
+            file = file.replace(".json", ".pdmodel")
+        with pytest.raises(UserError, match="cannot be saved"), checkpoint.new_folder(str(tmp_path), "0") as folder:
+            os.symlink("/nowhere/at/all", os.path.join(folder, file))
+            graph.write(folder)
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_half_deleted_folder_is_never_taken_for_a_save(tmp_path):

@@ -147,12 +147,9 @@ def opened(graph_name, job, overrides):
     config = load_config(str(ROOT / "config.yaml"), overrides)
     settings = read_settings(config, job)
     place = paddle.set_device("cpu")
-    programs = paddle.static.program_guard(paddle.static.Program(), paddle.static.Program())
-    with paddle.utils.unique_name.guard(), programs, paddle.static.scope_guard(paddle.static.Scope()):
+    with apart(graph_name):
         set_seeds(settings.seed)
-        (paddle.enable_static if graph_name == "static" else paddle.disable_static)()
         yield GRAPHS[graph_name](Package(str(ROOT)), config, settings, job, place), config, settings
-    paddle.disable_static()
 
 
 def batches_of(config, settings, job):

@@ -74,7 +74,7 @@ def lock(parent):
         UserError: another run holds it, or the folder cannot be written.
     """
     try:
-        os.makedirs(parent, exist_ok=True)
+        _make_folder(parent)
         file = open(os.path.join(parent, LOCK), "a")
     except OSError as error:
         raise UserError(f"{parent}: cannot be written ({error}). Give another runner.model_save_path.") from error
@@ -265,18 +265,50 @@ def _digest(path):
 def write_file(path, write):
     """Write a single file by ``write(file)``, whole or not at all. Raises UserError where writing fails."""
     try:
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        _make_folder(os.path.dirname(path))
         with open(path + ".new", "wb") as file:
             write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(path + ".new", path)
+        _flush_names(os.path.dirname(path) or ".")
     except Exception as error:
         with contextlib.suppress(OSError):
             os.remove(path + ".new")
         if not isinstance(error, OSError):
             raise
         raise UserError(f"{path}: cannot be written ({error}).") from error
+
+
+def _make_folder(path):
+    """Make a folder and those above it, if they are missing, and have their names on the disk."""
+    if path and not os.path.isdir(path):
+        above = os.path.dirname(os.path.abspath(path))
+        _make_folder(above)
+        os.makedirs(path, exist_ok=True)
+        _flush_names(above)
+
+
+@contextlib.contextmanager
+def written_by_paddle(path, read_back):
+    """Raise an OSError where a file that Paddle's C++ code writes within is not on the disk as a whole.
+
+    That code raises a RuntimeError where it cannot open the file, and nothing where the disk fills up.
+
+    Args:
+        path: of the file, for the message.
+        read_back: called after the block; it raises where what was written is not whole.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "Cannot open" not in str(error):
+            raise
+        raise OSError(f"Paddle cannot open {path}") from error
+    try:
+        read_back()
+    except Exception as error:
+        raise OSError(f"{path} is not whole; is the disk full?") from error
 
 
 def _flush(folder):

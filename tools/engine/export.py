@@ -12,6 +12,7 @@ import logging
 import os
 import re
 
+import numpy as np
 import paddle
 from paddle.base.data_feeder import convert_dtype
 
@@ -56,8 +57,18 @@ def write(folder, graph, parameters):
         )
     variables = [built.inputs[name] for name in inputs]
     path = os.path.join(folder, PREFIX)
-    paddle.static.save_inference_model(path, variables, outputs, graph.executor, program=built.program)
+    with checkpoint.written_by_paddle(path, lambda: _read_back(path, graph.executor, parameters)):
+        paddle.static.save_inference_model(path, variables, outputs, graph.executor, program=built.program)
     _write_signature(folder, built, inputs, names)
+
+
+def _read_back(path, executor, parameters):
+    """Raise where the program cannot be read, or its weights are others than ``parameters``, name -> array."""
+    with paddle.static.scope_guard(paddle.static.Scope()):
+        program, _, _ = paddle.static.load_inference_model(path, executor)
+        read = {n: np.asarray(x) for n, x in program.state_dict("all", paddle.static.global_scope()).items()}
+    for name in {*read} & {*parameters}:
+        np.testing.assert_array_equal(read[name], parameters[name], name)
 
 
 def _choose(graph, parameters, feed_names, fetch_names):

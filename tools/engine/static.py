@@ -1,6 +1,7 @@
 """The static graph: a package's ``StaticModel``, built once and run by Paddle's executor."""
 
 import copy
+import json
 import logging
 import os
 
@@ -204,7 +205,8 @@ class StaticGraph:
             paddle.save(self._state("param"), prefix + ".pdparams")
             paddle.save(self._state("opt"), prefix + ".pdopt")
         else:
-            paddle.static.save(self.program, prefix)
+            with checkpoint.written_by_paddle(prefix, lambda: _check_program(prefix + ".json")):
+                paddle.static.save(self.program, prefix)
         if self.settings.use_inference:
             self.export(folder)
 
@@ -281,6 +283,13 @@ def _has_branch(program):
     return paddle.framework.in_pir_mode() and any(
         op.name() in ("pd_op.if", "pd_op.while") for op in program.global_block().ops
     )
+
+
+def _check_program(path):
+    """Raise a ValueError where PIR's file of a program is cut short; other programs Python writes, and says so."""
+    if paddle.framework.in_pir_mode():
+        with open(path, encoding="utf-8") as file:
+            json.load(file)
 
 
 def _auc_states(program):
