@@ -9,8 +9,8 @@ import case as cases
 import paddle
 from ours import ROOT, Ours
 
-from engine.export import PREFIX
-from engine.predict import predictor
+from engine.serving.export import PREFIX
+from engine.serving.predict import predictor
 
 EXPORT_TOOL = os.path.join(ROOT, "tools", "export.py")
 

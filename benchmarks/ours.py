@@ -11,12 +11,12 @@ import paddle
 from ways import code_logits, config, gate_values, make_batches, start
 
 import net
-from engine import executor
 from engine.config import load_config
-from engine.dynamic import DynamicGraph
+from engine.graphs import executor
+from engine.graphs.dynamic import DynamicGraph
+from engine.graphs.static import StaticGraph
 from engine.keys import read_settings
 from engine.package import Package
-from engine.static import StaticGraph
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

@@ -44,9 +44,9 @@ def main():
 
 def profile(way, active):
     """Print the shares of one way."""
-    from engine import process
+    from engine.graphs import process_settings
 
-    process.tune()
+    process_settings.tune()
     import ours
     import tables
 

@@ -7,12 +7,12 @@ import os
 import numpy as np
 import pytest
 
-from engine import checkpoint
 from engine.errors import UserError
+from engine.saves import folders, manifests, weight_files
 
 
 def save(parent, epoch, text):
-    with checkpoint.new_folder(str(parent), epoch) as folder:
+    with folders.new_folder(str(parent), epoch) as folder:
         with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
             file.write(text)
 
@@ -27,7 +27,7 @@ def test_an_epoch_replaces_an_earlier_one_as_a_whole(tmp_path):
     save(tmp_path, 0, "new")
     save(tmp_path, 12, "other")
     assert content(tmp_path, 0) == "new" and not (tmp_path / "0" / "extra").exists()
-    assert checkpoint.saved_epochs(str(tmp_path)) == [0, 12]
+    assert folders.saved_epochs(str(tmp_path)) == [0, 12]
     assert sorted(os.listdir(tmp_path)) == ["0", "12"]
 
 
@@ -35,11 +35,11 @@ def test_an_epoch_replaces_an_earlier_one_as_a_whole(tmp_path):
 def test_a_failure_while_writing_leaves_the_old_epoch(tmp_path, error):
     save(tmp_path, 0, "old")
     with pytest.raises(UserError if error is OSError else error):
-        with checkpoint.new_folder(str(tmp_path), 0) as folder:
+        with folders.new_folder(str(tmp_path), 0) as folder:
             with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
                 file.write("half")
             raise error("no space left")
-    assert content(tmp_path, 0) == "old" and checkpoint.saved_epochs(str(tmp_path)) == [0]
+    assert content(tmp_path, 0) == "old" and folders.saved_epochs(str(tmp_path)) == [0]
     save(tmp_path, 0, "new")
     assert content(tmp_path, 0) == "new"
 
@@ -60,13 +60,13 @@ def test_a_crash_at_any_call_of_the_swap_loses_no_epoch(tmp_path, monkeypatch, c
         return call
 
     with monkeypatch.context() as patch:
-        for module, name in ((os, "rename"), (os, "fsync"), (checkpoint.shutil, "rmtree")):
+        for module, name in ((os, "rename"), (os, "fsync"), (folders.shutil, "rmtree")):
             patch.setattr(module, name, counted(getattr(module, name)))
         try:
             save(tmp_path, 0, "new")
         except KeyboardInterrupt:
             pass
-    assert checkpoint.saved_epochs(str(tmp_path)) == [0]
+    assert folders.saved_epochs(str(tmp_path)) == [0]
     assert content(tmp_path, 0) in ("old", "new")
     save(tmp_path, 0, "newer")
     assert content(tmp_path, 0) == "newer"
@@ -84,7 +84,7 @@ def test_a_swap_cut_short_and_then_another_loses_nothing(tmp_path, monkeypatch):
         patch.setattr(os, "rename", crash)
         with pytest.raises(KeyboardInterrupt):
             save(tmp_path, 0, "new")
-    assert checkpoint.saved_epochs(str(tmp_path)) == [0] and content(tmp_path, 0) == "old"
+    assert folders.saved_epochs(str(tmp_path)) == [0] and content(tmp_path, 0) == "old"
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
@@ -98,18 +98,18 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_a_broken_checkpoint_is_refused_by_name(tmp_path, raw, name):
     (tmp_path / name).write_bytes(raw)
     with pytest.raises(UserError, match=name):
-        checkpoint.read_weights(str(tmp_path))
+        weight_files.read_weights(str(tmp_path))
 
 
 def test_a_folder_without_a_checkpoint_is_refused_by_name(tmp_path):
     with pytest.raises(UserError, match=str(tmp_path)):
-        checkpoint.read_weights(str(tmp_path))
+        weight_files.read_weights(str(tmp_path))
 
 
 def test_what_does_not_fit_is_named():
     network = {"a": np.zeros([2, 3], "float32"), "b": np.zeros([4], "int64")}
     good = {"a": np.ones([2, 3]), "b": np.ones([4], "int32")}
-    chosen = checkpoint.fit(network, good, "file")
+    chosen = weight_files.fit(network, good, "file")
     assert chosen["a"].dtype == np.float32 and chosen["b"].dtype == np.int64
     for found, words in (
         ({"a": good["a"]}, "no b"),
@@ -117,18 +117,18 @@ def test_what_does_not_fit_is_named():
         ({**good, "b": np.ones([4])}, "b is .* float64"),
     ):
         with pytest.raises(UserError, match=words):
-            checkpoint.fit(network, found, "file")
+            weight_files.fit(network, found, "file")
 
 
 def test_a_warm_start_may_be_partial_but_not_empty(caplog):
     logger = logging.getLogger("engine")
     logger.addHandler(caplog.handler)
     network = {"a": np.zeros(2), "b": np.zeros(2)}
-    assert list(checkpoint.fit(network, {"a": np.ones(2), "c": np.ones(1)}, "file", partly=True)) == ["a"]
+    assert list(weight_files.fit(network, {"a": np.ones(2), "c": np.ones(1)}, "file", partly=True)) == ["a"]
     logger.removeHandler(caplog.handler)
     assert "no b" in caplog.text and "not used: c" in caplog.text
     with pytest.raises(UserError):
-        checkpoint.fit(network, {"c": np.ones(1)}, "file", partly=True)
+        weight_files.fit(network, {"c": np.ones(1)}, "file", partly=True)
 
 
 FACTS = {"graph": "dynamic", "epoch": 1, "batch": 0, "config": {"a": 1}, "schedule": None}
@@ -136,15 +136,15 @@ FACTS.update(numbers={"loss": 0.5}, so_far=None)
 
 
 def saved(tmp_path):
-    with checkpoint.new_folder(str(tmp_path), 0) as folder:
+    with folders.new_folder(str(tmp_path), 0) as folder:
         with open(os.path.join(folder, "file"), "w", encoding="utf-8") as file:
             file.write("content")
-        checkpoint.write_manifest(folder, {"weight": np.zeros([2, 3], "float32")}, **FACTS)
+        manifests.write(folder, {"weight": np.zeros([2, 3], "float32")}, **FACTS)
     return tmp_path / "0"
 
 
 def test_a_manifest_gives_back_its_facts(tmp_path):
-    manifest = checkpoint.read_manifest(str(saved(tmp_path)))
+    manifest = manifests.read(str(saved(tmp_path)))
     assert {name: manifest[name] for name in FACTS} == FACTS and list(manifest["files"]) == ["file"]
 
 
@@ -158,7 +158,7 @@ def test_a_manifest_of_other_facts_is_refused(tmp_path, change):
     path = folder / "manifest.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     with pytest.raises(UserError, match=str(folder)):
-        checkpoint.read_manifest(str(folder))
+        manifests.read(str(folder))
 
 
 @pytest.mark.parametrize("raw", ["", "{", "[" * 100_000, "null", "{}", '{"format": 1}', "\x00"])
@@ -166,12 +166,12 @@ def test_a_broken_manifest_is_refused(tmp_path, raw):
     folder = saved(tmp_path)
     (folder / "manifest.json").write_text(raw)
     with pytest.raises(UserError, match="manifest.json"):
-        checkpoint.read_manifest(str(folder))
+        manifests.read(str(folder))
 
 
 def test_two_locks_on_a_folder_are_refused(tmp_path):
-    held = checkpoint.lock(str(tmp_path / "new"))
+    held = folders.lock(str(tmp_path / "new"))
     with pytest.raises(UserError, match="another training"):
-        checkpoint.lock(str(tmp_path / "new"))
+        folders.lock(str(tmp_path / "new"))
     held.close()
-    checkpoint.lock(str(tmp_path / "new")).close()
+    folders.lock(str(tmp_path / "new")).close()

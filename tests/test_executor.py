@@ -5,11 +5,11 @@ import paddle
 import pytest
 from conftest import ROOT
 
-from engine import executor
 from engine.config import load_config
+from engine.graphs import executor
+from engine.graphs.static import StaticGraph
 from engine.keys import read_settings
 from engine.package import Package
-from engine.static import StaticGraph
 
 FLAG = executor.KEEP_FLAG
 

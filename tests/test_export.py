@@ -15,11 +15,13 @@ from conftest import ROOT
 from toolbox import TEST_NUM, assert_refused, run_tool, small_data
 from ways import LEGACY_3, StaticRun, code_logits, config, start
 
-from engine import checkpoint, export, predict, run, to_onnx
+from engine import jobs
 from engine.config import load_config
 from engine.errors import UserError
 from engine.keys import RUNNER_KEYS, read_settings
-from engine.session import FREE
+from engine.saves import folders, manifests
+from engine.saves.session import FREE
+from engine.serving import export, predict, to_onnx
 from multiMNIST_reader import read_set
 from static_model import StaticModel
 
@@ -363,7 +365,7 @@ def test_a_program_of_a_later_release_is_refused_where_it_would_crash(routed, tm
     shutil.copytree(routed[1], tmp_path / "model")
     (tmp_path / "model" / "rec_inference.json").touch()
     monkeypatch.setattr(paddle, "__version__", "2.6.2")
-    monkeypatch.setattr(checkpoint, "check_files", lambda *_: None)
+    monkeypatch.setattr(manifests, "check_files", lambda *_: None)
     with pytest.raises(UserError, match="2.6.2 cannot read"):
         predict.ExportedModel(str(tmp_path / "model"), 1)
 
@@ -376,7 +378,7 @@ def test_a_file_that_fails_half_way_leaves_nothing(tmp_path):
         raise UserError("the reader failed")
 
     with pytest.raises(UserError, match="the reader failed"):
-        checkpoint.write_file(str(tmp_path / "old.csv"), fail)
+        folders.write_file(str(tmp_path / "old.csv"), fail)
     assert [path.name for path in tmp_path.iterdir()] == ["old.csv"] and (tmp_path / "old.csv").read_text() == "old"
 
 
@@ -542,7 +544,7 @@ EXPORT_MISTAKES = {
 @pytest.mark.parametrize("overrides,words", EXPORT_MISTAKES.values(), ids=EXPORT_MISTAKES)
 def test_a_mistake_of_an_export_is_named(overrides, words, work, monkeypatch):
     monkeypatch.chdir(work[0])
-    assert_named(run.export_epoch, "export", [*work[1], "runner.infer_load_path=static", *overrides], words)
+    assert_named(jobs.export_epoch, "export", [*work[1], "runner.infer_load_path=static", *overrides], words)
     assert (work[0] / "test" / "part.pickle").exists()
 
 

@@ -17,9 +17,9 @@ import pytest
 import save_faults
 from toolbox import apart, cost_of_reading, opened
 
-from engine import checkpoint
 from engine.array_files import Unreadable, loads
 from engine.errors import UserError
+from engine.saves import folders, manifests, weight_files
 
 FACTS = {"graph": "dynamic", "batch": 0, "config": {}, "schedule": None, "numbers": {}, "so_far": None}
 SIZE_STEP = 700  # bytes; a save below has some 2600 in its largest file
@@ -28,19 +28,19 @@ CALLS = [(os, "rename"), (os, "fsync"), (os, "mkdir"), (os, "open"), (os, "rmdir
 
 def save(parent, epoch, version):
     """A small save whose content tells its version."""
-    with checkpoint.new_folder(str(parent), epoch) as folder:
+    with folders.new_folder(str(parent), epoch) as folder:
         weights = {"w": np.full([600], version, "float32")}
         paddle.save(weights, os.path.join(folder, "rec.pdparams"))
         paddle.save({"m": np.full([300], version, "float32")}, os.path.join(folder, "rec.pdopt"))
-        checkpoint.write_manifest(folder, weights, epoch=epoch, **FACTS)
+        manifests.write(folder, weights, epoch=epoch, **FACTS)
 
 
 def version(parent, epoch):
     """The version of a save, which must be whole and of one version."""
     folder = os.path.join(str(parent), str(epoch))
-    assert checkpoint.read_manifest(folder)["epoch"] == epoch
-    weights = checkpoint.read_weights(folder).by_structured["w"]
-    moments = checkpoint.read_optimizer_state(folder, checkpoint.DYNAMIC)[1]["m"]
+    assert manifests.read(folder)["epoch"] == epoch
+    weights = weight_files.read_weights(folder).by_structured["w"]
+    moments = weight_files.read_optimizer_state(folder, weight_files.DYNAMIC)[1]["m"]
     assert len(weights) == 600 and len(moments) == 300
     found = set(weights.tolist()) | set(moments.tolist())
     assert len(found) == 1, "a mixture of two saves"
@@ -59,19 +59,19 @@ def newer(parent):
     """What the trials disturb: epoch 1 is saved again, and then 2, and 0 is deleted."""
     save(parent, 1, 2)
     save(parent, 2, 2)
-    checkpoint.remove(str(parent), 0)
+    folders.remove(str(parent), 0)
 
 
 def check(parent):
     """Epoch 1 is there, old or new; 0 and 2 are whole or absent; and then all can be saved again."""
-    epochs = checkpoint.saved_epochs(str(parent))
+    epochs = folders.saved_epochs(str(parent))
     assert 1 in epochs and version(parent, 1) in (1, 2)
     assert 0 not in epochs or version(parent, 0) == 1
     assert 2 not in epochs or version(parent, 2) == version(parent, 1) == 2
-    checkpoint.lock(str(parent)).close()
+    folders.lock(str(parent)).close()
     newer(parent)
-    assert checkpoint.saved_epochs(str(parent)) == [1, 2] and version(parent, 1) == version(parent, 2) == 2
-    assert sorted(os.listdir(parent)) == [checkpoint.LOCK, "1", "2"]
+    assert folders.saved_epochs(str(parent)) == [1, 2] and version(parent, 1) == version(parent, 2) == 2
+    assert sorted(os.listdir(parent)) == [folders.LOCK, "1", "2"]
 
 
 class Counted:
@@ -196,8 +196,8 @@ class Disk:
 
     def _hold(self):
         known = {os.fstat(handle).st_ino for handle in self.held}
-        for root, folders, names in os.walk(self.top):
-            for path in [root, *(os.path.join(root, name) for name in folders + names)]:
+        for root, inner, names in os.walk(self.top):
+            for path in [root, *(os.path.join(root, name) for name in inner + names)]:
                 if os.stat(path).st_ino not in known:
                     self.held.append(os.open(path, os.O_RDONLY))
                     known.add(os.stat(path).st_ino)
@@ -279,7 +279,7 @@ def test_a_machine_lost_at_any_call_of_a_save_loses_nothing(tmp_path, monkeypatc
             assert version(left, epoch) == 2
             shutil.rmtree(left)
             busy.clear()
-        checkpoint.remove(str(parent), 0)
+        folders.remove(str(parent), 0)
     disk.close()
     assert len(judged) > 20
 
@@ -301,7 +301,7 @@ def test_a_machine_lost_while_a_file_is_written_leaves_the_old_or_the_new(tmp_pa
 
     with monkeypatch.context() as patch:
         disk = Disk(patch, path.parent, judge)
-        checkpoint.write_file(str(path), lambda file: file.write(b"new"))
+        folders.write_file(str(path), lambda file: file.write(b"new"))
         judge(disk)
     disk.close()
     assert found[0] == b"old" and found[-1] == b"new" and set(found) == {b"old", b"new"}
@@ -313,8 +313,8 @@ def test_a_new_folder_is_on_the_disk_before_a_file_of_it_is(tmp_path, monkeypatc
     top.mkdir()
     with monkeypatch.context() as patch:
         disk = Disk(patch, top, lambda disk: None)
-        checkpoint.lock(str(top / "a" / "saves")).close()
-        checkpoint.write_file(str(top / "b" / "x.csv"), lambda file: file.write(b"new"))
+        folders.lock(str(top / "a" / "saves")).close()
+        folders.write_file(str(top / "b" / "x.csv"), lambda file: file.write(b"new"))
         disk.flushed(str(tmp_path / "left"))
     disk.close()
     assert (tmp_path / "left" / "a" / "saves").is_dir() and (tmp_path / "left" / "b" / "x.csv").read_bytes() == b"new"
@@ -338,7 +338,7 @@ def test_a_disk_that_fills_up_under_paddles_own_code_is_noticed(what, keys, larg
     # one expert has no branch, so that Paddle can save the program
     overrides = [f"hyper_parameters.{key}" for key in ("gate=shared_bottom", *keys)]
     with opened("static", "train", overrides) as (graph, _, _):
-        with checkpoint.new_folder(str(tmp_path), "0") as folder:
+        with folders.new_folder(str(tmp_path), "0") as folder:
             getattr(graph, what)(folder)
         sizes = {path.name: path.stat().st_size for path in (tmp_path / "0").iterdir()}
         assert max(sizes, key=sizes.get).endswith(largest), sizes
@@ -346,7 +346,7 @@ def test_a_disk_that_fills_up_under_paddles_own_code_is_noticed(what, keys, larg
             try:
                 resource.setrlimit(resource.RLIMIT_FSIZE, (limit - 1, unlimited[1]))
                 with pytest.raises(UserError, match="cannot be saved"):
-                    with checkpoint.new_folder(str(tmp_path), "1") as folder:
+                    with folders.new_folder(str(tmp_path), "1") as folder:
                         getattr(graph, what)(folder)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
@@ -359,7 +359,7 @@ def test_a_file_that_paddles_own_code_cannot_open_is_named(file, tmp_path):
     with opened("static", "train", overrides) as (graph, _, _):
         if file.endswith(".json") and not paddle.framework.in_pir_mode():
             file = file.replace(".json", ".pdmodel")
-        with pytest.raises(UserError, match="cannot be saved"), checkpoint.new_folder(str(tmp_path), "0") as folder:
+        with pytest.raises(UserError, match="cannot be saved"), folders.new_folder(str(tmp_path), "0") as folder:
             os.symlink("/nowhere/at/all", os.path.join(folder, file))
             graph.write(folder)
     assert os.listdir(tmp_path) == []
@@ -370,20 +370,20 @@ def test_a_half_deleted_folder_is_never_taken_for_a_save(tmp_path):
     parent = older(tmp_path / "saves")
     for left in (".0.old", "..0.old.gone", ".0.new"):
         (parent / left).mkdir()
-    checkpoint.remove(str(parent), 0)
-    assert checkpoint.saved_epochs(str(parent)) == [1]
-    checkpoint.lock(str(parent)).close()
-    assert sorted(os.listdir(parent)) == [checkpoint.LOCK, "1"]
+    folders.remove(str(parent), 0)
+    assert folders.saved_epochs(str(parent)) == [1]
+    folders.lock(str(parent)).close()
+    assert sorted(os.listdir(parent)) == [folders.LOCK, "1"]
 
 
 def test_a_reader_mends_nothing_under_a_training(tmp_path):
     """Between the two renames of a swap another process looks: it must not undo the first."""
     parent = older(tmp_path / "saves")
-    held = checkpoint.lock(str(parent))
+    held = folders.lock(str(parent))
     os.rename(parent / "0", parent / ".0.old")
-    assert checkpoint.saved_epochs(str(parent)) == [1] and (parent / ".0.old").exists()
+    assert folders.saved_epochs(str(parent)) == [1] and (parent / ".0.old").exists()
     held.close()
-    assert checkpoint.saved_epochs(str(parent)) == [0, 1] and version(parent, 0) == 1
+    assert folders.saved_epochs(str(parent)) == [0, 1] and version(parent, 0) == 1
 
 
 # ------------------------------------------------------------------------------ what files hold
@@ -432,7 +432,7 @@ def test_what_paddle_saves_is_read_to_the_bit(tmp_path, rng, protocol):
     }  # fmt: skip
     path = str(tmp_path / "rec.pdopt")
     paddle.save(content, path, protocol=protocol)
-    found = checkpoint.read_optimizer_state(str(tmp_path), checkpoint.DYNAMIC)[1]
+    found = weight_files.read_optimizer_state(str(tmp_path), weight_files.DYNAMIC)[1]
     assert found.pop("LR_Scheduler") == content.pop("LR_Scheduler") and set(found) == set(content)
     for name, value in content.items():
         want = np.asarray(value)

@@ -8,10 +8,11 @@ import paddle
 import pytest
 from toolbox import batches_of, opened, small_data
 
-from engine import loop, metric_state
+from engine import loop
 from engine.errors import UserError
+from engine.graphs import metric_state
+from engine.jobs import GRAPHS
 from engine.meter import Meter, Step
-from engine.run import GRAPHS
 
 EXAMPLES = 300
 BATCHES = (7, 64, 100, 512)

@@ -12,10 +12,12 @@ from conftest import ROOT
 from toolbox import assert_refused, opened, run_tool
 from ways import make_batches
 
-from engine import checkpoint, finite, loop
+from engine import loop
 from engine.errors import NotFinite
+from engine.graphs import finite
 from engine.meter import Meter
-from engine.session import Session
+from engine.saves import weight_files
+from engine.saves.session import Session
 
 GRAPHS = list(kill_resume.TOOLS)
 TOOLS = list(kill_resume.TOOLS.values())
@@ -75,8 +77,8 @@ def test_steps_that_are_not_finite_are_undone_if_so_configured(base, tmp_path, t
     process = train(tool, tmp_path, base[0], broken, "runner.skip_not_finite=6")
     assert process.returncode == 0, process.stderr
     assert process.stderr.count("The step is undone") == 6 and "batch_id" not in process.stderr
-    began = checkpoint.read_weights(str(tmp_path / "init")).by_name
-    ended = checkpoint.read_weights(str(tmp_path / "output" / "0")).by_name
+    began = weight_files.read_weights(str(tmp_path / "init")).by_name
+    ended = weight_files.read_weights(str(tmp_path / "output" / "0")).by_name
     for name, value in began.items():
         np.testing.assert_array_equal(ended[name], value, err_msg=name)
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from toolbox import TIMEOUT_S
 
-from engine import process
+from engine.graphs import process_settings
 
 AMD = "vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx avx2 bmi2\n"
 INTEL = AMD.replace("AuthenticAMD", "GenuineIntel")
@@ -21,8 +21,8 @@ WITH_GLIBC = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallo
 MAPPED = """
 import ctypes, sys
 sys.path.insert(0, sys.argv[1])
-from engine import process
-process.keep_freed_memory()
+from engine.graphs import process_settings
+process_settings.keep_freed_memory()
 libc = ctypes.CDLL(None)
 names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
 fields = [(name, ctypes.c_size_t) for name in names.split()]
@@ -37,15 +37,15 @@ print(libc.mallinfo2().hblks - before, "paddle" in sys.modules)
 @pytest.fixture(autouse=True)
 def as_before(monkeypatch):
     """No setting of the user's, and none left behind."""
-    for name in [FAST_PATH, "GLIBC_TUNABLES", *(f"MALLOC_{name.upper()}_" for name in process.BY_USER)]:
+    for name in [FAST_PATH, "GLIBC_TUNABLES", *(f"MALLOC_{name.upper()}_" for name in process_settings.BY_USER)]:
         monkeypatch.setenv(name, "")  # so that it is as before afterwards
         monkeypatch.delenv(name)
 
 
 @pytest.fixture
 def said(caplog, monkeypatch):
-    monkeypatch.setattr(process.LOG, "propagate", True)
-    caplog.set_level(logging.INFO, process.LOG.name)
+    monkeypatch.setattr(process_settings.LOG, "propagate", True)
+    caplog.set_level(logging.INFO, process_settings.LOG.name)
     return lambda: [record.getMessage() for record in caplog.records]
 
 
@@ -53,17 +53,17 @@ def said(caplog, monkeypatch):
 def test_the_fast_path_is_for_amd_alone(cpu, applies, tmp_path, monkeypatch, said):
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.setattr(process, "CPU_INFO", str(tmp_path / "cpuinfo"))
-    process.use_fast_path()
+    monkeypatch.setattr(process_settings, "CPU_INFO", str(tmp_path / "cpuinfo"))
+    process_settings.use_fast_path()
     assert os.environ.get(FAST_PATH) == ("5" if applies else None)
     assert [f"{FAST_PATH}=5" in line for line in said()] == [True] * applies
 
 
 def test_the_users_path_wins(tmp_path, monkeypatch, said):
     (tmp_path / "cpuinfo").write_text(AMD)
-    monkeypatch.setattr(process, "CPU_INFO", str(tmp_path / "cpuinfo"))
+    monkeypatch.setattr(process_settings, "CPU_INFO", str(tmp_path / "cpuinfo"))
     monkeypatch.setenv(FAST_PATH, "4")
-    process.use_fast_path()
+    process_settings.use_fast_path()
     assert os.environ[FAST_PATH] == "4" and not said()
 
 
@@ -88,7 +88,7 @@ def test_glibc_keeps_large_blocks_unless_the_user_has_set_when():
 @WITH_GLIBC
 def test_the_log_says_whose_settings_of_memory_hold(monkeypatch, said):
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1000000")
-    process.keep_freed_memory()
+    process_settings.keep_freed_memory()
     assert len(said()) == 1 and "MALLOC_" in said()[0]
 
 
@@ -102,7 +102,7 @@ def test_a_tool_sets_its_process_before_it_imports_paddle(on, tmp_path):
     script = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
         "from engine import process\n"
-        "process.tune = lambda: print('tuned', 'paddle' in sys.modules)\n"
+        "process_settings.tune = lambda: print('tuned', 'paddle' in sys.modules)\n"
         "from engine.cli import main\n"
         "main('dynamic', 'train')\n"
     )

@@ -17,7 +17,7 @@ import pytest
 from conftest import ROOT
 from toolbox import assert_refused, run_here, run_tool
 
-from engine import checkpoint
+from engine.saves import folders, manifests
 
 GRAPHS = list(kill_resume.TOOLS)
 
@@ -285,9 +285,9 @@ def test_a_newest_epoch_that_cannot_be_read_back_deletes_nothing(tmp_path):
     session.parent, session.settings = str(tmp_path), types.SimpleNamespace(keep_last=1, keep_best=None)
     session.run = "mine"
     for epoch in range(3):
-        with checkpoint.new_folder(str(tmp_path), epoch) as folder:
+        with folders.new_folder(str(tmp_path), epoch) as folder:
             pathlib.Path(folder, "file").write_text("x")
-            checkpoint.write_manifest(
+            manifests.write(
                 folder,
                 {},
                 graph="static",
@@ -301,9 +301,9 @@ def test_a_newest_epoch_that_cannot_be_read_back_deletes_nothing(tmp_path):
             )
     (tmp_path / "2" / "file").write_text("y")
     session._delete_old(2)
-    assert checkpoint.saved_epochs(str(tmp_path)) == [0, 1, 2]
+    assert folders.saved_epochs(str(tmp_path)) == [0, 1, 2]
     session._delete_old(1)
-    assert checkpoint.saved_epochs(str(tmp_path)) == [1, 2]
+    assert folders.saved_epochs(str(tmp_path)) == [1, 2]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="limits of the system")

@@ -16,12 +16,14 @@ import paddle
 import pytest
 from toolbox import apart
 
-from engine import device, predict, run
+from engine import jobs
 from engine.config import load_config
 from engine.errors import UserError
+from engine.graphs import device
 from engine.keys import read_settings
 from engine.meter import Meter, Step
-from engine.session import Session
+from engine.saves.session import Session
+from engine.serving import predict
 
 # One weight, which begins at 0; its loss is its value, so a step of SGD moves it down by the rate, which halves.
 DYNAMIC = """
@@ -123,12 +125,7 @@ def toy(tmp_path, monkeypatch, caplog):
         config = load_config(str(package / "config.yaml"), overrides)
         settings = read_settings(config, job)
         with apart(graph):
-            if job == "export":
-                run.export_epoch(config, settings)
-            elif graph == "exported":
-                predict.run(config, settings)
-            else:
-                run.run(graph, job, config, settings)
+            jobs.run(graph, job, config, settings)
         return [record.getMessage() for record in caplog.records]
 
     yield tool

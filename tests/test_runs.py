@@ -10,16 +10,16 @@ import pytest
 from conftest import ROOT
 from toolbox import assert_refused, run_tool, small_data
 
-from engine import checkpoint, runs
 from engine.errors import UserError
+from engine.saves import folders, manifests, runs
 
 
 def save(parent, name, run, saved_at):
-    with checkpoint.new_folder(str(parent), name) as folder:
-        checkpoint.write_manifest(
+    with folders.new_folder(str(parent), name) as folder:
+        manifests.write(
             folder, {}, graph="static", run=run, epoch=0, batch=0, config={}, schedule=None, numbers={}, so_far=None
         )
-    path = parent / str(name) / checkpoint.MANIFEST
+    path = parent / str(name) / manifests.MANIFEST
     facts = json.loads(path.read_text())
     if run is None:
         del facts["run"]  # as in the first releases
@@ -58,7 +58,7 @@ def test_saves_without_a_run_belong_together(tmp_path):
 
 
 def test_a_manifest_that_cannot_be_read_is_neither_newest_nor_left_out(mixed):
-    (mixed / "3" / checkpoint.MANIFEST).write_text("{")
+    (mixed / "3" / manifests.MANIFEST).write_text("{")
     assert runs.epochs(str(mixed), "newest") == [0, 1, 3]
 
 
@@ -68,7 +68,7 @@ def test_each_run_has_an_id_of_its_own():
 
 
 def run_of(folder):
-    return json.loads((folder / checkpoint.MANIFEST).read_text())["run"]
+    return json.loads((folder / manifests.MANIFEST).read_text())["run"]
 
 
 def test_the_tools_read_the_run_that_was_trained_last(tmp_path):

@@ -7,8 +7,8 @@ from conftest import ROOT
 from toolbox import assert_refused, opened, run_tool
 
 import hyper_parameters
-from engine import checkpoint, same_network
 from engine.errors import UserError
+from engine.saves import folders, manifests, same_network, weight_files
 
 # key -> another value; all of them shape the network
 OTHERS = {
@@ -29,9 +29,9 @@ def saved(request, tmp_path_factory):
     """The output folder of a network as it starts, saved as epoch 0 with a manifest."""
     folder = tmp_path_factory.mktemp(request.param) / "output"
     with opened(request.param, "train", SMALL) as (graph, config, _):
-        with checkpoint.new_folder(str(folder), 0) as epoch:
+        with folders.new_folder(str(folder), 0) as epoch:
             graph.write(epoch)
-            checkpoint.write_manifest(
+            manifests.write(
                 epoch, graph.parameters(), graph=graph.name, run="r", epoch=1, batch=0, schedule=None, numbers={},
                 so_far=None, config={key: value for key, value in config.items() if key.startswith(PREFIX)},
             )  # fmt: skip
@@ -82,7 +82,7 @@ def test_the_same_value_may_be_written_in_another_way(saved):
 
 
 def weights(config):
-    return checkpoint.Weights("output/0/rec.pdparams", {}, {}, config)
+    return weight_files.Weights("output/0/rec.pdparams", {}, {}, config)
 
 
 class Foreign:

@@ -191,7 +191,7 @@ def test_an_import_against_the_rules_is_found(file, line, words, tmp_path):
 def test_a_packages_own_array_files_is_neither_taken_nor_hidden(tmp_path):
     (tmp_path / "array_files.py").write_text("MINE = True")
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:]; from engine.checkpoint import loads; import array_files;"
+        "import sys; sys.path[:0] = sys.argv[1:]; from engine.saves.weight_files import loads; import array_files;"
         "print(array_files.MINE, loads(b'I3\\n.'))"
     )
     command = [sys.executable, "-c", code, str(tmp_path), str(ROOT / "tools")]

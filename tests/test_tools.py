@@ -12,7 +12,7 @@ from conftest import ROOT
 from toolbox import TEST_NUM, assert_refused, run_here, run_tool, small_data
 from ways import LEGACY_3
 
-from engine import dynamic
+from engine.graphs import dynamic
 
 CONFIG = ROOT / "config.yaml"
 SMALL = ["hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32"]

@@ -16,14 +16,15 @@ import kill_resume
 import paddle
 from conftest import ROOT
 
-from engine import cli, executor, process
+from engine import cli
 from engine.batches import Batches, find_reader, open_dataset
 from engine.config import load_config
-from engine.device import set_seeds
+from engine.graphs import executor, process_settings
+from engine.graphs.device import set_seeds
+from engine.jobs import GRAPHS
 from engine.keys import read_settings
 from engine.package import Package
-from engine.run import GRAPHS
-from engine.session import Session
+from engine.saves.session import Session
 
 TEST_NUM = 50  # examples to evaluate on: no multiple of the batch, so the last one is partial
 TIMEOUT_S = 120  # a hang is a failure
@@ -79,7 +80,8 @@ def run_here(name, config, *overrides, cwd):
     with contextlib.ExitStack() as stack:
         for patch in (
             mock.patch.object(sys, "argv", command), mock.patch.object(sys, "path", list(sys.path)),
-            mock.patch.object(process, "tune", lambda: None), mock.patch.object(Session, "listen", lambda self: None),
+            mock.patch.object(process_settings, "tune", lambda: None),
+            mock.patch.object(Session, "listen", lambda self: None),
             warnings.catch_warnings(), contextlib.redirect_stderr(said), apart(JOBS[name][0]),
         ):  # fmt: skip
             stack.enter_context(patch)

@@ -29,13 +29,13 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import hyper_parameters  # noqa: E402  (the path is set above)
-from engine import checkpoint  # noqa: E402  (likewise)
 from engine.config import load_config  # noqa: E402  (likewise)
 from engine.dynamic import DynamicGraph  # noqa: E402  (likewise)
 from engine.errors import NotFinite, UserError, blaming  # noqa: E402  (likewise)
 from engine.keys import check_unknown_keys, read_settings  # noqa: E402  (likewise)
 from engine.meter import Meter  # noqa: E402  (likewise)
 from engine.package import Package  # noqa: E402  (likewise)
+from engine.saves import manifests, weight_files  # noqa: E402  (likewise)
 from engine.session import Session  # noqa: E402  (likewise)
 from engine.static import StaticGraph  # noqa: E402  (likewise)
 
@@ -97,7 +97,7 @@ class Trained:
         os.makedirs(self.settings.resume)
         for name, good in {**self.good, file: content}.items():
             pathlib.Path(self.settings.resume, name).write_bytes(good)
-        if file != checkpoint.MANIFEST:
+        if file != manifests.MANIFEST:
             self._sign(file, content)
         self.graph.read(self.settings.resume)
         so_far, counted = self.session.first()[2:]
@@ -106,9 +106,9 @@ class Trained:
         self.step()
 
     def _sign(self, file, content):
-        manifest = json.loads(self.good[checkpoint.MANIFEST])
+        manifest = json.loads(self.good[manifests.MANIFEST])
         manifest["files"][file] = hashlib.sha256(content).hexdigest()
-        pathlib.Path(self.settings.resume, checkpoint.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+        pathlib.Path(self.settings.resume, manifests.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
 
 
 class Files:
@@ -210,8 +210,8 @@ def hostile_saves(file, good, canary):
     made["huge memo in a dict"] = lambda: b"\x80\x02}r\xff\xff\xff\x7f."
     made["huge text"] = lambda: b"\x80\x04}\x8d" + struct.pack("<Q", 1 << 62) + b"."
     made["many containers"] = lambda: b"\x80\x04" + b"}" * 3_000_000 + b"."
-    if file == checkpoint.DYNAMIC + ".pdparams":
-        made["a table of names that is none"] = lambda: _changed(good, checkpoint.NAME_TABLE, [[name]])
+    if file == weight_files.DYNAMIC + ".pdparams":
+        made["a table of names that is none"] = lambda: _changed(good, weight_files.NAME_TABLE, [[name]])
     if file.endswith(".pdopt"):
         made["another optimizer"] = lambda: good.replace(b"moment1", b"momentx")
         made["another parameter"] = lambda: good.replace(b"linear_0", b"linear_7")
@@ -303,7 +303,7 @@ def check_hostile(files):
     for where, file, good in files.kinds():
         if where == "config":
             made = hostile_configs(files.canary)
-        elif file == checkpoint.MANIFEST:
+        elif file == manifests.MANIFEST:
             made = hostile_manifests(where, good)
         elif file.endswith(".json"):  # the program, which nothing reads
             continue
@@ -346,7 +346,7 @@ def fuzz(number, seed, files):
         How many were taken after all.
     """
     kinds = files.kinds()
-    pieces = {"config": _YAML_PIECES, checkpoint.MANIFEST: _JSON_PIECES}
+    pieces = {"config": _YAML_PIECES, manifests.MANIFEST: _JSON_PIECES}
     cases = st.sampled_from(kinds).flatmap(
         lambda kind: st.tuples(
             st.just(kind), fuzz_data.edits(pieces.get(kind[0], pieces.get(kind[1], fuzz_data._PIECES)))

@@ -24,9 +24,9 @@ import traceback
 
 import fuzz_files
 
-from engine import checkpoint
 from engine.errors import UserError
-from engine.session import LAST_STEP
+from engine.saves import folders, manifests, weight_files
+from engine.saves.session import LAST_STEP
 
 STEPS = 2  # an epoch
 KEPT, NEW = 1, 2  # epochs: the last one saved before, and the one that is saved; 0 is deleted then
@@ -80,7 +80,7 @@ class Run:
 
     def make_saves(self):
         """What the trials disturb."""
-        self.session.lock = checkpoint.lock(self.output)
+        self.session.lock = folders.lock(self.output)
         self.session._save(LAST_STEP, NEW, STEPS)
         self.session.after_epoch(NEW, {})
 
@@ -92,7 +92,7 @@ class Run:
         shutil.rmtree(self.output)
         shutil.copytree(self.before, self.output)
         shutil.copytree(os.path.join(self.after, str(NEW)), os.path.join(self.folder, "ready"), dirs_exist_ok=True)
-        manifest = checkpoint.read_manifest(os.path.join(self.folder, "ready"))
+        manifest = manifests.read(os.path.join(self.folder, "ready"))
         self.trained.graph.resume(os.path.join(self.folder, "ready"), manifest["schedule"])
 
     def _state(self):
@@ -105,13 +105,13 @@ class Run:
         old = {name: content(os.path.join(self.before, name)) for name in ("0", "1", LAST_STEP)}
         new = {name: content(os.path.join(self.after, name)) for name in ("2",)}
         new[LAST_STEP] = new["2"]  # of the same step
-        epochs = checkpoint.saved_epochs(self.output)
+        epochs = folders.saved_epochs(self.output)
         assert KEPT in epochs, f"epoch {KEPT} is lost"
         assert code != SAVED or NEW in epochs, "saved, it says, but nothing is there"
         for name in [str(epoch) for epoch in epochs] + [LAST_STEP]:
             folder = os.path.join(self.output, name)
             if os.path.isdir(folder):
-                checkpoint.read_weights(folder)
+                weight_files.read_weights(folder)
                 found = content(folder)
                 assert found in (old.get(name), new.get(name)), f"{name} is neither the old nor the new save"
         folder, manifest = self.session._save_to_resume()
@@ -129,7 +129,7 @@ class Run:
 
 def content(folder):
     """File -> bytes, without the manifest, which tells the time."""
-    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir() if path.name != checkpoint.MANIFEST}
+    return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir() if path.name != manifests.MANIFEST}
 
 
 def trial(run, *options):
@@ -185,7 +185,7 @@ def _paths(run):
         form.format(name) for name in saves for form in ("{}", ".{}.new", ".{}.old", ".{}.gone", "..{}.old.gone")
     ]
     files = ["", *(os.sep + path.name for path in pathlib.Path(run.output, "1").iterdir())]
-    found = [run.output, os.path.join(run.output, checkpoint.LOCK)]
+    found = [run.output, os.path.join(run.output, folders.LOCK)]
     return found + [os.path.join(run.output, folder) + file for folder in folders for file in files]
 
 

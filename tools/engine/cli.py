@@ -5,9 +5,9 @@ import logging
 import sys
 import warnings
 
-from engine import process
 from engine.config import load_config
 from engine.errors import Stopped, UserError
+from engine.graphs import process_settings
 from engine.keys import read_settings
 
 LOG = logging.getLogger("engine")
@@ -46,20 +46,16 @@ def _run(graph, job, args):
     config = load_config(args.config_yaml, args.opt)
     settings = read_settings(config, job)
     if settings.tune_process:
-        process.tune()
-    if graph == "exported" and not args.print_config:
-        from engine import predict  # not before: this imports paddle
-
-        predict.run(config, settings)
-        return
-    from engine import run
+        process_settings.tune()
+    try:
+        from engine import jobs  # not before: this imports paddle
+    except ModuleNotFoundError as error:
+        raise UserError(f"{error}. Install what the tools need: pip install paddlepaddle numpy pyyaml") from error
 
     if args.print_config:
-        run.print_config(graph, job, config, settings, args.opt)
-    elif job == "export":
-        run.export_epoch(config, settings)
+        jobs.print_config(graph, job, config, settings, args.opt)
     else:
-        run.run(graph, job, config, settings)
+        jobs.run(graph, job, config, settings)
 
 
 def _start_log():

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import re
+import reprlib
 import traceback
 
 
@@ -58,3 +59,18 @@ def heeding(folder):
         if os.path.dirname(os.path.abspath(raised_in)) == os.path.abspath(folder):
             raise UserError(str(error)) from error
         raise
+
+
+def clipped(value, limit=200):
+    """A value's text, for a message: what a file holds may be long."""
+    text = str(value)
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def shown(value):
+    """A value as Python writes it, for a message: what a file holds may be long, or nested without end."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100

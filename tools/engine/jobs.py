@@ -1,20 +1,23 @@
-"""One run of a tool: package, device, data, graph, loop."""
+"""What each tool does: package, device, data, graph and loop put together, once for all tools."""
 
 import logging
 import os
 
-from engine import executor, export, loop, runs, to_onnx, visual
+from engine import loop, visual
 from engine.batches import Batches, CustomBatches, find_reader, open_dataset
-from engine.checkpoint import new_folder
 from engine.config import in_force
-from engine.device import set_device, set_seeds
-from engine.dynamic import DynamicGraph
 from engine.errors import UserError
+from engine.graphs import executor
+from engine.graphs.device import set_device, set_seeds
+from engine.graphs.dynamic import DynamicGraph
+from engine.graphs.static import StaticGraph
 from engine.keys import check_unknown_keys
 from engine.meter import Meter
 from engine.package import Package
-from engine.session import Session
-from engine.static import StaticGraph
+from engine.saves import runs
+from engine.saves.folders import new_folder
+from engine.saves.session import Session
+from engine.serving import export, predict, to_onnx
 
 LOG = logging.getLogger("engine")
 GRAPHS = {graph.name: graph for graph in (DynamicGraph, StaticGraph)}
@@ -22,17 +25,27 @@ BANNER = "**************common.configs**********"
 
 
 def run(graph_name, job, config, settings):
-    """Train or evaluate.
+    """Do what a tool is for.
 
     Args:
-        graph_name: "dynamic" or "static".
-        job: "train" or "infer".
+        graph_name: "dynamic", "static" or "exported".
+        job: "train", "infer" or "export".
         config: flat config dict.
         settings: the tools' own settings.
     Raises:
         UserError: a mistake that the message explains.
         Stopped: a signal ended the training, which has been saved.
     """
+    if graph_name == "exported":
+        predict.predict_folder(config, settings)
+    elif job == "export":
+        export_epoch(config, settings)
+    else:
+        train_or_infer(graph_name, job, config, settings)
+
+
+def train_or_infer(graph_name, job, config, settings):
+    """Train, or evaluate saved epochs. Arguments and errors: see ``run``."""
     if graph_name == "static":
         os.environ["CPU_NUM"] = str(settings.thread_num)
     _log_banner(graph_name, job, settings)
@@ -42,7 +55,7 @@ def run(graph_name, job, config, settings):
         executor.keep_tensors(place)
     set_seeds(settings.seed)
     reader = _reader(package, graph_name, job, config, settings)
-    config["runner.job"] = job  # for readers whose files hold more than one part
+    config = {**config, "runner.job": job}  # for readers whose files hold more than one part
     batches = None
     if reader is not None:
         batches = Batches(open_dataset(reader, settings, config, job), settings, job, place)
@@ -54,7 +67,10 @@ def run(graph_name, job, config, settings):
         batches = CustomBatches(graph.model.create_data_loader())
     scalars = visual.open_log(config["config_abs_dir"], job) if settings.use_visual else None
     meter = Meter(graph.name, job, settings.print_interval, scalars, graph.values_at_end())
-    (_train if job == "train" else _infer)(graph, batches, meter, settings, config)
+    if job == "train":
+        _train(graph, batches, meter, settings, config)
+    else:
+        _infer(graph, batches, meter, settings)
 
 
 def _reader(package, graph_name, job, config, settings):
@@ -83,7 +99,7 @@ def _train(graph, batches, meter, settings, config):
     loop.train(graph, batches, first, settings.epochs, meter, session)
 
 
-def _infer(graph, batches, meter, settings, config):
+def _infer(graph, batches, meter, settings):
     wanted = range(settings.infer_start_epoch, settings.infer_end_epoch)
     there = runs.epochs(settings.infer_load_path, settings.infer_run)
     found = [epoch for epoch in there if epoch in wanted]

@@ -6,9 +6,9 @@ import math
 import os
 import signal
 
-from engine import checkpoint, runs
-from engine.device import set_seeds
-from engine.errors import Stopped, UserError
+from engine.errors import Stopped, UserError, clipped, shown
+from engine.graphs.device import set_seeds
+from engine.saves import folders, manifests, runs
 
 LOG = logging.getLogger("engine")
 STOP_SIGNALS = [
@@ -49,8 +49,8 @@ class Session:
         decisive = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
         self.config = json.loads(json.dumps(decisive, default=str))  # as the manifest will give it back
         self.parent = settings.model_save_path
-        self.lock = checkpoint.lock(self.parent)  # held until the process ends
-        checkpoint.check_room(self.parent, graph.parameters())
+        self.lock = folders.lock(self.parent)  # held until the process ends
+        folders.check_room(self.parent, graph.parameters())
         self.stop_signal = None
         self.undone = 0  # steps in a row
         self.unchecked_best = settings.keep_best  # until a step has given numbers
@@ -70,12 +70,12 @@ class Session:
             return 0, 0, None, None
         if manifest is None:
             raise UserError(
-                f"{folder}: it has no {checkpoint.MANIFEST}, so there is no saying where it was. "
+                f"{folder}: it has no {manifests.MANIFEST}, so there is no saying where it was. "
                 "Use runner.model_init_path to start from its weights."
             )
         position = manifest["epoch"], manifest["batch"]
         if manifest["graph"] != self.graph.name:
-            other = checkpoint.clipped(manifest["graph"])
+            other = clipped(manifest["graph"])
             raise UserError(
                 f"{folder}: it was saved by the {other} graph. Go on with that tool, or use "
                 "runner.model_init_path to start from its weights."
@@ -97,9 +97,9 @@ class Session:
         if choice == "off":
             return None, None
         if choice != "auto":
-            return choice, checkpoint.read_manifest(choice)
+            return choice, manifests.read(choice)
         names = [LAST_STEP] * os.path.isdir(os.path.join(self.parent, LAST_STEP))
-        names += [str(epoch) for epoch in checkpoint.saved_epochs(self.parent)]
+        names += [str(epoch) for epoch in folders.saved_epochs(self.parent)]
         saves = runs.saves(self.parent, names)
         newest, found = runs.newest(saves), []
         for save in saves:
@@ -116,7 +116,7 @@ class Session:
         if saved.get("runner.epochs") != self.config.get("runner.epochs"):
             LOG.warning(
                 "runner.epochs was %s, now it is %s: a schedule over the whole training has another course",
-                checkpoint.shown(saved.get("runner.epochs")), self.config.get("runner.epochs"),
+                shown(saved.get("runner.epochs")), self.config.get("runner.epochs"),
             )  # fmt: skip
         changed = sorted(
             key for key in set(saved) | set(self.config)
@@ -124,9 +124,9 @@ class Session:
         )  # fmt: skip
         if not changed:
             return
-        shown = checkpoint.shown
+
         told = "; ".join(f"{key}: {shown(saved.get(key))} then, {shown(self.config.get(key))} now" for key in changed)
-        told = checkpoint.clipped(told, 1500)
+        told = clipped(told, 1500)
         if position[1] or any(key.startswith("hyper_parameters.") for key in changed):
             raise UserError(
                 f"{folder} was saved under another config ({told}), under which its training cannot go on. "
@@ -188,7 +188,7 @@ class Session:
             numbers: name -> float, over the epoch.
         """
         self._save(epoch, epoch + 1, 0, numbers=numbers)
-        checkpoint.remove(self.parent, LAST_STEP)
+        folders.remove(self.parent, LAST_STEP)
         if self.settings.keep_last:
             self._delete_old(epoch)
         self.graph.write_data(self.parent)
@@ -197,28 +197,28 @@ class Session:
         """Delete what ``keep_last`` and ``keep_best`` do not keep, if the newest epoch can be read back."""
         if self._manifest(os.path.join(self.parent, str(newest))) is None:
             return
-        names = [str(epoch) for epoch in checkpoint.saved_epochs(self.parent) if epoch <= newest]
+        names = [str(epoch) for epoch in folders.saved_epochs(self.parent) if epoch <= newest]
         epochs = [int(save.name) for save in runs.saves(self.parent, names) if save.run == self.run]
         kept = {epoch for epoch in epochs if epoch > newest - self.settings.keep_last}
         if self.settings.keep_best:
             manifests = {epoch: self._manifest(os.path.join(self.parent, str(epoch))) for epoch in epochs}
             kept.add(_best(manifests, self.settings.keep_best))
         for epoch in set(epochs) - kept:
-            checkpoint.remove(self.parent, epoch)
+            folders.remove(self.parent, epoch)
 
     def _manifest(self, folder):
         """The folder's manifest; None, and a line in the log, if it cannot be resumed from."""
         try:
-            return checkpoint.read_manifest(folder)
+            return manifests.read(folder)
         except UserError as error:
             LOG.warning("left out: %s", error)
             return None
 
     def _save(self, name, epoch, batch, numbers=None, so_far=None):
         finite = {key: value for key, value in (numbers or {}).items() if math.isfinite(value)}
-        with checkpoint.new_folder(self.parent, name) as folder:
+        with folders.new_folder(self.parent, name) as folder:
             self.graph.write(folder)
-            checkpoint.write_manifest(
+            manifests.write(
                 folder, self.graph.parameters(), graph=self.graph.name, run=self.run, epoch=epoch, batch=batch,
                 schedule=self.graph.schedule_state(), numbers=finite, so_far=so_far, config=self.config,
             )  # fmt: skip

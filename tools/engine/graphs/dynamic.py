@@ -8,9 +8,10 @@ import os
 import numpy as np
 import paddle
 
-from engine import checkpoint, finite, metric_state, same_network
 from engine.errors import blaming, heeding
+from engine.graphs import finite, metric_state
 from engine.meter import Step
+from engine.saves import manifests, same_network, weight_files
 
 LOG = logging.getLogger("engine")
 
@@ -58,7 +59,7 @@ class DynamicGraph:
         self.net.train()
         self._new_metrics()
         if counted is not None:
-            metric_state.write(self.metrics_list, counted, checkpoint.MANIFEST)
+            metric_state.write(self.metrics_list, counted, manifests.MANIFEST)
 
     def counted(self):
         """What the metrics have counted in this epoch, as plain numbers."""
@@ -142,19 +143,19 @@ class DynamicGraph:
 
     def write(self, folder):
         """Write the weights and the optimizer's state."""
-        paddle.save(self.net.state_dict(), os.path.join(folder, checkpoint.DYNAMIC + ".pdparams"))
-        paddle.save(self.optimizer.state_dict(), os.path.join(folder, checkpoint.DYNAMIC + ".pdopt"))
+        paddle.save(self.net.state_dict(), os.path.join(folder, weight_files.DYNAMIC + ".pdparams"))
+        paddle.save(self.optimizer.state_dict(), os.path.join(folder, weight_files.DYNAMIC + ".pdopt"))
 
     def resume(self, folder, schedule_state):
         """Take up weights and optimizer state, which has the schedule's, from a folder that ``write`` filled."""
-        path, found = checkpoint.read_optimizer_state(folder, checkpoint.DYNAMIC)
+        path, found = weight_files.read_optimizer_state(folder, weight_files.DYNAMIC)
         self._step_on_zeros(found)  # before reading the weights, which it may change
         self.read(folder)
         # Paddle itself would take any state here, and fail at the first step.
         mine = self.optimizer.state_dict()
         schedules = [state.pop("LR_Scheduler", {}) for state in (mine, found)]
-        state = checkpoint.fit_optimizer(mine, found, path)
-        self.optimizer.set_state_dict({**state, "LR_Scheduler": checkpoint.fit_schedule(*schedules, path)})
+        state = weight_files.fit_optimizer(mine, found, path)
+        self.optimizer.set_state_dict({**state, "LR_Scheduler": weight_files.fit_schedule(*schedules, path)})
 
     def _step_on_zeros(self, found):
         """Have the optimizer make its state, as at its first step, for the parameters that ``found`` tells of."""
@@ -182,17 +183,17 @@ class DynamicGraph:
         Raises:
             UserError: they are missing, broken, or another network's.
         """
-        weights = checkpoint.read_weights(folder)
+        weights = weight_files.read_weights(folder)
         same_network.check(self.model, weights, self.config)
         state = self.net.state_dict()
         if weights.by_structured is not None:
-            chosen = checkpoint.fit(state, weights.by_structured, weights.path, partly)
+            chosen = weight_files.fit(state, weights.by_structured, weights.path, partly)
         else:
             structured = {tensor.name: key for key, tensor in state.items()}
             by_name = {tensor.name: tensor for tensor in state.values()}
             chosen = {
                 structured[name]: value
-                for name, value in checkpoint.fit(by_name, weights.by_name, weights.path, partly).items()
+                for name, value in weight_files.fit(by_name, weights.by_name, weights.path, partly).items()
             }
         self.net.set_state_dict({**state, **chosen})
 

@@ -6,8 +6,8 @@ import logging
 import os
 import secrets
 
-from engine import checkpoint
 from engine.errors import UserError
+from engine.saves import folders, manifests
 
 LOG = logging.getLogger("engine")
 NEWEST, ALL = "newest", "all"  # values of runner.infer_run, beside a run's id
@@ -41,7 +41,7 @@ def epochs(parent, wanted):
     Raises:
         UserError: there is no such run.
     """
-    found = saves(parent, map(str, checkpoint.saved_epochs(parent)))
+    found = saves(parent, map(str, folders.saved_epochs(parent)))
     if wanted == ALL:
         return [int(save.name) for save in found]
     runs = sorted({save.run for save in found if save.run is not None})
@@ -65,10 +65,10 @@ def epochs(parent, wanted):
 
 
 def _save(folder, name):
-    if not os.path.exists(os.path.join(folder, checkpoint.MANIFEST)):
+    if not os.path.exists(os.path.join(folder, manifests.MANIFEST)):
         return Save(name, UNKNOWN, os.path.getmtime(folder))
     try:
-        facts = checkpoint.read_facts(folder)
+        facts = manifests.read_facts(folder)
     except UserError:
         return Save(name, None, 0.0)
     return Save(name, facts.get("run", UNKNOWN), facts["saved_at"])

@@ -2,8 +2,8 @@
 
 import logging
 
-from engine.checkpoint import MANIFEST, clipped, shown
-from engine.errors import UserError
+from engine.errors import UserError, clipped, shown
+from engine.saves.manifests import MANIFEST
 
 LOG = logging.getLogger("engine")
 PREFIX = "hyper_parameters."
@@ -17,7 +17,7 @@ def check(model, weights, config):
 
     Args:
         model: the package's wrapper.
-        weights: checkpoint.Weights.
+        weights: weight_files.Weights.
         config: flat config dict.
     Raises:
         UserError: they describe different networks.

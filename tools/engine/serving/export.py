@@ -16,8 +16,8 @@ import numpy as np
 import paddle
 from paddle.base.data_feeder import convert_dtype
 
-from engine import checkpoint
 from engine.errors import UserError, blaming
+from engine.saves import folders, manifests
 
 LOG = logging.getLogger("engine")
 PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 2
@@ -57,7 +57,7 @@ def write(folder, graph, parameters):
         )
     variables = [built.inputs[name] for name in inputs]
     path = os.path.join(folder, PREFIX)
-    with checkpoint.written_by_paddle(path, lambda: _read_back(path, graph.executor, parameters)):
+    with folders.written_by_paddle(path, lambda: _read_back(path, graph.executor, parameters)):
         paddle.static.save_inference_model(path, variables, outputs, graph.executor, program=built.program)
     _write_signature(folder, built, inputs, names)
 
@@ -140,7 +140,7 @@ def _write_signature(folder, built, inputs, names):
     outputs = [
         {"name": name, "per_example": name in of_tasks or list(built.outputs[name].shape[:1]) == [-1]} for name in names
     ]
-    files = {name: digest for name, digest in checkpoint.digests(folder).items() if name.startswith(PREFIX)}
+    files = {name: digest for name, digest in manifests.digests(folder).items() if name.startswith(PREFIX)}
     facts = {"format": FORMAT, "feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": tasks}
     facts.update(paddle=paddle.__version__, files=files)
     with open(os.path.join(folder, SIGNATURE), "w", encoding="utf-8") as file:

@@ -9,9 +9,11 @@ import numpy as np
 import paddle
 from paddle.base.data_feeder import convert_dtype
 
-from engine import checkpoint, executor, export, finite, metric_state, same_network
 from engine.errors import UserError, blaming, heeding
+from engine.graphs import executor, finite, metric_state
 from engine.meter import Step
+from engine.saves import folders, manifests, same_network, weight_files
+from engine.serving import export
 
 LOG = logging.getLogger("engine")
 
@@ -84,7 +86,7 @@ class StaticGraph:
             self._reset_auc()
         self._new_metrics()
         if counted is not None:
-            metric_state.write(self.metrics_list, counted, checkpoint.MANIFEST)
+            metric_state.write(self.metrics_list, counted, manifests.MANIFEST)
         self.saved_data = []
 
     def _new_metrics(self):
@@ -198,14 +200,14 @@ class StaticGraph:
 
     def write(self, folder):
         """Write weights, all other state, and the program; an exported model too if the config asks for it."""
-        prefix = os.path.join(folder, checkpoint.STATIC)
+        prefix = os.path.join(folder, weight_files.STATIC)
         if _has_branch(self.program):
             # Paddle 3.3.1 aborts the process when it writes a program with a branch's gradient
             # ("Destroyed a op_result that is still in use"); no tool reads that file back.
             paddle.save(self._state("param"), prefix + ".pdparams")
             paddle.save(self._state("opt"), prefix + ".pdopt")
         else:
-            with checkpoint.written_by_paddle(prefix, lambda: _check_program(prefix + ".json")):
+            with folders.written_by_paddle(prefix, lambda: _check_program(prefix + ".json")):
                 paddle.static.save(self.program, prefix)
         if self.settings.use_inference:
             self.export(folder)
@@ -220,7 +222,7 @@ class StaticGraph:
             rows = np.empty([len(self.saved_data), len(self.fetches)], object)
             for i, values in enumerate(self.saved_data):
                 rows[i] = values
-            checkpoint.write_file(os.path.join(parent, "result.npy"), lambda file: np.save(file, rows))
+            folders.write_file(os.path.join(parent, "result.npy"), lambda file: np.save(file, rows))
 
     def read(self, folder, partly=False):
         """Load the weights of an epoch folder of either graph.
@@ -228,32 +230,32 @@ class StaticGraph:
         Raises:
             UserError: they are missing, broken, or another network's.
         """
-        self._take(checkpoint.read_weights(folder), partly)
+        self._take(weight_files.read_weights(folder), partly)
 
     def _take(self, weights, partly=False):
         same_network.check(self.model, weights, self.config)
         mine = {
             name: value for name, value in self._state("param").items() if not name.startswith("learning_rate_")
         }  # under PIR a schedule's rate counts as one
-        self._set(checkpoint.fit(mine, weights.by_name, weights.path, partly))
+        self._set(weight_files.fit(mine, weights.by_name, weights.path, partly))
 
     def _start_optimizer(self, folder):
-        path, found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC, needed=False)
-        self._set(checkpoint.fit(self._state("opt"), found, path, partly=True) if found else {})
+        path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC, needed=False)
+        self._set(weight_files.fit(self._state("opt"), found, path, partly=True) if found else {})
 
     def resume(self, folder, schedule_state):
         """Take up weights, optimizer state and schedule from a folder that ``write`` filled."""
-        weights = checkpoint.read_weights(folder)
+        weights = weight_files.read_weights(folder)
         self._take(weights)
-        path, found = checkpoint.read_optimizer_state(folder, checkpoint.STATIC)
-        self._set(checkpoint.fit_optimizer(self._state("opt"), found, path))
+        path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC)
+        self._set(weight_files.fit_optimizer(self._state("opt"), found, path))
         # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
         saved = weights.by_name
         self._set({n: saved[n] for n in self._state("param") if n.startswith("learning_rate_") and n in saved})
         schedule = getattr(self.program, "lr_scheduler", None)
         if schedule is not None:
-            path = os.path.join(folder, checkpoint.MANIFEST)
-            schedule.set_state_dict(checkpoint.fit_schedule(schedule.state_dict(), schedule_state, path))
+            path = os.path.join(folder, manifests.MANIFEST)
+            schedule.set_state_dict(weight_files.fit_schedule(schedule.state_dict(), schedule_state, path))
 
     def schedule_state(self):
         """Position of the learning rate's schedule, or None if there is none."""
@@ -326,4 +328,4 @@ def _vectors(settings, parameters):
         raise UserError(f"runner.emb_weight_name is {name!r}, but the parameters are: {', '.join(sorted(parameters))}.")
     with blaming(f"runner.out_vec_path: {path}"):
         values = np.load(path or "", allow_pickle=False)
-    return checkpoint.fit({name: parameters[name]}, {name: values}, path)
+    return weight_files.fit({name: parameters[name]}, {name: values}, path)

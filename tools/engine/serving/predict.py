@@ -9,15 +9,16 @@ import numpy as np
 import paddle
 from paddle import inference
 
-from engine import checkpoint, loop, visual
+from engine import loop, visual
 from engine.batches import Batches, find_reader, open_dataset
-from engine.device import set_seeds
 from engine.errors import UserError
-from engine.export import FORMAT, PREFIX, SIGNATURE
+from engine.graphs.device import set_seeds
 from engine.keys import check_unknown_keys
 from engine.meter import Meter, Step
 from engine.package import Package
-from engine.tables import CsvTable, NpzTable
+from engine.saves import folders, manifests
+from engine.serving.export import FORMAT, PREFIX, SIGNATURE
+from engine.serving.prediction_files import CsvTable, NpzTable
 
 LOG = logging.getLogger("engine")
 PARTS = {  # kind of a task -> the outputs it may have
@@ -25,7 +26,7 @@ PARTS = {  # kind of a task -> the outputs it may have
 }  # fmt: skip
 
 
-def run(config, settings):
+def predict_folder(config, settings):
     """Predict every example of ``test_data_dir``, in order, and write ``predict_path``, whole or not at all.
 
     Raises:
@@ -39,7 +40,7 @@ def run(config, settings):
     package = Package(config["config_abs_dir"])
     reader = find_reader(package, settings, "infer")
     check_unknown_keys(config, settings.strict, getattr(reader, "config_keys", ()))
-    config["runner.job"] = "infer"
+    config = {**config, "runner.job": "infer"}
     set_seeds(settings.seed)  # for readers that draw
     model = ExportedModel(settings.export_path, settings.predict_threads or _cores())
     batches = Batches(open_dataset(reader, settings, config, "infer"), settings, "infer", paddle.CPUPlace())
@@ -50,7 +51,7 @@ def run(config, settings):
         meter = Meter(model.name, "infer", settings.print_interval, scalars)
         loop.infer(model, batches, [0], meter, lambda epoch: None, lambda epoch: model.table.close())
 
-    checkpoint.write_file(settings.predict_path, predict_into)
+    folders.write_file(settings.predict_path, predict_into)
     LOG.info(
         "%d examples into %s, ips: %.2f ins/s, the model alone %.2f ins/s",
         model.examples, settings.predict_path, model.examples / (time.perf_counter() - model.opened_at),
@@ -83,7 +84,7 @@ def read_signature(folder):
         raise UserError(f"{path}: this is no signature of an exported model ({error!r}). Export it again.") from error
     if not known:
         raise UserError(f"{path}: its format is {signature['format']!r}; these tools read {FORMAT}.")
-    checkpoint.check_files(folder, files, path)
+    manifests.check_files(folder, files, path)
     return signature
 
 

@@ -1,0 +1,1 @@
+"""The dynamic and the static graph behind the same methods, and what only they need."""

@@ -1,0 +1,189 @@
+"""The weights and the optimizer's state of a save, read and fitted to a network: either graph reads the other's.
+
+rec.pdparams         dynamic graph: weights by structured name, with the map to parameter names
+rec_static.pdparams  static graph: weights by parameter name
+rec….pdopt           the optimizer's state, for going on
+Parameter names are given in the order of creation, so a package whose two wrappers build the same network
+has the same names in both graphs; that is how the one is read into the other. A folder of PaddleRec's own
+tools has no manifest and loads all the same.
+"""
+
+import collections
+import logging
+import numbers
+import os
+
+import numpy as np
+
+from engine.array_files import loads
+from engine.errors import UserError, clipped, shown
+from engine.saves import manifests
+from engine.saves.manifests import MANIFEST, MAX_POSITION
+
+LOG = logging.getLogger("engine")
+DYNAMIC, STATIC = "rec", "rec_static"  # what the file names begin with
+NAME_TABLE = "StructuredToParameterName@@"
+
+# by_structured is None for a save of the static graph, config where there is no manifest
+Weights = collections.namedtuple("Weights", "path by_structured by_name config")
+
+
+def read_weights(folder):
+    """Read an epoch folder of either graph.
+
+    Raises:
+        UserError: there is none, or its file cannot be read.
+    """
+    LOG.info("start load model from %s", folder)
+    manifest = manifests.read(folder)
+    for prefix in (DYNAMIC, STATIC):
+        path = os.path.join(folder, prefix + ".pdparams")
+        if os.path.isfile(path):  # a pipe would be waited for
+            break
+    else:
+        raise UserError(
+            f"{folder}: there is neither {DYNAMIC}.pdparams nor {STATIC}.pdparams in it. "
+            "Give an epoch folder that a trainer saved."
+        )
+    content = _load(path)
+    table = content.pop(NAME_TABLE, {})
+    if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
+        raise UserError(f"{path}: its {NAME_TABLE} is no map of names. Take another epoch.")
+    config = None
+    if manifest is not None:
+        _check_parameters(content, manifest["parameters"], path)
+        config = manifest["config"]
+    if prefix == STATIC:
+        return Weights(path, None, content, config)
+    return Weights(path, content, {table[key]: value for key, value in content.items() if key in table}, config)
+
+
+def _check_parameters(content, described, path):
+    """Raise UserError where a file does not hold what its manifest says."""
+    held = {name: described(array) for name, array in content.items()}
+    wrong = sorted(name for name in {*held, *described} if held.get(name) != described.get(name))
+    if wrong:
+        told = "; ".join(f"{name}: {described.get(name)} there, {held.get(name)} here" for name in wrong[:5])
+        raise UserError(f"{path}: it is not what its {MANIFEST} describes ({told}). Take another folder.")
+
+
+def read_optimizer_state(folder, prefix, needed=True):
+    """The optimizer state that a graph (``DYNAMIC`` or ``STATIC``) saved.
+
+    Returns:
+        (path of the file, name -> array; None if there is no such file and it is not ``needed``).
+    Raises:
+        UserError: it cannot be read, or is needed and not there.
+    """
+    path = os.path.join(folder, prefix + ".pdopt")
+    if not os.path.isfile(path):
+        if needed:
+            raise UserError(f"{path}: it is not there, and no training goes on without it. Take another epoch.")
+        return path, None
+    state = _load(path)
+    state.pop(NAME_TABLE, None)  # which paddle.save adds to every dict of tensors
+    return path, state
+
+
+def _load(path):
+    try:
+        with open(path, "rb") as file:
+            content = loads(file.read())
+    except Exception as error:  # a broken pickle can raise nearly anything
+        raise UserError(
+            f"{path}: this cannot be read as a checkpoint ({type(error).__name__}: {clipped(error)}). "
+            "Take another epoch."
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: this is no checkpoint: it holds a {type(content).__name__}. Take another epoch.")
+    return content
+
+
+def fit(expected, found, path, partly=False):
+    """Choose from ``found`` what a network needs, checked.
+
+    Args:
+        expected: name -> array, as the network has it.
+        found: name -> array, as the file has it.
+        path: of the file, for messages.
+        partly: a missing name is a warning, not an error (warm start).
+    Returns:
+        name -> array of ``expected``'s dtype, for the names that both have.
+    Raises:
+        UserError: a name is missing, or a shape differs.
+    """
+    missing = sorted(set(expected) - set(found))
+    surplus = sorted(name for name in set(found) - set(expected) if not name.startswith("learning_rate_"))
+    if missing and (not partly or len(missing) == len(expected)):
+        raise UserError(
+            f"{path}: it has no {_some(missing)}. It was saved by another network; give the config it was trained with."
+        )
+    if missing:
+        LOG.warning("%s: it has no %s; these keep their initial values", path, _some(missing))
+    if surplus:
+        LOG.warning("%s: not used: %s", path, _some(surplus))
+    chosen = {}
+    for name in set(expected) & set(found):
+        if not isinstance(found[name], (np.ndarray, np.generic)):
+            raise UserError(f"{path}: {name} is a {type(found[name]).__name__}, not an array. Take another file.")
+        want, have = np.asarray(expected[name]), np.asarray(found[name])
+        if want.shape != have.shape or want.dtype.kind != have.dtype.kind:
+            raise UserError(
+                f"{path}: {name} is {list(have.shape)} {have.dtype}, but the network's is "
+                f"{list(want.shape)} {want.dtype}. Give the config it was trained with."
+            )
+        chosen[name] = have.astype(want.dtype)
+    return chosen
+
+
+def fit_optimizer(expected, found, path):
+    """``fit`` for an optimizer's state that a training goes on with: nothing may be missing, and nothing left over."""
+    surplus = sorted(set(found) - set(expected))
+    if surplus:
+        raise UserError(
+            f"{path}: the optimizer has no {_some(surplus)}. It was saved by another optimizer or network; "
+            "give the config it was trained with."
+        )
+    return fit(expected, found, path)
+
+
+def fit_schedule(expected, found, path):
+    """Check a schedule's saved position against the state of the one at hand.
+
+    Args:
+        expected: ``state_dict()`` of the schedule at hand: name -> number, or such a dict.
+        found: the same, as the file has it.
+        path: of the file, for messages.
+    Returns:
+        ``found``.
+    Raises:
+        UserError: names or kinds of values differ.
+    """
+    if not isinstance(found, dict) or set(found) != set(expected):
+        there = _some(sorted(found)) or "nothing" if isinstance(found, dict) else f"a {type(found).__name__}"
+        raise UserError(
+            f"{path}: for the learning rate's schedule it has {there}, not {_some(sorted(expected)) or 'nothing'}. "
+            "Give the config it was trained with."
+        )
+    for name, mine in expected.items():
+        if isinstance(mine, dict):
+            fit_schedule(mine, found[name], path)
+        elif not _is_position(found[name], mine, whole=name == "last_epoch"):
+            raise UserError(
+                f"{path}: {name} of the learning rate's schedule is {shown(found[name])}, where the schedule has "
+                f"{shown(mine)}. Take another epoch."
+            )
+    return found
+
+
+def _is_position(value, mine, whole):
+    if isinstance(mine, numbers.Real) and not isinstance(mine, bool):
+        kind = numbers.Integral if whole else numbers.Real
+        return isinstance(value, kind) and not isinstance(value, bool) and abs(value) < MAX_POSITION  # not nan either
+    return mine is None or isinstance(value, type(mine))
+
+
+def _some(names):
+    return ", ".join(clipped(name, 60) for name in names[:5]) + (
+        f" and {len(names) - 5} more" if len(names) > 5 else ""
+    )
