@@ -16,7 +16,15 @@ Made by `python docs/make_keys.py` from the tables that also check the values: `
 the tools, `hyper_parameters.py` for the model. `python tools/trainer.py -m config.yaml
 --print-config` shows the values in force and where each comes from.
 """
-TABLE = "\n## {title}\n\n{text}\n\n| key | type and range | default | meaning |\n| --- | --- | --- | --- |\n{rows}\n"
+TABLE = """
+## {title}
+
+{text}
+
+| key | type and range | default | meaning | {column} |
+| --- | --- | --- | --- | --- |
+{rows}
+"""
 JOBS = {"train": " (training)", "infer": " (evaluation)", "export": " (export)", "": ""}
 
 
@@ -24,20 +32,25 @@ def runner_rows():
     """One line of the table for each key of the tools."""
     for name, key in RUNNER_KEYS.items():
         default = "required" if key.default is REQUIRED else _text(key.default)
-        yield f"| `runner.{name}` | {_kind(key.kind)} | {default} | {key.meaning}{JOBS[key.job]} |"
+        yield f"| `runner.{name}` | {_kind(key)} | {default} | {key.meaning}{JOBS[key.job]} | {_yes(key.steps)} |"
 
 
-def _kind(kind):
-    if isinstance(kind, tuple):
-        return ", ".join(_text(choice) for choice in kind)
-    return {bool: "true, false", str: "text", list: "list"}.get(kind) or f"whole number >= {kind}"
+def _kind(key):
+    if key.choices:
+        return ", ".join(_text(choice) for choice in key.choices)
+    return {bool: "true, false", str: "text", list: "list"}.get(key.kind) or f"whole number >= {key.low}"
+
+
+def _yes(value):
+    return "yes" if value else ""
 
 
 def hyper_rows():
     """One line of the table for each key of the model."""
     defaults = hyper_parameters.HyperParameters.defaults()
     for key, field in zip(defaults, dataclasses.fields(hyper_parameters.HyperParameters)):
-        yield f"| `{key}` | {_range(field.metadata)} | {_text(defaults[key])} | {field.metadata['meaning']} |"
+        facts = field.metadata
+        yield f"| `{key}` | {_range(facts)} | {_text(defaults[key])} | {facts['meaning']} | {_yes(facts['network'])} |"
 
 
 def _range(rule):
@@ -59,12 +72,18 @@ def _text(value):
 
 def page():
     """The whole of docs/keys.md."""
-    tools = "Read by `tools/`. A package's reader may have more (`RecDataset.config_keys`)."
-    model = "Read by the model. A key that is none of these is refused."
+    tools = (
+        "Read by `tools/`. A package's reader may have more (`RecDataset.config_keys`). A resumed run may change a "
+        "key, unless it decides what a training step computes: then a change is told, or refused within an epoch."
+    )
+    model = (
+        "Read by the model. A key that is none of these is refused. A key that shapes the network must be what it was "
+        "when a save was made, or the save is refused. A resumed run may change none of these."
+    )
     return (
         HEAD
-        + TABLE.format(title="runner", text=tools, rows="\n".join(runner_rows()))
-        + TABLE.format(title="hyper_parameters", text=model, rows="\n".join(hyper_rows()))
+        + TABLE.format(title="runner", column="decides the steps", text=tools, rows="\n".join(runner_rows()))
+        + TABLE.format(title="hyper_parameters", column="shapes the network", text=model, rows="\n".join(hyper_rows()))
     )
 
 

@@ -16,13 +16,13 @@ HYPER = dict(zip(hyper_parameters.HyperParameters.defaults(), dataclasses.fields
 RUNNER = {f"runner.{name}": key for name, key in RUNNER_KEYS.items()}
 
 
-def wrong_runner_values(kind):
+def wrong_runner_values(key):
     """What a tool's key forbids: other types, and what is out of range."""
-    if isinstance(kind, tuple):
+    if key.choices:
         return ["nonsense", 3, [True]]
-    if isinstance(kind, int):
-        return ["x", 1.5, kind - 1, True, [1]]
-    return {bool: ["maybe", 1], str: [[]], list: ["text", 3]}[kind]
+    if key.kind is int:
+        return ["x", 1.5, key.low - 1, True, [1]]
+    return {bool: ["maybe", 1], str: [[]], list: ["text", 3]}[key.kind]
 
 
 def wrong_hyper_values(rule):
@@ -69,7 +69,7 @@ def _log_and_path(monkeypatch):
 
 @pytest.mark.parametrize("key", RUNNER)
 def test_a_wrong_value_of_a_tools_key(tmp_path, monkeypatch, capsys, key):
-    for value in wrong_runner_values(RUNNER[key].kind):
+    for value in wrong_runner_values(RUNNER[key]):
         message = refused(tmp_path, monkeypatch, capsys, *key.split(".", 1), value)
         assert f"{key} is {value!r}" in message and RUNNER[key].meaning in message
 

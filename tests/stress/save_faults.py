@@ -26,7 +26,7 @@ import fuzz_files
 
 from engine.errors import UserError
 from engine.saves import folders, manifests, weight_files
-from engine.saves.session import LAST_STEP
+from engine.saves.resume import LAST_STEP, choose
 
 STEPS = 2  # an epoch
 KEPT, NEW = 1, 2  # epochs: the last one saved before, and the one that is saved; 0 is deleted then
@@ -114,7 +114,7 @@ class Run:
                 weight_files.read_weights(folder)
                 found = content(folder)
                 assert found in (old.get(name), new.get(name)), f"{name} is neither the old nor the new save"
-        folder, manifest = self.session._save_to_resume()
+        folder, manifest = choose(self.session.settings)
         taken = manifest["epoch"], manifest["batch"]
         assert taken in ((NEW, 1), (NEW, STEPS), (NEW + 1, 0)), f"{folder} would be resumed from, at {taken}"
         assert NEW not in epochs or taken == (NEW + 1, 0), (

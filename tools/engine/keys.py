@@ -10,62 +10,107 @@ from engine.errors import UserError
 
 LOG = logging.getLogger("engine")
 REQUIRED = object()
-Key = collections.namedtuple("Key", "kind default job meaning")  # job: which needs it, or "" for all
+CHOICE = "choice"  # a kind: one of ``choices``
 
-# Every runner.* key that a tool reads. kind: bool, int (with its least value), str, list, or a tuple of choices.
+# One key. job: the one that needs it, "" for all; steps: whether it decides what a training step computes, so that
+# a resumed run is told of another value, or refused. kind, low and choices are as in a package's own table.
+Key = collections.namedtuple("Key", "default kind meaning job low choices steps")
+
+
+def _key(default, kind, meaning, job="", low=None, choices=None, steps=False):
+    return Key(default, kind, meaning, job, low, choices, steps)
+
+
 RUNNER_KEYS = {
-    "use_gpu": Key((True, False, "auto"), "auto", "", "true: a GPU, or an error; auto: a GPU if there is one"),
-    "use_xpu": Key(bool, False, "", "use an XPU; wins over a GPU"),
-    "use_npu": Key(bool, False, "", "use an NPU; wins over a GPU"),
-    "train_data_dir": Key(str, REQUIRED, "train", "folder of the training data, relative to the YAML's folder"),
-    "test_data_dir": Key(str, REQUIRED, "infer", "folder of the test data, relative to the YAML's folder"),
-    "train_batch_size": Key(1, REQUIRED, "train", "examples in a training step"),
-    "infer_batch_size": Key(1, REQUIRED, "infer", "examples in an evaluation step"),
-    "train_reader_path": Key(str, "reader", "train", "module, beside the YAML, with RecDataset"),
-    "infer_reader_path": Key(str, "reader", "infer", "module, beside the YAML, with RecDataset"),
-    "num_workers": Key(0, 0, "", "processes that read data; 0: the tool itself reads"),
-    "epochs": Key(1, REQUIRED, "train", "passes over the training data"),
-    "print_interval": Key(1, REQUIRED, "", "steps between two lines of the log"),
-    "seed": Key(0, 12345, "", "of paddle, numpy and random"),
-    "model_save_path": Key(str, "model_output", "train", "folder of the epoch folders, relative to the working one"),
-    "model_init_path": Key(str, None, "train", "epoch folder with the weights to start from"),
-    "infer_load_path": Key(str, "model_output", "infer", "folder of the epoch folders, relative to the working one"),
-    "infer_run": Key(str, "newest", "", "whose epochs to evaluate or export: newest, all, or the id of a run"),
-    "infer_start_epoch": Key(0, 0, "infer", "first epoch to evaluate"),
-    "infer_end_epoch": Key(0, 10, "infer", "the epoch after the last one to evaluate"),
-    "shuffle": Key(bool, False, "train", "another order in each epoch, drawn from the seed"),
-    "drop_last": Key(bool, True, "train", "leave out the last, partial batch when training"),
-    "infer_drop_last": Key(bool, False, "infer", "leave it out when evaluating"),
-    "lr_step": Key(("none", "batch", "epoch"), "none", "train", "when the tool moves on a package's schedule"),
-    "steps_per_epoch": Key(1, None, "train", "training steps an epoch; counted by the tool where it can be"),
-    "resume": Key(str, "off", "train", "go on where a run ended: off, auto (from the newest save) or a folder"),
-    "save_interval_steps": Key(0, 0, "train", "also save inside an epoch, every so many steps; 0: only after it"),
-    "keep_last": Key(0, 0, "train", "how many epochs' folders to keep; 0: all"),
-    "keep_best": Key(str, None, "train", "with keep_last: keep the epoch too whose mean of this number is best"),
-    "skip_not_finite": Key(0, 0, "train", "not finite steps in a row that are undone before the run ends"),
-    "tune_process": Key(bool, True, "", "set what makes Paddle fast on this CPU (MKL on AMD, glibc, executor)"),
-    "to_static": Key(
-        (True, False, "auto"), False, "", "dynamic graph: compile the network (paddle.jit.to_static); auto: if faster"
+    "use_gpu": _key(
+        "auto", CHOICE, "true: a GPU, or an error; auto: a GPU if there is one", choices=(True, False, "auto")
     ),
-    "strict": Key(bool, False, "", "refuse unknown runner keys instead of warning"),
-    "use_auc": Key(bool, False, "", "static training: start every auc op afresh in each epoch"),
-    "auc_num": Key(0, 1, "", "not needed: the state of every auc op is found"),
-    "use_visual": Key(bool, False, "", "write a VisualDL log beside the YAML"),
-    "use_fleet": Key((False,), False, "train", "collective training, which these tools do not do yet"),
-    "reader_type": Key(("DataLoader", "CustomizeDataLoader"), "DataLoader", "", "static graph: who makes batches"),
-    "thread_num": Key(1, 1, "", "static graph: environment variable CPU_NUM"),
-    "use_inference": Key(bool, False, "train", "static graph: export a model after every epoch"),
-    "save_inference_feed_varnames": Key(list, (), "", "names of the exported model's inputs; empty: what outputs need"),
-    "save_inference_fetch_varnames": Key(list, (), "", "names of its outputs; empty: all logits… and probabilities…"),
-    "export_epoch": Key(0, None, "export", "saved epoch to export; if not given, the newest in infer_load_path"),
-    "export_path": Key(str, "exported", "", "folder of the exported model, relative to the working one"),
-    "export_format": Key(("paddle", "onnx"), "paddle", "export", "onnx: write an ONNX file beside Paddle's own"),
-    "predict_path": Key(str, "predictions.csv", "infer", "file to write, .csv or .npz, relative to the working folder"),
-    "predict_threads": Key(0, 0, "infer", "threads of the exported model; 0: one for each core"),
-    "use_save_data": Key(bool, False, "", "static graph: write all batches' fetches to result.npy"),
-    "use_out_vec": Key(bool, False, "train", "static graph: start a parameter from out_vec_path"),
-    "emb_weight_name": Key(str, None, "train", "that parameter's name"),
-    "out_vec_path": Key(str, None, "train", "that parameter's values, a .npy file"),
+    "use_xpu": _key(False, bool, "use an XPU; wins over a GPU"),
+    "use_npu": _key(False, bool, "use an NPU; wins over a GPU"),
+    "train_data_dir": _key(REQUIRED, str, "folder of the training data, relative to the YAML's folder", job="train"),
+    "test_data_dir": _key(REQUIRED, str, "folder of the test data, relative to the YAML's folder", job="infer"),
+    "train_batch_size": _key(REQUIRED, int, "examples in a training step", job="train", low=1, steps=True),
+    "infer_batch_size": _key(REQUIRED, int, "examples in an evaluation step", job="infer", low=1),
+    "train_reader_path": _key("reader", str, "module, beside the YAML, with RecDataset", job="train", steps=True),
+    "infer_reader_path": _key("reader", str, "module, beside the YAML, with RecDataset", job="infer"),
+    "num_workers": _key(0, int, "processes that read data; 0: the tool itself reads", low=0),
+    "epochs": _key(REQUIRED, int, "passes over the training data", job="train", low=1),
+    "print_interval": _key(REQUIRED, int, "steps between two lines of the log", low=1),
+    "seed": _key(12345, int, "of paddle, numpy and random", low=0, steps=True),
+    "model_save_path": _key(
+        "model_output", str, "folder of the epoch folders, relative to the working one", job="train"
+    ),
+    "model_init_path": _key(None, str, "epoch folder with the weights to start from", job="train"),
+    "infer_load_path": _key(
+        "model_output", str, "folder of the epoch folders, relative to the working one", job="infer"
+    ),
+    "infer_run": _key("newest", str, "whose epochs to evaluate or export: newest, all, or the id of a run"),
+    "infer_start_epoch": _key(0, int, "first epoch to evaluate", job="infer", low=0),
+    "infer_end_epoch": _key(10, int, "the epoch after the last one to evaluate", job="infer", low=0),
+    "shuffle": _key(False, bool, "another order in each epoch, drawn from the seed", job="train", steps=True),
+    "drop_last": _key(True, bool, "leave out the last, partial batch when training", job="train", steps=True),
+    "infer_drop_last": _key(False, bool, "leave it out when evaluating", job="infer"),
+    "lr_step": _key(
+        "none",
+        CHOICE,
+        "when the tool moves on a package's schedule",
+        job="train",
+        choices=("none", "batch", "epoch"),
+        steps=True,
+    ),
+    "steps_per_epoch": _key(
+        None, int, "training steps an epoch; counted by the tool where it can be", job="train", low=1, steps=True
+    ),
+    "resume": _key("off", str, "go on where a run ended: off, auto (from the newest save) or a folder", job="train"),
+    "save_interval_steps": _key(
+        0, int, "also save inside an epoch, every so many steps; 0: only after it", job="train", low=0
+    ),
+    "keep_last": _key(0, int, "how many epochs' folders to keep; 0: all", job="train", low=0),
+    "keep_best": _key(None, str, "with keep_last: keep the epoch too whose mean of this number is best", job="train"),
+    "skip_not_finite": _key(
+        0, int, "not finite steps in a row that are undone before the run ends", job="train", low=0
+    ),
+    "tune_process": _key(True, bool, "set what makes Paddle fast on this CPU (MKL on AMD, glibc, executor)"),
+    "to_static": _key(
+        False,
+        CHOICE,
+        "dynamic graph: compile the network (paddle.jit.to_static); auto: if faster",
+        choices=(True, False, "auto"),
+        steps=True,
+    ),
+    "strict": _key(False, bool, "refuse unknown runner keys instead of warning"),
+    "use_auc": _key(False, bool, "static training: start every auc op afresh in each epoch"),
+    "auc_num": _key(1, int, "not needed: the state of every auc op is found", low=0),
+    "use_visual": _key(False, bool, "write a VisualDL log beside the YAML"),
+    "use_fleet": _key(
+        False, CHOICE, "collective training, which these tools do not do yet", job="train", choices=(False,), steps=True
+    ),
+    "reader_type": _key(
+        "DataLoader",
+        CHOICE,
+        "static graph: who makes batches",
+        choices=("DataLoader", "CustomizeDataLoader"),
+        steps=True,
+    ),
+    "thread_num": _key(1, int, "static graph: environment variable CPU_NUM", low=1),
+    "use_inference": _key(False, bool, "static graph: export a model after every epoch", job="train"),
+    "save_inference_feed_varnames": _key((), list, "names of the exported model's inputs; empty: what outputs need"),
+    "save_inference_fetch_varnames": _key((), list, "names of its outputs; empty: all logits… and probabilities…"),
+    "export_epoch": _key(
+        None, int, "saved epoch to export; if not given, the newest in infer_load_path", job="export", low=0
+    ),
+    "export_path": _key("exported", str, "folder of the exported model, relative to the working one"),
+    "export_format": _key(
+        "paddle", CHOICE, "onnx: write an ONNX file beside Paddle's own", job="export", choices=("paddle", "onnx")
+    ),
+    "predict_path": _key(
+        "predictions.csv", str, "file to write, .csv or .npz, relative to the working folder", job="infer"
+    ),
+    "predict_threads": _key(0, int, "threads of the exported model; 0: one for each core", job="infer", low=0),
+    "use_save_data": _key(False, bool, "static graph: write all batches' fetches to result.npy"),
+    "use_out_vec": _key(False, bool, "static graph: start a parameter from out_vec_path", job="train", steps=True),
+    "emb_weight_name": _key(None, str, "that parameter's name", job="train", steps=True),
+    "out_vec_path": _key(None, str, "that parameter's values, a .npy file", job="train", steps=True),
 }
 
 
@@ -118,13 +163,13 @@ def _checked(name, value, key, job):
         if key.job in ("", job):
             raise UserError(f"runner.{name} is missing: {key.meaning}. Add it to the YAML, or give it by -o.")
         return None
-    if isinstance(key.kind, tuple):
+    if key.kind is CHOICE:
         text = str(value).lower()
-        for choice in key.kind:
+        for choice in key.choices:
             if text == str(choice).lower():
                 return choice
-        wanted = " or ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in key.kind)
-    elif isinstance(key.kind, type):
+        wanted = " or ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in key.choices)
+    elif key.kind is not int:
         if isinstance(value, key.kind):
             return value if key.kind is not str else _checked_text(name, value)
         if value is False and key.default == "off":  # YAML 1.1 reads off as false
@@ -134,9 +179,9 @@ def _checked(name, value, key, job):
         wanted = {bool: "true or false", str: "a text", list: "a list"}[key.kind]
     else:
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if whole and not isinstance(value, bool) and value >= key.kind:
+        if whole and not isinstance(value, bool) and value >= key.low:
             return int(value)
-        wanted = f"a whole number >= {key.kind}"
+        wanted = f"a whole number >= {key.low}"
     raise UserError(f"runner.{name} is {repr(value)[:200]}, but must be {wanted}: {key.meaning}.")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 import os
 import time
@@ -12,6 +13,7 @@ import paddle
 from engine import VERSION
 from engine.errors import UserError, clipped, shown
 
+LOG = logging.getLogger("engine")
 MANIFEST, FORMAT = "manifest.json", 1
 MAX_POSITION = 2**53  # of an epoch or a batch; a float counts no further
 
@@ -43,6 +45,15 @@ def read(folder):
     manifest = read_facts(folder)
     check_files(folder, manifest["files"], path)
     return manifest
+
+
+def read_if_sound(folder):
+    """The manifest of a saved folder; None, and a line in the log, if it or a file of the folder is broken."""
+    try:
+        return read(folder)
+    except UserError as error:
+        LOG.warning("left out: %s", error)
+        return None
 
 
 def read_facts(folder):

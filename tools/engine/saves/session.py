@@ -1,4 +1,4 @@
-"""A training run's saves: after each epoch, inside one, when a signal ends it; and where to go on."""
+"""When a training saves: after each epoch, inside one, and when a signal ends it; and which epochs it keeps."""
 
 import json
 import logging
@@ -6,25 +6,14 @@ import math
 import os
 import signal
 
-from engine.errors import Stopped, UserError, clipped, shown
+from engine.errors import Stopped, UserError
 from engine.graphs.device import set_seeds
-from engine.saves import folders, manifests, runs
+from engine.saves import folders, manifests, resume, runs
 
 LOG = logging.getLogger("engine")
 STOP_SIGNALS = [
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)
 ]  # Windows has no SIGHUP
-LAST_STEP = "last_step"  # the folder saved inside an epoch; gone once the epoch is
-# Settings that a resumed run may change without a word: they do not decide what the steps compute,
-# but for epochs, of which a line in the log tells.
-FREE = (
-    "epochs print_interval use_gpu use_xpu use_npu num_workers use_visual strict resume save_interval_steps keep_last "
-    "keep_best skip_not_finite tune_process "
-    "model_save_path model_init_path train_data_dir test_data_dir thread_num use_auc auc_num use_save_data "
-    "use_inference save_inference_feed_varnames save_inference_fetch_varnames infer_batch_size infer_reader_path "
-    "infer_load_path infer_run infer_start_epoch infer_end_epoch infer_drop_last "
-    "export_epoch export_path export_format predict_path predict_threads"
-).split()
 
 
 class Session:
@@ -46,8 +35,8 @@ class Session:
         self.graph, self.settings, self.meter = graph, settings, meter
         if settings.keep_best and not settings.keep_last:
             raise UserError("runner.keep_best is set, but keep_last is 0, which keeps every epoch. Set keep_last too.")
-        decisive = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
-        self.config = json.loads(json.dumps(decisive, default=str))  # as the manifest will give it back
+        keys = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
+        self.config = json.loads(json.dumps(keys, default=str))  # as the manifest will give it back
         self.parent = settings.model_save_path
         self.lock = folders.lock(self.parent)  # held until the process ends
         folders.check_room(self.parent, graph.parameters())
@@ -56,83 +45,14 @@ class Session:
         self.unchecked_best = settings.keep_best  # until a step has given numbers
         self.run = runs.new_id()  # of a resumed run: the one it began with
 
-    # ---- going on
-
     def first(self):
-        """Where to begin, the state of a saved run taken up if ``runner.resume`` says so.
+        """Where to begin: (epoch, batch, the meter's state, what the graph's metrics have counted).
 
-        Returns:
-            (epoch, batch, the meter's state, what the graph's metrics have counted); None for the last two
-            at an epoch's beginning.
+        The last two are None at an epoch's beginning. See ``engine.saves.resume.start``.
         """
-        folder, manifest = self._save_to_resume()
-        if folder is None:
-            return 0, 0, None, None
-        if manifest is None:
-            raise UserError(
-                f"{folder}: it has no {manifests.MANIFEST}, so there is no saying where it was. "
-                "Use runner.model_init_path to start from its weights."
-            )
-        position = manifest["epoch"], manifest["batch"]
-        if manifest["graph"] != self.graph.name:
-            other = clipped(manifest["graph"])
-            raise UserError(
-                f"{folder}: it was saved by the {other} graph. Go on with that tool, or use "
-                "runner.model_init_path to start from its weights."
-            )
-        self._check_config(manifest["config"], folder, position)
-        self.graph.resume(folder, manifest["schedule"])
-        self.run = manifest.get("run", self.run)
-        LOG.info("resumed from %s: epoch %d, batch %d", folder, *position)
-        if manifest["so_far"] is None:
-            return *position, None, None
-        if self.settings.use_save_data:
-            LOG.warning("result.npy of epoch %d will begin with batch %d: earlier ones are not saved", *position)
-        counted = manifest["so_far"].pop("counted")
-        return *position, manifest["so_far"], counted
-
-    def _save_to_resume(self):
-        """(folder, its manifest or None), or (None, None) if training starts anew."""
-        choice = self.settings.resume
-        if choice == "off":
-            return None, None
-        if choice != "auto":
-            return choice, manifests.read(choice)
-        names = [LAST_STEP] * os.path.isdir(os.path.join(self.parent, LAST_STEP))
-        names += [str(epoch) for epoch in folders.saved_epochs(self.parent)]
-        saves = runs.saves(self.parent, names)
-        newest, found = runs.newest(saves), []
-        for save in saves:
-            folder = os.path.join(self.parent, save.name)
-            manifest = self._manifest(folder) if save.run in (newest, None) else None
-            if manifest is not None:
-                found.append((folder, manifest))
-        if not found:
-            LOG.info("nothing to resume from in %s: training starts anew", self.parent)
-            return None, None
-        return max(found, key=lambda save: (save[1]["saved_at"], save[1]["epoch"], save[1]["batch"]))
-
-    def _check_config(self, saved, folder, position):
-        if saved.get("runner.epochs") != self.config.get("runner.epochs"):
-            LOG.warning(
-                "runner.epochs was %s, now it is %s: a schedule over the whole training has another course",
-                shown(saved.get("runner.epochs")), self.config.get("runner.epochs"),
-            )  # fmt: skip
-        changed = sorted(
-            key for key in set(saved) | set(self.config)
-            if saved.get(key) != self.config.get(key) and key.split(".", 1)[-1] not in FREE
-        )  # fmt: skip
-        if not changed:
-            return
-
-        told = "; ".join(f"{key}: {shown(saved.get(key))} then, {shown(self.config.get(key))} now" for key in changed)
-        told = clipped(told, 1500)
-        if position[1] or any(key.startswith("hyper_parameters.") for key in changed):
-            raise UserError(
-                f"{folder} was saved under another config ({told}), under which its training cannot go on. "
-                "Restore these, or start from its weights with runner.model_init_path."
-            )
-        LOG.warning("resumed under another config: %s", told)
+        start = resume.start(self.graph, self.settings, self.config)
+        self.run = start.run or self.run
+        return start[:4]
 
     # ---- saving
 
@@ -155,7 +75,7 @@ class Session:
             self._check_keep_best()
         interval, done = self.settings.save_interval_steps, batch_id + 1
         if self.stop_signal is not None or (interval and done % interval == 0):
-            self._save(LAST_STEP, epoch, done, so_far={**self.meter.state(), "counted": self.graph.counted()})
+            self._save(resume.LAST_STEP, epoch, done, so_far={**self.meter.state(), "counted": self.graph.counted()})
         if self.stop_signal is not None:
             raise Stopped(self.stop_signal)
 
@@ -188,31 +108,23 @@ class Session:
             numbers: name -> float, over the epoch.
         """
         self._save(epoch, epoch + 1, 0, numbers=numbers)
-        folders.remove(self.parent, LAST_STEP)
+        folders.remove(self.parent, resume.LAST_STEP)
         if self.settings.keep_last:
             self._delete_old(epoch)
         self.graph.write_data(self.parent)
 
     def _delete_old(self, newest):
         """Delete what ``keep_last`` and ``keep_best`` do not keep, if the newest epoch can be read back."""
-        if self._manifest(os.path.join(self.parent, str(newest))) is None:
+        if manifests.read_if_sound(os.path.join(self.parent, str(newest))) is None:
             return
         names = [str(epoch) for epoch in folders.saved_epochs(self.parent) if epoch <= newest]
         epochs = [int(save.name) for save in runs.saves(self.parent, names) if save.run == self.run]
         kept = {epoch for epoch in epochs if epoch > newest - self.settings.keep_last}
         if self.settings.keep_best:
-            manifests = {epoch: self._manifest(os.path.join(self.parent, str(epoch))) for epoch in epochs}
-            kept.add(_best(manifests, self.settings.keep_best))
+            known = {epoch: manifests.read_if_sound(os.path.join(self.parent, str(epoch))) for epoch in epochs}
+            kept.add(_best(known, self.settings.keep_best))
         for epoch in set(epochs) - kept:
             folders.remove(self.parent, epoch)
-
-    def _manifest(self, folder):
-        """The folder's manifest; None, and a line in the log, if it cannot be resumed from."""
-        try:
-            return manifests.read(folder)
-        except UserError as error:
-            LOG.warning("left out: %s", error)
-            return None
 
     def _save(self, name, epoch, batch, numbers=None, so_far=None):
         finite = {key: value for key, value in (numbers or {}).items() if math.isfinite(value)}
@@ -238,8 +150,8 @@ class Session:
             signal.signal(each, signal.SIG_DFL)
 
 
-def _best(manifests, name):
+def _best(manifest_of, name):
     """The epoch whose mean of ``name`` is the smallest, if it is a loss, else the greatest; the later of equals."""
     sign = -1 if "loss" in name.lower() or "cost" in name.lower() else 1
-    known = {e: m["numbers"][name] for e, m in manifests.items() if m is not None and name in m["numbers"]}
+    known = {e: m["numbers"][name] for e, m in manifest_of.items() if m is not None and name in m["numbers"]}
     return max(known, key=lambda epoch: (sign * known[epoch], epoch), default=None)
