@@ -13,6 +13,7 @@ from paddle.io import BatchSampler, DataLoader, IterableDataset, Sampler
 from paddle.io.dataloader.collate import default_collate_fn
 
 from engine.errors import UserError, about, blaming
+from engine.interface import offered
 
 LOG = logging.getLogger("engine")
 SHUFFLE_BUFFER = 4096  # examples an iterable reader is shuffled among
@@ -71,7 +72,7 @@ class Batches:
         shuffle = settings.shuffle and train
         self.place, self.workers = place, settings.num_workers
         if isinstance(dataset, IterableDataset):
-            if self.workers and not getattr(dataset, "shards_by_worker", False):
+            if self.workers and not offered(dataset, "shards_by_worker"):
                 LOG.warning(
                     "runner.num_workers is %d, but the reader is iterable and does not say that it shards "
                     "(shards_by_worker = True): 0 is used, or every example would come %d times.",

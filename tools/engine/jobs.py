@@ -11,6 +11,7 @@ from engine.graphs import executor
 from engine.graphs.device import set_device, set_seeds
 from engine.graphs.dynamic import DynamicGraph
 from engine.graphs.static import StaticGraph
+from engine.interface import offered
 from engine.keys import check_unknown_keys
 from engine.meter import Meter
 from engine.package import Package
@@ -77,7 +78,7 @@ def _reader(package, graph_name, job, config, settings):
     """The package's reader, its unknown keys told; None where the package makes its own batches."""
     custom = graph_name == "static" and settings.reader_type == "CustomizeDataLoader"
     reader = None if custom else find_reader(package, settings, job)
-    check_unknown_keys(config, settings.strict, getattr(reader, "config_keys", ()))
+    check_unknown_keys(config, settings.strict, offered(reader, "config_keys"))
     return reader
 
 
@@ -85,9 +86,9 @@ def print_config(graph_name, job, config, settings, overrides):
     """Print every key in force, its value, and whether it is the default's, the file's or from ``-o``; valid YAML."""
     package = Package(config["config_abs_dir"])
     reader = _reader(package, graph_name, job, config, settings)
-    defaults = dict.fromkeys((f"runner.{name}" for name in getattr(reader, "config_keys", ())), None)
+    defaults = dict.fromkeys((f"runner.{name}" for name in offered(reader, "config_keys")), None)
     if graph_name in GRAPHS:  # an exported model has no wrapper
-        defaults.update(getattr(GRAPHS[graph_name].find_wrapper(package), "config_defaults", {}))
+        defaults.update(offered(GRAPHS[graph_name].find_wrapper(package), "config_defaults"))
     for line in in_force(config, overrides, defaults):
         print(line)
 

@@ -10,6 +10,7 @@ import paddle
 
 from engine.errors import blaming, heeding
 from engine.graphs import finite, metric_state
+from engine.interface import offered
 from engine.meter import Step
 from engine.saves import manifests, same_network, weight_files
 
@@ -42,7 +43,7 @@ class DynamicGraph:
                 self.read(settings.model_init_path, partly=True)
             with blaming(config["yaml_path"]):
                 self.optimizer = self.model.create_optimizer(self.net, config)
-            labels = getattr(self.model, "parameter_labels", {})
+            labels = offered(self.model, "parameter_labels")
             self.trained = [(labels.get(p.name, name), p) for name, p in self.net.named_parameters()]
 
     @staticmethod
@@ -52,7 +53,7 @@ class DynamicGraph:
 
     def values_at_end(self):
         """Names of the printed scalars that describe the model, not a batch (``DygraphModel.values_at_end``)."""
-        return getattr(self.model, "values_at_end", ())
+        return offered(self.model, "values_at_end")
 
     def begin_epoch(self, counted=None):
         """Train mode, and metrics from zero, or from what ``counted()`` gave in the middle of an epoch."""

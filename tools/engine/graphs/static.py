@@ -11,6 +11,7 @@ from paddle.base.data_feeder import convert_dtype
 
 from engine.errors import UserError, blaming, heeding
 from engine.graphs import executor, finite, metric_state
+from engine.interface import offered
 from engine.meter import Step
 from engine.saves import folders, manifests, same_network, weight_files
 from engine.serving import export
@@ -65,7 +66,7 @@ class StaticGraph:
         self.feed_names = [variable.name for variable in self.feeds]
         self.feed_dtypes = [convert_dtype(variable.dtype) for variable in self.feeds]
         # A package that keeps metrics over an epoch says what is to be observed for them.
-        self.observed = list(getattr(self.model, "observed", ())) if hasattr(self.model, "create_metrics") else []
+        self.observed = list(offered(self.model, "observed")) if offered(self.model, "create_metrics") else []
         self.metrics_list, self.metric_names = [], []
 
     def _start_from_files(self):
@@ -78,7 +79,7 @@ class StaticGraph:
 
     def values_at_end(self):
         """Names of the fetches that describe the model, not a batch, and of the AUCs that the program accumulates."""
-        return [*getattr(self.model, "values_at_end", ()), *_accumulated_aucs(self.program, self.fetches)]
+        return [*offered(self.model, "values_at_end"), *_accumulated_aucs(self.program, self.fetches)]
 
     def begin_epoch(self, counted=None):
         """Begin an epoch, or go on in the middle of one if ``counted`` is what ``counted()`` gave there."""
@@ -125,7 +126,7 @@ class StaticGraph:
 
     def _trained(self):
         """The parameters of floats: pairs (what to call it in a message, its ``Watched`` tensor)."""
-        labels, scope = getattr(self.model, "parameter_labels", {}), paddle.static.global_scope()
+        labels, scope = offered(self.model, "parameter_labels"), paddle.static.global_scope()
         return [
             (labels.get(name, name), executor.Watched(scope.find_var(name).get_tensor(), self.place))
             for name, value in self._state("param").items()
@@ -174,7 +175,7 @@ class StaticGraph:
                 f"an example has {len(batch)} items, but create_feeds asks for "
                 f"{len(self.feed_names)}: {', '.join(self.feed_names)}."
             )
-        if hasattr(self.model, "check_batch"):
+        if offered(self.model, "check_batch"):
             with heeding(self.package.folder):
                 self.model.check_batch(batch)
         return {

@@ -3,6 +3,7 @@
 import logging
 
 from engine.errors import UserError, clipped, shown
+from engine.interface import offered
 from engine.saves.manifests import MANIFEST
 
 LOG = logging.getLogger("engine")
@@ -25,7 +26,7 @@ def check(model, weights, config):
     if weights.config is None:
         LOG.warning("%s: there is no %s, so its hyper-parameters cannot be checked", weights.path, MANIFEST)
         return
-    network_config = getattr(model, "network_config", None)
+    network_config = offered(model, "network_config")
     then, now = (_deciding(network_config, each) for each in (weights.config, config))
     if isinstance(then, ValueError):
         raise UserError(f"{weights.path}: the config it was trained with cannot be read ({clipped(then)}).")

@@ -60,7 +60,7 @@ def read_weights(folder):
 
 def _check_parameters(content, described, path):
     """Raise UserError where a file does not hold what its manifest says."""
-    held = {name: described(array) for name, array in content.items()}
+    held = {name: manifests.described(array) for name, array in content.items()}
     wrong = sorted(name for name in {*held, *described} if held.get(name) != described.get(name))
     if wrong:
         told = "; ".join(f"{name}: {described.get(name)} there, {held.get(name)} here" for name in wrong[:5])

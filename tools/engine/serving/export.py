@@ -17,6 +17,7 @@ import paddle
 from paddle.base.data_feeder import convert_dtype
 
 from engine.errors import UserError, blaming
+from engine.interface import offered
 from engine.saves import folders, manifests
 
 LOG = logging.getLogger("engine")
@@ -103,9 +104,9 @@ def _missing(built, feed_names, fetch_names):
 
 def _inference_programs(graph, parameters):
     """What may be exported, one after the other; each shares the graph's parameters by their names."""
-    if hasattr(graph.model, "export_net"):
+    if offered(graph.model, "export_net"):
         yield _build(graph, lambda model, feeds: model.export_net(feeds, parameters))
-    yield _build(graph, lambda model, feeds: {**model.infer_net(feeds), **getattr(model, "export_vars", {})})
+    yield _build(graph, lambda model, feeds: {**model.infer_net(feeds), **offered(model, "export_vars")})
 
 
 def _build(graph, network):
@@ -116,7 +117,7 @@ def _build(graph, network):
             feeds = list(model.create_feeds(is_infer=True))
             outputs = network(model, feeds)
     inputs = {variable.name: variable for variable in feeds}
-    tasks = model.export_tasks() if hasattr(model, "export_tasks") else None
+    tasks = model.export_tasks() if offered(model, "export_tasks") else None
     return Built(program, feeds, inputs, {**inputs, **outputs}, tasks)
 
 

@@ -13,6 +13,7 @@ from engine import loop, visual
 from engine.batches import Batches, find_reader, open_dataset
 from engine.errors import UserError
 from engine.graphs.device import set_seeds
+from engine.interface import offered
 from engine.keys import check_unknown_keys
 from engine.meter import Meter, Step
 from engine.package import Package
@@ -39,7 +40,7 @@ def predict_folder(config, settings):
         raise UserError("tools/predict.py computes on the CPU. Set runner.use_gpu, use_xpu and use_npu to false.")
     package = Package(config["config_abs_dir"])
     reader = find_reader(package, settings, "infer")
-    check_unknown_keys(config, settings.strict, getattr(reader, "config_keys", ()))
+    check_unknown_keys(config, settings.strict, offered(reader, "config_keys"))
     config = {**config, "runner.job": "infer"}
     set_seeds(settings.seed)  # for readers that draw
     model = ExportedModel(settings.export_path, settings.predict_threads or _cores())

@@ -1,0 +1,121 @@
+"""Every hook that the tools look for in a model package: what it must have, and what it may have.
+
+A package is a folder with a YAML file and the modules beside it: ``dygraph_model.py`` with ``DygraphModel``,
+``static_model.py`` with ``StaticModel`` (one of the two is enough), and a reader with ``RecDataset``. What they
+must have is PaddleRec's interface, and any package that keeps it runs. What they may have is ours; ``offered``
+looks it up, and each hook's default is in one of the ``Optional…`` classes below.
+
+These classes are for reading and for type checkers. A package need not import or inherit from them.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Callable, Optional, Protocol
+
+Config = dict[str, Any]  # flat: dotted keys, such as runner.epochs
+Names = Sequence[str]
+
+
+class RecDataset(Protocol):
+    """A reader: a ``paddle.io.Dataset`` or ``IterableDataset`` of samples, each a list of arrays or numbers.
+
+    A ValueError or OSError that the constructor raises is shown to the user as a mistake in the data.
+    """
+
+    def __init__(self, file_list: list[str], config: Config) -> None:
+        """``file_list``: the paths of what is in the data folder; ``config`` must have this name."""
+
+
+class OptionalOfReader:
+    """What a reader may offer as well."""
+
+    # runner.* keys, without the prefix, that the reader reads: they are not refused as unknown
+    config_keys: Names = ()
+    # (indices [B]) -> list of arrays [B, ...]: a whole batch at once, instead of example by example
+    gather: Optional[Callable] = None
+    # of an iterable reader: each worker process gives a share of its own, so num_workers may be > 0
+    shards_by_worker: bool = False
+
+
+class DygraphModel(Protocol):
+    """The wrapper for the dynamic graph."""
+
+    def create_model(self, config: Config) -> Any:
+        """The network, a ``paddle.nn.Layer``."""
+
+    def create_optimizer(self, dy_model: Any, config: Config) -> Any:
+        """The optimizer over the network's parameters."""
+
+    def create_metrics(self) -> tuple[list, Names]:
+        """(metrics, names): equally long; a metric has ``accumulate()`` -> float and ``reset()``."""
+
+    def train_forward(self, dy_model: Any, metrics_list: list, batch_data: list, config: Config) -> tuple:
+        """(loss, metrics, tensors to print by name, or None) of a training step."""
+
+    def infer_forward(self, dy_model: Any, metrics_list: list, batch_data: list, config: Config) -> tuple:
+        """(metrics, tensors to print by name, or None) of an evaluation step."""
+
+
+class StaticModel(Protocol):
+    """The wrapper for the static graph. It builds into Paddle's default programs."""
+
+    def __init__(self, config: Config) -> None: ...
+
+    def create_feeds(self, is_infer: bool = False) -> list:
+        """``paddle.static.data`` variables, in the reader's order."""
+
+    def net(self, input: list, is_infer: bool = False) -> dict[str, Any]:
+        """Variables to fetch and print by name; the loss is kept for ``create_optimizer``."""
+
+    def infer_net(self, input: list) -> dict[str, Any]:
+        """The same for evaluation."""
+
+    def create_optimizer(self, strategy: Any = None) -> Any:
+        """Minimize the kept loss."""
+
+
+class OptionalOfModel:
+    """What either wrapper may offer as well."""
+
+    # every key of the package with its default, for --print-config
+    config_defaults: Config = {}
+    # (flat config) -> {key: value}: the keys that decide what the network computes. A save fits no other values.
+    network_config: Optional[Callable[[Config], Config]] = None
+    # parameter's name -> what to call it in a message; set once the network is built
+    parameter_labels: dict[str, str] = {}
+    # names of printed numbers that describe the network, not a batch: an epoch's is the one at its end
+    values_at_end: Names = ()
+
+
+class OptionalOfStaticModel(OptionalOfModel):
+    """What the wrapper for the static graph may offer as well."""
+
+    # () -> a loader: called without arguments it iterates batches. Used if reader_type is CustomizeDataLoader.
+    create_data_loader: Optional[Callable] = None
+    # () -> (metrics, names), kept over an epoch; (metrics, arrays of ``observed``, batch): count a batch
+    create_metrics: Optional[Callable] = None
+    update_metrics: Optional[Callable] = None
+    # variables that update_metrics reads, set by net and infer_net
+    observed: Sequence[Any] = ()
+    # (batch): raise ValueError if the program could not take it, or would read beyond a table
+    check_batch: Optional[Callable] = None
+    # (feeds, parameter name -> array) -> {name: Variable}: a network built for these weights alone, to export
+    export_net: Optional[Callable] = None
+    # name -> Variable: what an exported model may offer beside what infer_net returns
+    export_vars: dict[str, Any] = {}
+    # () -> the tasks that an exported model says it has: dicts of suffix, kind, outputs, label
+    export_tasks: Optional[Callable] = None
+
+
+def offered(owner, name):
+    """An optional hook of a package.
+
+    Args:
+        owner: a reader, a wrapper, or the class of one.
+        name: of the hook.
+    Returns:
+        What the package has under that name, or the hook's default.
+    """
+    for kind in (OptionalOfReader, OptionalOfStaticModel):
+        if hasattr(kind, name):
+            return getattr(owner, name, getattr(kind, name))
+    raise AttributeError(f"{name} is not a hook; those are in {__name__}")
