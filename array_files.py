@@ -260,7 +260,7 @@ class _Machine:
             raise Unreadable("it is cut or changed")
         for key, value in zip(items[::2], items[1::2]):
             if type(key) is not str:
-                raise Unreadable("a name in it is no text")
+                raise Unreadable("a name in it is not text")
             target[key] = value
 
     def make_dict(self):
@@ -283,14 +283,14 @@ class _Machine:
     def call(self):
         function, arguments = self.pop_tuple(2)
         if type(function) is not _Function or type(arguments) is not tuple:
-            raise Unreadable("it calls what is no function")
+            raise Unreadable("it calls something that is not a function")
         self.stack.append(_BUILDERS[function.name](self, *arguments))
 
     def build(self):
         state = self.stack.pop()
         target = self.stack[-1]
         if type(target) not in (_Array, _Dtype):
-            raise Unreadable("it changes what is no array")
+            raise Unreadable("it changes something that is not an array")
         target.build(self, state)
         if type(target) is _Array:
             self.stack[-1] = target.value
@@ -348,7 +348,7 @@ def _array(raw, dtype, shape, fortran):
     if type(raw) not in (bytes, bytearray) or type(dtype) is not _Dtype:
         raise Unreadable("an array is described wrongly")
     if type(shape) is not tuple or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
-        raise Unreadable("an array's shape is no tuple of whole numbers")
+        raise Unreadable("an array's shape is not a tuple of whole numbers")
     if math.prod(shape) * dtype.dtype.itemsize != len(raw):
         raise Unreadable(f"an array claims {list(shape)} {dtype.dtype}, but has {len(raw)} bytes")
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran else "C")

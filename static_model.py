@@ -113,14 +113,14 @@ class StaticModel:
         """Minimize the kept loss; the schedule of the learning rate moves on by itself, at each run."""
         rate = training.learning_rate(self.hyper, self.config)
         if isinstance(rate, training.TrainingSchedule):
-            rate = _MovedByExecutor(rate)
+            rate = _SteppedByExecutor(rate)
         optimizer = training.build_optimizer(self.network, self.hyper, rate)
         if strategy is not None:
             import paddle.distributed.fleet as fleet
 
             optimizer = fleet.distributed_optimizer(optimizer, strategy)
         optimizer.minimize(self.loss)
-        if isinstance(rate, _MovedByExecutor):
+        if isinstance(rate, _SteppedByExecutor):
             rate.built = True
         return optimizer
 
@@ -152,7 +152,7 @@ class StaticModel:
             paddle.enable_static()
 
 
-class _MovedByExecutor(training.TrainingSchedule):
+class _SteppedByExecutor(training.TrainingSchedule):
     """Moves on each time it is asked for the rate, which Paddle's executor does once a run, before it.
 
     So a static program follows its schedule under tools that never call ``step()``. While the

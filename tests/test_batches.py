@@ -14,7 +14,7 @@ from paddle.io import Dataset, IterableDataset
 from toolbox import assert_refused, run_tool, small_data
 
 from engine.batches import Batches, CustomBatches, open_dataset
-from engine.errors import UserError, blaming
+from engine.errors import UserError, user_errors
 
 HANG_S = 60
 
@@ -242,7 +242,7 @@ def test_a_readers_refusal_names_the_folder_once(tmp_path, words, said):
 
 def test_a_path_that_the_system_names_is_said_once(tmp_path):
     for arguments in ((f"runner.out_vec_path: {tmp_path}",), ("reading", str(tmp_path))):
-        with pytest.raises(UserError) as caught, blaming(*arguments):
+        with pytest.raises(UserError) as caught, user_errors(*arguments):
             open(tmp_path)
         assert str(caught.value).count(str(tmp_path)) == 1
 

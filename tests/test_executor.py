@@ -115,7 +115,7 @@ def test_a_watched_tensor_shows_what_runs_and_settings_have_made_of_it(run):
         engine = executor.Executor(paddle.CPUPlace())
         engine.run(startup)
         tensor = scope.find_var(weight.name).get_tensor()
-        watched = executor.Watched(tensor, paddle.CPUPlace())
+        watched = executor.ScopeTensor(tensor, paddle.CPUPlace())
         for i in range(4):
             tensor.set(np.full([3], float(i), "float32"), paddle.CPUPlace())
             assert watched.array().tolist() == [i] * 3
@@ -124,7 +124,7 @@ def test_a_watched_tensor_shows_what_runs_and_settings_have_made_of_it(run):
         tensor.set(np.full([5], 1.0, "float32"), paddle.CPUPlace())  # a place of its own for certain
         assert watched.array().tolist() == [1.0] * 5
         assert np.shares_memory(watched.array(), watched.array())
-        copied = executor.Watched(tensor, object()).array()  # on another device
+        copied = executor.ScopeTensor(tensor, object()).array()  # on another device
         assert copied.tolist() == [1.0] * 5 and not np.shares_memory(copied, watched.array())
 
 

@@ -290,7 +290,7 @@ def model(routed, tmp_path):
     model = predict.ExportedModel(str(routed[1]), 1)
     model.begin_evaluation()
     with open(tmp_path / "x.csv", "wb") as file:
-        model.table = predict.CsvTable(file, model.signature)
+        model.table = predict.CsvFile(file, model.signature)
         yield model
 
 
@@ -323,7 +323,7 @@ def test_onednn_with_other_numbers_is_not_used(routed, caplog, monkeypatch, rng)
 def test_an_npz_holds_a_batchs_number_once_or_for_each(counts, expected, tmp_path):
     signature = {"outputs": [{"name": "used", "per_example": False}, {"name": "logits", "per_example": True}]}
     with open(tmp_path / "x.npz", "wb") as file:
-        table = predict.NpzTable(file, signature)
+        table = predict.NpzFile(file, signature)
         for count, size in zip(counts, (4, 1)):
             table.add({}, {"used": np.array(count), "logits": np.zeros([size, 10])})
         table.close()

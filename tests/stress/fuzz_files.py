@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import hyper_parameters  # noqa: E402  (the path is set above)
 from engine.config import load_config  # noqa: E402  (likewise)
 from engine.dynamic import DynamicGraph  # noqa: E402  (likewise)
-from engine.errors import NotFinite, UserError, blaming  # noqa: E402  (likewise)
+from engine.errors import NotFinite, UserError, user_errors  # noqa: E402  (likewise)
 from engine.keys import check_unknown_keys, read_settings  # noqa: E402  (likewise)
 from engine.meter import Meter  # noqa: E402  (likewise)
 from engine.package import Package  # noqa: E402  (likewise)
@@ -154,7 +154,7 @@ class Files:
         for job in ("train", "infer"):
             settings = read_settings(config, job)
         check_unknown_keys(config, settings.strict, ("data_part", "image_scale"))
-        with blaming(path):
+        with user_errors(path):
             hyper_parameters.HyperParameters.from_config(config)
 
 

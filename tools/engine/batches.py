@@ -12,7 +12,7 @@ import paddle
 from paddle.io import BatchSampler, DataLoader, IterableDataset, Sampler
 from paddle.io.dataloader.collate import default_collate_fn
 
-from engine.errors import UserError, about, blaming
+from engine.errors import UserError, prefixed, user_errors
 from engine.interface import offered
 
 LOG = logging.getLogger("engine")
@@ -44,7 +44,7 @@ def open_dataset(reader, settings, config, job):
         ) from error
     if not names:
         raise UserError(f"{folder} is empty. Put the data there, or point the config at another folder.")
-    with blaming("reading", folder):
+    with user_errors("reading", folder):
         return reader([os.path.join(folder, name) for name in names], config=config)
 
 
@@ -111,7 +111,7 @@ class Batches:
         count = 0
         for batch in self._load(epoch, begin):
             if isinstance(batch, dict) and FAILURE in batch:
-                raise UserError(about("reading", self.folder, _decode(batch[FAILURE])))
+                raise UserError(prefixed("reading", self.folder, _decode(batch[FAILURE])))
             if not isinstance(batch, (list, tuple)):
                 raise UserError(f"reading {self.folder}: a sample must be a list or tuple, one item for each input.")
             count += 1
@@ -119,7 +119,7 @@ class Batches:
         if not count and not begin:
             found = "an unknown number of" if self.order is None else len(self.order)
             raise UserError(
-                f"{self.folder}: not one batch; it has {found} examples, and a batch has "
+                f"{self.folder}: no full batch; it has {found} examples, and a batch has "
                 f"{self.batch_size}"
                 + (
                     ", partial ones being dropped. Set a smaller batch size, or drop_last to false."
@@ -138,12 +138,12 @@ class Batches:
                 batch = self.dataset.gather(np.array(indices))
             except Exception as error:
                 message = _Failure(error, f"a batch of the examples {indices[:3]} ...").message
-                raise UserError(about("reading", self.folder, message)) from error
+                raise UserError(prefixed("reading", self.folder, message)) from error
             yield batch
 
     def _from_loader(self, epoch, begin):
         common = {"places": self.place, "num_workers": self.workers, "collate_fn": _collate, "return_list": True}
-        common["worker_init_fn"] = _leave_ctrl_c_to_the_tool
+        common["worker_init_fn"] = _ignore_ctrl_c
         if self.order is None:
             self.dataset.epoch = epoch
             passed_over = begin
@@ -153,7 +153,7 @@ class Batches:
             passed_over = 0
             loader = DataLoader(self.dataset, batch_sampler=self._sampler(), **common)
         try:
-            yield from itertools.islice(_deaf_to_workers(loader), passed_over, None)
+            yield from itertools.islice(_without_handler_of_sigchld(loader), passed_over, None)
         except SystemError as error:  # how Paddle reports a dead worker
             raise UserError(
                 f"reading {self.folder}: a worker process ended too soon: killed, crashed or out of memory. "
@@ -167,7 +167,7 @@ def _gathers(dataset):
     return "gather" in next(filter(None, definers), ())
 
 
-def _deaf_to_workers(loader):
+def _without_handler_of_sigchld(loader):
     """The loader's iterator, without its handler of SIGCHLD.
 
     That raises for a dead worker wherever the main thread is, in a training step most of the time. The
@@ -181,7 +181,7 @@ def _deaf_to_workers(loader):
     return batches
 
 
-def _leave_ctrl_c_to_the_tool(_):
+def _ignore_ctrl_c(_):
     """A worker is forked with the tool's handler, and a terminal sends Ctrl-C to it as well."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
@@ -194,13 +194,13 @@ class CustomBatches:
 
     def __call__(self, epoch, begin=0):
         count = 0
-        with blaming("create_data_loader"):
+        with user_errors("create_data_loader"):
             for batch in self.loader():
                 count += 1
                 if count > begin:
                     yield batch
         if not count:
-            raise UserError("the loader of create_data_loader gives not one batch.")
+            raise UserError("the loader of create_data_loader gives no batch at all.")
 
 
 class _Order(Sampler):

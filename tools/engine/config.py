@@ -45,7 +45,7 @@ def _mapping_without_repeats(loader, node):
             continue
         name = loader.construct_object(key, deep=True)
         if not isinstance(name, (str, int, float, bool, type(None))):
-            raise yaml.YAMLError(f"a key is no text{key.start_mark}")
+            raise yaml.YAMLError(f"a key is not text{key.start_mark}")
         if name in seen:
             raise yaml.YAMLError(f"the key {name} stands twice in one mapping{key.start_mark}")
         seen.add(name)
@@ -90,7 +90,7 @@ def load_config(path, overrides=()):
     return config
 
 
-def in_force(config, overrides, package_defaults):
+def keys_in_force(config, overrides, package_defaults):
     """Every key with its value and its origin, one line of YAML each.
 
     Args:
@@ -119,7 +119,7 @@ def _read_yaml(path):
     except OSError as error:
         raise UserError(f"-m {path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: it is no text in UTF-8 ({error}). Save it as UTF-8.") from error
+        raise UserError(f"{path}: it is not UTF-8 text ({error}). Save it as UTF-8.") from error
     content = _parse(text, f"{path}: this")
     if _count(content, MAX_VALUES, MAX_DEPTH) < 0:
         raise UserError(f"{path}: its aliases expand to more than {MAX_VALUES} values, or it is nested too deeply.")
@@ -134,7 +134,7 @@ def _parse(text, what):
     try:
         return yaml.load(text, Loader=_Loader)
     except Exception as error:  # PyYAML's constructors raise nearly anything, such as at 2026-99-99 or !!int ""
-        raise UserError(f"{what} is no valid YAML: {str(error)[:500] or type(error).__name__}") from error
+        raise UserError(f"{what} is not valid YAML: {str(error)[:500] or type(error).__name__}") from error
 
 
 def _count(node, left, depth):

@@ -24,7 +24,7 @@ class Stopped(Exception):
 
 
 @contextlib.contextmanager
-def blaming(where, path=""):
+def user_errors(where, path=""):
     """Turn a package's ValueError or OSError into a UserError that begins with ``where`` and, said once, ``path``.
 
     For the time in which a package reads its config, is built, or reads data: there these two are
@@ -34,10 +34,10 @@ def blaming(where, path=""):
         yield
     except (ValueError, OSError) as error:
         said = isinstance(error, OSError) and error.filename is not None and str(error.filename) in where
-        raise UserError(about(where, path, error.strerror if said else str(error))) from error
+        raise UserError(prefixed(where, path, error.strerror if said else str(error))) from error
 
 
-def about(doing, path, message):
+def prefixed(doing, path, message):
     """``doing path: message``, or the message alone where it names the path, or one within it, itself."""
     path = path.rstrip("/\\")
     if path and re.search(rf"(^|[\s'\"]){re.escape(path)}($|[/\\:\s'\"])", message):
@@ -46,7 +46,7 @@ def about(doing, path, message):
 
 
 @contextlib.contextmanager
-def heeding(folder):
+def user_errors_raised_in(folder):
     """Turn a ValueError that a file in ``folder`` itself raises into a UserError.
 
     For a package's step: what its own code refuses (a batch of other labels, say) is meant for the

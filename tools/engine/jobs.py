@@ -5,7 +5,7 @@ import os
 
 from engine import loop, visual
 from engine.batches import Batches, CustomBatches, find_reader, open_dataset
-from engine.config import in_force
+from engine.config import keys_in_force
 from engine.errors import UserError
 from engine.graphs import executor
 from engine.graphs.device import set_device, set_seeds
@@ -89,7 +89,7 @@ def print_config(graph_name, job, config, settings, overrides):
     defaults = dict.fromkeys((f"runner.{name}" for name in offered(reader, "config_keys")), None)
     if graph_name in GRAPHS:  # an exported model has no wrapper
         defaults.update(offered(GRAPHS[graph_name].find_wrapper(package), "config_defaults"))
-    for line in in_force(config, overrides, defaults):
+    for line in keys_in_force(config, overrides, defaults):
         print(line)
 
 

@@ -150,7 +150,7 @@ def check_unknown_keys(config, strict, declared=()):
     given = {key[len("runner.") :] for key in config if key.startswith("runner.")}
     for name in sorted(given - set(known)):
         near = difflib.get_close_matches(name, known, 1)
-        message = f"runner.{name} is no key of these tools" + (f"; did you mean runner.{near[0]}?" if near else ".")
+        message = f"runner.{name} is not a key of these tools" + (f"; did you mean runner.{near[0]}?" if near else ".")
         if strict:
             raise UserError(message + " (runner.strict is true; set it to false to pass unknown keys on.)")
         LOG.warning("%s It is passed on to the package.", message)

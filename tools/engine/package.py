@@ -23,7 +23,9 @@ class Package:
     def find(self, module_name, class_name, what):
         """Import ``class_name`` from the package's ``module_name``, or say that ``what`` is missing."""
         if module_name.endswith(".py") or not all(part.isidentifier() for part in module_name.split(".")):
-            raise UserError(f"{module_name!r} is no module's name, {what}. Give it as in an import, without .py.")
+            raise UserError(
+                f"{module_name!r} is not a module name, {what}. Give it as in an import statement, without .py."
+            )
         try:
             module = importlib.import_module(module_name)
         except ModuleNotFoundError as error:

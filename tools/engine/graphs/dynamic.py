@@ -8,7 +8,7 @@ import os
 import numpy as np
 import paddle
 
-from engine.errors import blaming, heeding
+from engine.errors import user_errors, user_errors_raised_in
 from engine.graphs import finite, metric_state
 from engine.interface import offered
 from engine.meter import Step
@@ -33,7 +33,7 @@ class DynamicGraph:
     def __init__(self, package, config, settings, job, place):
         self.package, self.config, self.settings = package, config, settings
         self.model = self.find_wrapper(package)()
-        with blaming(config["yaml_path"]):
+        with user_errors(config["yaml_path"]):
             self.net = self.model.create_model(config)
         if _is_to_be_compiled(settings.to_static, place):
             LOG.info("the network is compiled into a program (runner.to_static)")
@@ -41,7 +41,7 @@ class DynamicGraph:
         if job == "train":
             if settings.model_init_path is not None:
                 self.read(settings.model_init_path, partly=True)
-            with blaming(config["yaml_path"]):
+            with user_errors(config["yaml_path"]):
                 self.optimizer = self.model.create_optimizer(self.net, config)
             labels = offered(self.model, "parameter_labels")
             self.trained = [(labels.get(p.name, name), p) for name, p in self.net.named_parameters()]
@@ -118,7 +118,7 @@ class DynamicGraph:
 
     def _forward(self, forward, batch):
         batch = [paddle.to_tensor(item) if isinstance(item, np.ndarray) else item for item in batch]
-        with heeding(self.package.folder):
+        with user_errors_raised_in(self.package.folder):
             return forward(self.net, self.metrics_list, batch, self.config)
 
     def end_epoch(self):

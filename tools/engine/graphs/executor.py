@@ -64,7 +64,7 @@ class _Unchanging:
         return getattr(self._program, name)
 
 
-class Watched:
+class ScopeTensor:
     """A tensor of the executor's scope, for a look at its numbers after every run.
 
     Args:

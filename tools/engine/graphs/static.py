@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 from paddle.base.data_feeder import convert_dtype
 
-from engine.errors import UserError, blaming, heeding
+from engine.errors import UserError, user_errors, user_errors_raised_in
 from engine.graphs import executor, finite, metric_state
 from engine.interface import offered
 from engine.meter import Step
@@ -54,7 +54,7 @@ class StaticGraph:
         return package.find("static_model", "StaticModel", "the wrapper for the static graph")
 
     def _build(self):
-        with blaming(self.config["yaml_path"]):
+        with user_errors(self.config["yaml_path"]):
             self.model = self.find_wrapper(self.package)(self.config)
             if self.job == "train":
                 self.feeds = list(self.model.create_feeds())
@@ -125,10 +125,10 @@ class StaticGraph:
         return step, examples
 
     def _trained(self):
-        """The parameters of floats: pairs (what to call it in a message, its ``Watched`` tensor)."""
+        """The parameters of floats: pairs (what to call it in a message, its ``ScopeTensor`` tensor)."""
         labels, scope = offered(self.model, "parameter_labels"), paddle.static.global_scope()
         return [
-            (labels.get(name, name), executor.Watched(scope.find_var(name).get_tensor(), self.place))
+            (labels.get(name, name), executor.ScopeTensor(scope.find_var(name).get_tensor(), self.place))
             for name, value in self._state("param").items()
             if value.dtype.kind == "f"
         ]
@@ -176,7 +176,7 @@ class StaticGraph:
                 f"{len(self.feed_names)}: {', '.join(self.feed_names)}."
             )
         if offered(self.model, "check_batch"):
-            with heeding(self.package.folder):
+            with user_errors_raised_in(self.package.folder):
                 self.model.check_batch(batch)
         return {
             name: _converted(np.asarray(value), dtype)
@@ -327,6 +327,6 @@ def _vectors(settings, parameters):
     name, path = settings.emb_weight_name, settings.out_vec_path
     if name not in parameters:
         raise UserError(f"runner.emb_weight_name is {name!r}, but the parameters are: {', '.join(sorted(parameters))}.")
-    with blaming(f"runner.out_vec_path: {path}"):
+    with user_errors(f"runner.out_vec_path: {path}"):
         values = np.load(path or "", allow_pickle=False)
     return weight_files.fit({name: parameters[name]}, {name: values}, path)

@@ -97,7 +97,7 @@ def check_files(folder, wanted, path):
 
 
 def described(array):
-    """Type and shape in a word, such as float32[720, 50]; for what is no array, its kind."""
+    """Type and shape in a word, such as float32[720, 50]; of anything else, its type."""
     if not hasattr(array, "shape"):
         return type(array).__name__
     array = np.asarray(array)
@@ -107,7 +107,7 @@ def described(array):
 def _check_facts(manifest):
     """Raise ValueError where a manifest's facts are of other types than ``Session`` writes."""
     if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {shown(manifest['format'])}; these tools read {FORMAT}")
+        raise ValueError(f"its format is {shown(manifest['format'])}; these tools read format {FORMAT}")
     for name in ("epoch", "batch"):
         if not _is_count(manifest[name]):
             raise ValueError(f"its {name} is {shown(manifest[name])}")

@@ -33,7 +33,7 @@ def start(graph, settings, config):
         return Start(0, 0, None, None, None)
     if manifest is None:
         raise UserError(
-            f"{folder}: it has no {manifests.MANIFEST}, so there is no saying where it was. "
+            f"{folder}: it has no {manifests.MANIFEST}, so its position in the training is unknown. "
             "Use runner.model_init_path to start from its weights."
         )
     position = manifest["epoch"], manifest["batch"]
@@ -70,7 +70,7 @@ def choose(settings):
         if manifest is not None:
             found.append((folder, manifest))
     if not found:
-        LOG.info("nothing to resume from in %s: training starts anew", parent)
+        LOG.info("nothing to resume from in %s: training starts from scratch", parent)
         return None, None
     return max(found, key=lambda save: (save[1]["saved_at"], save[1]["epoch"], save[1]["batch"]))
 

@@ -48,7 +48,7 @@ def read_weights(folder):
     content = _load(path)
     table = content.pop(NAME_TABLE, {})
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise UserError(f"{path}: its {NAME_TABLE} is no map of names. Take another epoch.")
+        raise UserError(f"{path}: its {NAME_TABLE} does not map names to names. Take another epoch.")
     config = None
     if manifest is not None:
         _check_parameters(content, manifest["parameters"], path)
@@ -95,7 +95,7 @@ def _load(path):
             "Take another epoch."
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: this is no checkpoint: it holds a {type(content).__name__}. Take another epoch.")
+        raise UserError(f"{path}: this is not a checkpoint: it holds a {type(content).__name__}. Take another epoch.")
     return content
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 from paddle.base.data_feeder import convert_dtype
 
-from engine.errors import UserError, blaming
+from engine.errors import UserError, user_errors
 from engine.interface import offered
 from engine.saves import folders, manifests
 
@@ -112,7 +112,7 @@ def _inference_programs(graph, parameters):
 def _build(graph, network):
     program = paddle.static.Program()
     with paddle.utils.unique_name.guard(), paddle.static.program_guard(program, paddle.static.Program()):
-        with blaming(graph.config["yaml_path"]):
+        with user_errors(graph.config["yaml_path"]):
             model = type(graph.model)(graph.config)
             feeds = list(model.create_feeds(is_infer=True))
             outputs = network(model, feeds)

@@ -19,7 +19,7 @@ from engine.meter import Meter, Step
 from engine.package import Package
 from engine.saves import folders, manifests
 from engine.serving.export import FORMAT, PREFIX, SIGNATURE
-from engine.serving.prediction_files import CsvTable, NpzTable
+from engine.serving.prediction_files import CsvFile, NpzFile
 
 LOG = logging.getLogger("engine")
 PARTS = {  # kind of a task -> the outputs it may have
@@ -33,8 +33,8 @@ def predict_folder(config, settings):
     Raises:
         UserError: a mistake that the message explains.
     """
-    table_of = {".csv": CsvTable, ".npz": NpzTable}.get(os.path.splitext(settings.predict_path)[1])
-    if table_of is None:
+    file_kind = {".csv": CsvFile, ".npz": NpzFile}.get(os.path.splitext(settings.predict_path)[1])
+    if file_kind is None:
         raise UserError(f"runner.predict_path is {settings.predict_path!r}, but must end in .csv or .npz.")
     if settings.use_gpu is True or settings.use_xpu or settings.use_npu:
         raise UserError("tools/predict.py computes on the CPU. Set runner.use_gpu, use_xpu and use_npu to false.")
@@ -47,7 +47,7 @@ def predict_folder(config, settings):
     batches = Batches(open_dataset(reader, settings, config, "infer"), settings, "infer", paddle.CPUPlace())
 
     def predict_into(file):
-        model.table = table_of(file, model.signature)
+        model.table = file_kind(file, model.signature)
         scalars = visual.open_log(config["config_abs_dir"], "infer") if settings.use_visual else None
         meter = Meter(model.name, "infer", settings.print_interval, scalars)
         loop.infer(model, batches, [0], meter, lambda epoch: None, lambda epoch: model.table.close())
@@ -82,9 +82,11 @@ def read_signature(folder):
             f"runner.export_path: {path} cannot be read ({error.strerror}). Give a folder that tools/export.py wrote."
         ) from error
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: this is no signature of an exported model ({error!r}). Export it again.") from error
+        raise UserError(
+            f"{path}: this is not the signature of an exported model ({error!r}). Export it again."
+        ) from error
     if not known:
-        raise UserError(f"{path}: its format is {signature['format']!r}; these tools read {FORMAT}.")
+        raise UserError(f"{path}: its format is {signature['format']!r}; these tools read format {FORMAT}.")
     manifests.check_files(folder, files, path)
     return signature
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 
-class CsvTable:
+class CsvFile:
     """One line an example, written as it comes.
 
     Columns: index; for each task its label, prediction and probability (of the class predicted, or of a
@@ -37,7 +37,7 @@ def _flat(name, values):
     return [(f"{name}_{i}", rows[:, i]) for i in range(rows.shape[1])]
 
 
-class NpzTable:
+class NpzFile:
     """All columns and all outputs as arrays by name, kept until ``close`` writes them.
 
     An output that is not per example is written once if it is the same for all batches, else one for each.
@@ -48,7 +48,7 @@ class NpzTable:
         self.of_batch = {output["name"] for output in signature["outputs"] if not output["per_example"]}
 
     def add(self, columns, outputs):
-        """Keep a batch, as ``CsvTable.add`` takes it."""
+        """Keep a batch, as ``CsvFile.add`` takes it."""
         self.batches.append({**columns, **outputs})
 
     def close(self):
