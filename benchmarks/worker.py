@@ -124,7 +124,7 @@ def main():
     if settings["one_core"] and hasattr(os, "sched_setaffinity"):  # where it is not, the core is shared
         os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
     for function in settings["tuned"]:
-        getattr(importlib.import_module("engine.process"), function)()
+        getattr(importlib.import_module("engine.graphs.process_settings"), function)()
     desk = Desk()
     print("{}", file=answers, flush=True)
     for line in sys.stdin:

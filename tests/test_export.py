@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import types
 
 import numpy as np
 import paddle
@@ -51,13 +50,11 @@ class Nameless(Whole):
 def exported(run, folder, outputs=ALL, model=StaticModel, inputs=()):
     """Export a ``StaticRun``, and give the folder."""
     folder.mkdir(exist_ok=True)
-    settings = types.SimpleNamespace(save_inference_feed_varnames=inputs, save_inference_fetch_varnames=outputs)
     with run.on():
-        graph = types.SimpleNamespace(
-            model=model(run.flat), config={**run.flat, "yaml_path": "config.yaml"}, settings=settings,
-            executor=run.executor, program=run.program, feeds=run.feeds,
-        )  # fmt: skip
-        export.write(str(folder), graph, run.state())
+        source = export.Source(
+            model(run.flat), {**run.flat, "yaml_path": "config.yaml"}, run.program, run.feeds, run.executor, run.state()
+        )
+        export.write(str(folder), source, inputs, outputs)
     return folder
 
 

@@ -257,7 +257,7 @@ def manifest_of(loss):
     ],
 )  # fmt: skip
 def test_the_best_epoch(losses, name, best):
-    from engine.session import _best
+    from engine.saves.session import _best
 
     assert _best({epoch: manifest_of(loss) for epoch, loss in enumerate(losses)}, name) == best
 
@@ -279,7 +279,7 @@ def test_the_numbers_of_a_resumed_epoch_are_those_of_the_whole(base, tmp_path, g
 
 def test_a_newest_epoch_that_cannot_be_read_back_deletes_nothing(tmp_path):
     """As on a disk that loses what it was told to flush."""
-    from engine.session import Session
+    from engine.saves.session import Session
 
     session = Session.__new__(Session)
     session.parent, session.settings = str(tmp_path), types.SimpleNamespace(keep_last=1, keep_best=None)

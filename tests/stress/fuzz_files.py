@@ -30,14 +30,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import hyper_parameters  # noqa: E402  (the path is set above)
 from engine.config import load_config  # noqa: E402  (likewise)
-from engine.dynamic import DynamicGraph  # noqa: E402  (likewise)
 from engine.errors import NotFinite, UserError, user_errors  # noqa: E402  (likewise)
+from engine.graphs.dynamic import DynamicGraph  # noqa: E402  (likewise)
+from engine.graphs.static import StaticGraph  # noqa: E402  (likewise)
 from engine.keys import check_unknown_keys, read_settings  # noqa: E402  (likewise)
 from engine.meter import Meter  # noqa: E402  (likewise)
 from engine.package import Package  # noqa: E402  (likewise)
 from engine.saves import manifests, weight_files  # noqa: E402  (likewise)
-from engine.session import Session  # noqa: E402  (likewise)
-from engine.static import StaticGraph  # noqa: E402  (likewise)
+from engine.saves.session import Session  # noqa: E402  (likewise)
 
 LIMIT_S = 10  # for one file
 LIMIT_MB = 400  # growth of the process over a run

@@ -215,7 +215,9 @@ class StaticGraph:
 
     def export(self, folder):
         """Write an exported model of the weights as they are."""
-        export.write(folder, self, self._state("param"))
+        weights, settings = self._state("param"), self.settings
+        source = export.Source(self.model, self.config, self.program, self.feeds, self.executor, weights)
+        export.write(folder, source, settings.save_inference_feed_varnames, settings.save_inference_fetch_varnames)
 
     def write_data(self, parent):
         """With ``use_save_data``, write the fetches of all batches of the epoch to ``parent``/result.npy."""

@@ -29,9 +29,13 @@ OF_TASK = re.compile(r"(logits|probabilities)(\d*)")
 # the tasks that the package says it has, as ``StaticModel.export_tasks`` gives them, or None.
 Built = collections.namedtuple("Built", "program feeds inputs outputs tasks")
 
+# What is exported: the package's StaticModel and its config; its own program and feeds; the executor in whose
+# scope the weights are; these weights, parameter name -> array.
+Source = collections.namedtuple("Source", "model config program feeds executor parameters")
 
-def write(folder, graph, parameters):
-    """Export what ``save_inference_fetch_varnames`` names, or all outputs of the tasks.
+
+def write(folder, source, feed_names=(), fetch_names=()):
+    """Export the outputs that are named, or all outputs of the tasks.
 
     A name is a key of the dict that the package's ``export_net`` returns or, failing that, a feed's
     name or a key of the dicts ``infer_net`` returns and ``export_vars``, in a program built anew for
@@ -40,17 +44,16 @@ def write(folder, graph, parameters):
 
     Args:
         folder: to write in.
-        graph: StaticGraph, its weights in the scope.
-        parameters: these weights, parameter name -> array.
+        source: Source.
+        feed_names: the exported model's inputs; empty: what its outputs need.
+        fetch_names: its outputs; empty: the tasks' outputs.
     Raises:
         UserError: a name is none of these, or there is nothing to export.
     """
-    settings = graph.settings
-    built, names = _choose(graph, parameters, settings.save_inference_feed_varnames,
-                           settings.save_inference_fetch_varnames)  # fmt: skip
+    built, names = _choose(source, feed_names, fetch_names)
     outputs = [built.outputs[name] for name in names]
     needed = _needed_feeds(built, outputs)
-    inputs = list(settings.save_inference_feed_varnames) or needed
+    inputs = list(feed_names) or needed
     missing = sorted(set(needed) - set(inputs))
     if missing:
         raise UserError(
@@ -58,24 +61,24 @@ def write(folder, graph, parameters):
         )
     variables = [built.inputs[name] for name in inputs]
     path = os.path.join(folder, PREFIX)
-    with folders.written_by_paddle(path, lambda: _read_back(path, graph.executor, parameters)):
-        paddle.static.save_inference_model(path, variables, outputs, graph.executor, program=built.program)
+    with folders.written_by_paddle(path, lambda: _read_back(path, source)):
+        paddle.static.save_inference_model(path, variables, outputs, source.executor, program=built.program)
     _write_signature(folder, built, inputs, names)
 
 
-def _read_back(path, executor, parameters):
-    """Raise where the program cannot be read, or its weights are others than ``parameters``, name -> array."""
+def _read_back(path, source):
+    """Raise an error if the program cannot be read, or its weights are not the source's."""
     with paddle.static.scope_guard(paddle.static.Scope()):
-        program, _, _ = paddle.static.load_inference_model(path, executor)
+        program, _, _ = paddle.static.load_inference_model(path, source.executor)
         read = {n: np.asarray(x) for n, x in program.state_dict("all", paddle.static.global_scope()).items()}
-    for name in {*read} & {*parameters}:
-        np.testing.assert_array_equal(read[name], parameters[name], name)
+    for name in {*read} & {*source.parameters}:
+        np.testing.assert_array_equal(read[name], source.parameters[name], name)
 
 
-def _choose(graph, parameters, feed_names, fetch_names):
+def _choose(source, feed_names, fetch_names):
     """(Built, output names): of the smallest program that has all the names asked for."""
     beyond = []
-    for built in _inference_programs(graph, parameters):
+    for built in _inference_programs(source):
         names = list(fetch_names) or [
             name for task in _tasks(built, built.outputs) for name in task["outputs"].values()
         ]
@@ -86,8 +89,8 @@ def _choose(graph, parameters, feed_names, fetch_names):
             return built, names
         beyond = missing
     if not paddle.framework.in_pir_mode():
-        variables = graph.program.global_block().vars
-        own = Built(graph.program, graph.feeds, variables, variables, None)
+        variables = source.program.global_block().vars
+        own = Built(source.program, source.feeds, variables, variables, None)
         if names and not _missing(own, feed_names, names):
             return own, names
     wrong = f"there is no {', '.join(missing)}" if missing else "none is named, and the package has no logits"
@@ -102,18 +105,18 @@ def _missing(built, feed_names, fetch_names):
     return sorted({*map(str, feed_names)} - {*known_in}) + sorted({*map(str, fetch_names)} - {*known_out})
 
 
-def _inference_programs(graph, parameters):
-    """What may be exported, one after the other; each shares the graph's parameters by their names."""
-    if offered(graph.model, "export_net"):
-        yield _build(graph, lambda model, feeds: model.export_net(feeds, parameters))
-    yield _build(graph, lambda model, feeds: {**model.infer_net(feeds), **offered(model, "export_vars")})
+def _inference_programs(source):
+    """What may be exported, one after the other; each shares the source's parameters by their names."""
+    if offered(source.model, "export_net"):
+        yield _build(source, lambda model, feeds: model.export_net(feeds, source.parameters))
+    yield _build(source, lambda model, feeds: {**model.infer_net(feeds), **offered(model, "export_vars")})
 
 
-def _build(graph, network):
+def _build(source, network):
     program = paddle.static.Program()
     with paddle.utils.unique_name.guard(), paddle.static.program_guard(program, paddle.static.Program()):
-        with user_errors(graph.config["yaml_path"]):
-            model = type(graph.model)(graph.config)
+        with user_errors(source.config["yaml_path"]):
+            model = type(source.model)(source.config)
             feeds = list(model.create_feeds(is_infer=True))
             outputs = network(model, feeds)
     inputs = {variable.name: variable for variable in feeds}
