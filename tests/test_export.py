@@ -556,7 +556,7 @@ PREDICT_MISTAKES = {
 @pytest.mark.parametrize("overrides,words", PREDICT_MISTAKES.values(), ids=PREDICT_MISTAKES)
 def test_a_mistake_of_a_prediction_is_named(overrides, words, work, monkeypatch):
     monkeypatch.chdir(work[0])
-    assert_named(predict.run, "infer", [*work[1], "runner.export_path=static/0", *overrides], words)
+    assert_named(predict.predict_folder, "infer", [*work[1], "runner.export_path=static/0", *overrides], words)
 
 
 def test_the_new_keys_decide_no_training():
