@@ -30,6 +30,9 @@ def find_reader(package, settings, job):
 def open_dataset(reader, settings, config, job):
     """Build a reader over its data folder.
 
+    A reader may have ``how_to_get_data``, a command to be run in the package's folder; the message for
+    missing data ends with it.
+
     Raises:
         UserError: the folder is missing or empty, or the reader refuses what is in it.
     """
@@ -39,12 +42,20 @@ def open_dataset(reader, settings, config, job):
     except OSError as error:
         raise UserError(
             f"runner.{'train' if job == 'train' else 'test'}_data_dir: {folder} cannot be read "
-            f"({error.strerror}). Point it at the folder of the data."
+            f"({error.strerror}). Point it at the folder of the data." + _how_to_get(reader, config)
         ) from error
     if not names:
-        raise UserError(f"{folder} is empty. Put the data there, or point the config at another folder.")
+        raise UserError(
+            f"{folder} is empty. Put the data there, or point the config at another folder."
+            + _how_to_get(reader, config)
+        )
     with blaming("reading", folder):
         return reader([os.path.join(folder, name) for name in names], config=config)
+
+
+def _how_to_get(reader, config):
+    command = getattr(reader, "how_to_get_data", None)
+    return f" To get the data, run in {config['config_abs_dir']}: {command}" if command else ""
 
 
 class Batches:
