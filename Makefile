@@ -7,6 +7,7 @@ JOBS ?= 2
 PYTEST := -m pytest -n $(JOBS) --dist worksteal
 FUZZ ?= 1000
 KILLS ?= 20
+MNIST ?=
 TORCH_PYTHON ?=
 PADDLEREC ?=
 TABLES ?=
@@ -21,6 +22,11 @@ env: $(VENV)/ready  ## the environment, in .venv
 train: env  ## train on the sample data, then evaluate every epoch
 	$(VENV)/bin/python tools/trainer.py -m config.yaml
 	$(VENV)/bin/python tools/infer.py -m config.yaml
+
+bigdata: env  ## download MNIST (or MNIST=FOLDER), make the full set, train on it, evaluate every epoch
+	$(VENV)/bin/python data/make_multi_mnist.py $(if $(MNIST),--mnist '$(MNIST)',--download) --out data/full
+	$(VENV)/bin/python tools/static_trainer.py -m config_bigdata.yaml
+	$(VENV)/bin/python tools/static_infer.py -m config_bigdata.yaml
 
 test: env  ## the tests
 	$(VENV)/bin/python $(PYTEST)
@@ -75,4 +81,4 @@ $(VENV26)/onnx: $(VENV26)/ready
 	$(VENV26)/bin/python -m pip install --quiet 'paddle2onnx==1.3.1' 'numpy<2' '.[onnx]'
 	touch $@
 
-.PHONY: help env train test test-legacy test-paddle26 test-onnx stress check bench results clean
+.PHONY: help env train bigdata test test-legacy test-paddle26 test-onnx stress check bench results clean

@@ -26,7 +26,7 @@ PAIR = ("images", "labels")
 FOUR = ("trainX", "trainLabel", "testX", "testLabel")
 SYNONYMS = {"x": "images", "y": "labels", "x_train": "trainX", "y_train": "trainLabel", "x_test": "testX"}
 SYNONYMS["y_test"] = "testLabel"
-HOW_TO_GET = "Make the data by python data/make_multi_mnist.py."
+HOW_TO_GET = "python data/make_multi_mnist.py --download --out data/full"
 ACCEPTED = (
     f"expected images of {IMAGE_SIZE} x {IMAGE_SIZE} and one channel, 0..255 or 0..1, "
     f"and two labels 0..{CLASS_NUM - 1} for each"
@@ -51,13 +51,14 @@ class RecDataset(Dataset):
     """
 
     config_keys = ("data_part", "image_scale")  # runner.* keys of this reader, for tools that ask
+    how_to_get_data = HOW_TO_GET  # likewise: told where the data are missing
 
     def __init__(self, file_list, config):
         super().__init__()
         paths = sorted(path for path in file_list if _is_data_file(path))
         if not paths:
             where = os.path.dirname(file_list[0]) if file_list else "the data folder"
-            raise ValueError(f"{where}: no Multi-MNIST file (*{', *'.join(SUFFIXES)}). {HOW_TO_GET}")
+            raise ValueError(f"{where}: no Multi-MNIST file (*{', *'.join(SUFFIXES)}). Make the data: {HOW_TO_GET}")
         scale = _choice(config, "image_scale", ("255", "1"))
         part = _part(config, os.path.dirname(paths[0]))
         sets = [read_set(path, part, scale) for path in paths]
@@ -156,7 +157,7 @@ def read_set(path, part=None, scale=None):
     try:
         content = array_files.read(path)
     except ValueError as error:
-        raise ValueError(f"{error} {HOW_TO_GET}") from error
+        raise ValueError(f"{error} Or make the data anew: {HOW_TO_GET}") from error
     arrays = _named_arrays(path, content)
     if set(arrays) == set(FOUR):
         if part is None:
@@ -206,9 +207,9 @@ def _pixels(path, images, scale):
     if images.dtype.kind not in "iufb":
         raise _refusal(path, f"images are {images.dtype}")
     if images.shape[1:] not in ((side, side), (1, side, side), (side, side, 1), (side * side,)):
-        plain = images.shape[1:] in ((28, 28), (1, 28, 28), (28, 28, 1), (784,))
-        colour = 3 in images.shape[1:]
-        hint = "This looks like plain MNIST. " + HOW_TO_GET if plain else "Convert it to one channel." if colour else ""
+        hint = "Convert it to one channel." if 3 in images.shape[1:] else ""
+        if images.shape[1:] in ((28, 28), (1, 28, 28), (28, 28, 1), (784,)):
+            hint = f"This looks like plain MNIST. Make the data: {HOW_TO_GET}"
         raise _refusal(path, f"images are {list(images.shape)} {images.dtype}", hint)
     images = images.reshape(-1, side, side)
     if images.dtype == np.uint8 and scale != "1":

@@ -1,11 +1,11 @@
 """Make Multi-MNIST from MNIST: python data/make_multi_mnist.py --mnist FOLDER --out FOLDER
 
-Writes OUT/train, OUT/validation and OUT/test for multiMNIST_reader.py; with --download it fetches
-MNIST first, into the same folder. --kind fashion makes pairs of fashion items, --kind mixed a digit
-(top left) and a fashion item. The recipe, recovered from the published images (data/README.md has the
-whole of it): the top-left image runs through the source in turn, the bottom-right one is a random
-image of the same part with another label; both lie on the diagonal of a 36 x 36 canvas, and pixels
-are added and clipped.
+Writes OUT/train/train.pickle, OUT/validation/validation.pickle and OUT/test/test.pickle for
+multiMNIST_reader.py. --download fetches MNIST first, into the folder of --mnist. --kind fashion makes
+pairs of fashion items, --kind mixed a digit (top left) and a fashion item. The recipe was recovered from
+the published images (data/README.md has the whole of it): the top-left image runs through the source in
+turn, the bottom-right one is a random image of the same part with another label; both lie on the diagonal
+of a 36 x 36 canvas, and pixels are added and clipped.
 """
 
 import argparse
@@ -27,7 +27,6 @@ SETS = {
     "validation": ("train", slice(TRAIN_SOURCES, 60000), 20000, 0),
     "test": ("t10k", slice(0, 10000), 20000, 1000),
 }
-SAMPLE_FILE = 1000  # examples in a file of the sample
 # kind -> the collections of the top-left and the bottom-right image
 KINDS = {
     "digits": (mnist_files.MNIST, mnist_files.MNIST),
@@ -105,23 +104,31 @@ def make(kind, folders, out, sample=False, seed=0, unchecked=False):
         kind: one of ``KINDS``.
         folders: collection -> folder of its files.
     Raises:
-        ValueError: a source file is missing or not the known one.
+        ValueError: a source file is missing or not the known one, or a folder holds other data.
         OSError: writing failed.
     """
     wanted = {name: one for name, one in SETS.items() if one[3 if sample else 2]}
+    for name in wanted:
+        _check_alone(os.path.join(out, name), f"{name}.pickle")
     sources = {name: _sources(kind, folders, part, chosen, unchecked) for name, (part, chosen, _, _) in wanted.items()}
     for name, (_, _, full_num, sample_num) in wanted.items():
         example_num = sample_num if sample else full_num
         rng = np.random.RandomState([seed, list(SETS).index(name)])
         images, labels = compose(*sources[name], example_num, rng)
-        folder = os.path.join(out, name)
-        os.makedirs(folder, exist_ok=True)
-        step = SAMPLE_FILE if sample else example_num
-        for number, begin in enumerate(range(0, example_num, step)):
-            path = os.path.join(folder, f"part-{number}.pickle")
-            digest = write(path, images[begin : begin + step], labels[begin : begin + step])
-            print(f"{path}: {step} examples, SHA-256 {digest}")
+        path = os.path.join(out, name, f"{name}.pickle")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        digest = write(path, images, labels)
+        print(f"{path}: {example_num} examples, SHA-256 {digest}")
         print(describe(name, labels))
+
+
+def _check_alone(folder, name):
+    """Raise ValueError if ``folder`` holds another pickle than ``name``: the reader takes all of them as one set."""
+    there = os.listdir(folder) if os.path.isdir(folder) else []
+    others = sorted(other for other in there if other.endswith(".pickle") and other != name)
+    if others:
+        path = os.path.join(folder, others[0])
+        raise ValueError(f"{path}: it would be read as part of the new set. Remove it, or give another --out.")
 
 
 def _sources(kind, folders, part, chosen, unchecked):

@@ -3,18 +3,11 @@
 import contextlib
 import gzip
 import hashlib
-import http.client
 import os
-import sys
-import urllib.error
-import urllib.request
 import zlib
 
 import numpy as np
 
-TRIES = 3  # per mirror; each goes on where the one before was cut
-TIMEOUT_S = 60
-CHUNK = 1 << 16
 IMAGES, LABELS = "images-idx3-ubyte", "labels-idx1-ubyte"
 
 
@@ -130,87 +123,39 @@ def _digest(content):
 
 
 def download(collection, folder, mirrors=()):
-    """Fetch what is missing into ``folder``; a file gets its name once it is whole and known.
+    """Fetch what is missing into ``folder``, by pooch; a file gets its name once it is whole and known.
 
     Args:
         mirrors: to try instead of the collection's own.
     Raises:
-        ValueError: no mirror gave a file, with each one's reason.
+        ValueError: pooch or tqdm is missing, or no mirror gave a file, with each one's reason.
         OSError: the folder cannot be written.
     """
     os.makedirs(folder, exist_ok=True)
     for name, (digest, _) in collection.known.items():
         if find(folder, name) is None:
-            _fetch(name + ".gz", os.path.join(folder, name + ".gz"), digest, mirrors or collection.mirrors)
+            _fetch(f"{name}.gz", folder, digest, mirrors or collection.mirrors)
 
 
-def _fetch(name, path, digest, mirrors):
-    partial, reasons = path + ".part", []
+def _fetch(name, folder, digest, mirrors):
+    try:
+        import pooch
+        import tqdm  # noqa: F401  (pooch's progress bar)
+        from requests import RequestException  # what pooch downloads with
+    except ImportError as error:
+        raise ValueError(f"--download needs the package {error.name}. Install it: pip install pooch tqdm") from error
+    # "identity": a server that compressed what it sends would have the .gz arrive unpacked
+    downloader = pooch.HTTPDownloader(progressbar=True, headers={"Accept-Encoding": "identity"})
+    reasons = []
     for mirror in mirrors:
-        address = mirror.rstrip("/") + "/" + name
-        wrong = _try_mirror(address, partial)
-        if wrong is None:
-            wrong = _what_is_wrong(partial, digest)
-            if wrong is None:
-                os.replace(partial, path)
+        address = f"{mirror.rstrip('/')}/{name}"
+        with naming(os.path.join(folder, name)):
+            try:
+                pooch.retrieve(address, f"sha256:{digest}", fname=name, path=folder, downloader=downloader)
                 return
-            os.remove(partial)
-        reasons.append(f"{address}: {wrong}")
-    raise ValueError(f"{name} could not be downloaded. " + "; ".join(reasons) + ". Try again, or give --mirror.")
-
-
-def _try_mirror(address, partial):
-    """Fetch into ``partial``, going on where it was cut; None, or what went wrong, in words."""
-    for _ in range(TRIES):
-        try:
-            _append(address, partial)
-            return None
-        except urllib.error.HTTPError as error:
-            if error.code == 416 and os.path.exists(partial):  # no range is left: it may be whole
-                return None
-            wrong = str(error)
-            if error.code < 500:
-                break
-        except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, _Cut) as error:
-            wrong = str(error)
-    return wrong
-
-
-class _Cut(Exception):
-    """A connection ended before the file did."""
-
-
-def _append(address, partial):
-    """Fetch what is missing of ``partial``, from the start if the server knows no ranges."""
-    have = os.path.getsize(partial) if os.path.exists(partial) else 0
-    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=TIMEOUT_S) as response:
-        goes_on = response.status == 206
-        length = response.headers.get("Content-Length")
-        total = int(length) + (have if goes_on else 0) if length else None
-        # unbuffered: a full disk shows at the write, not at closing
-        with (
-            open(partial, "ab" if goes_on else "wb", buffering=0) as file,
-            _bar(address.rsplit("/", 1)[1], total) as bar,
-        ):
-            bar.update(have if goes_on else 0)
-            _copy(response, file, bar)
-            got = file.tell()
-    if total is not None and got < total:
-        raise _Cut(f"the connection was cut after {got} of {total} bytes")
-
-
-def _copy(response, file, bar):
-    while True:
-        try:
-            chunk = response.read(CHUNK)
-        except OSError as error:
-            raise _Cut(f"the connection was cut ({error})") from error
-        if not chunk:
-            return
-        with naming(file.name):
-            file.write(chunk)
-        bar.update(len(chunk))
+            except (ValueError, RequestException) as error:  # the mirror's fault; a full disk is not
+                reasons.append(f"\n  {address}: {error}")
+    raise ValueError(f"{name} could not be downloaded. Try again, or give --mirror." + "".join(reasons))
 
 
 @contextlib.contextmanager
@@ -220,34 +165,3 @@ def naming(path):
         yield
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from error
-
-
-def _what_is_wrong(path, digest):
-    with open(path, "rb") as file:
-        content = file.read()
-    if _digest(content) == digest:
-        return None
-    if content[:200].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "it answers with a page of HTML"
-    return f"the SHA-256 of the file is {_digest(content)}, expected {digest}"
-
-
-def _bar(name, total):
-    """tqdm's progress bar, or none where tqdm is not installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        print(f"downloading {name}" + (f", {total} bytes" if total else ""), file=sys.stderr)
-        return _NoBar()
-    return tqdm(total=total, unit="B", unit_scale=True, desc=name)
-
-
-class _NoBar:
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        pass
-
-    def update(self, count):
-        pass

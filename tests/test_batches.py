@@ -213,6 +213,21 @@ def test_not_one_batch_is_an_error_that_says_why(kind):
     assert "/train" in str(caught.value) and "4" in str(caught.value) and "drop_last" in str(caught.value)
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_where_there_are_no_data_the_readers_command_is_given(tmp_path, there):
+    folder = tmp_path / "data"
+    if there:
+        folder.mkdir()
+    settings, config = types.SimpleNamespace(test_data_dir=str(folder)), {"config_abs_dir": str(tmp_path)}
+    for command in (None, "python get.py"):
+        reader = type("RecDataset", (), {} if command is None else {"how_to_get_data": command})
+        with pytest.raises(UserError) as caught:
+            open_dataset(reader, settings, config, "infer")
+        message = str(caught.value)
+        assert str(folder) in message and "None" not in message
+        assert message.endswith(f"To get the data, run in {tmp_path}: {command}") == (command is not None)
+
+
 @pytest.mark.parametrize(
     "words,said",
     [

@@ -1,6 +1,7 @@
 """data/mnist_files.py against servers on loopback that misbehave."""
 
 import contextlib
+import gzip
 import hashlib
 import http.server
 import resource
@@ -11,145 +12,132 @@ import threading
 import pytest
 from conftest import ROOT
 
+import make_multi_mnist
 import mnist_files
 
 CONTENT = bytes(range(256)) * 2000
 NAME = "train-images-idx3-ubyte"
-COLLECTION = mnist_files.Collection("Test", (), {NAME: (hashlib.sha256(CONTENT).hexdigest(), None)})
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.server.asked.append(self.headers.get("Range"))
-        self.server.behaviour(self)
-
-    def log_message(self, *_):
-        pass
-
-    def give(self, content, status=200, length=None, headers=()):
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(content) if length is None else length))
-        for header in headers:
-            self.send_header(*header)
-        self.end_headers()
-        self.wfile.write(content)
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+COLLECTION = mnist_files.Collection("Test", (), {NAME: (DIGEST, None)})
 
 
 def whole(handler, content=CONTENT):
-    """Answers ranges, as mirrors do."""
-    asked = handler.headers.get("Range")
-    if asked is None:
-        handler.give(content)
+    give(handler, content)
+
+
+def packed(handler):
+    """As servers do that pack on the way, if the client takes it."""
+    if "gzip" in handler.headers.get("Accept-Encoding", ""):
+        give(handler, gzip.compress(CONTENT), headers=[("Content-Encoding", "gzip")])
     else:
-        first = int(asked[len("bytes=") : -1])
-        handler.give(content[first:], 206)
+        give(handler, CONTENT)
 
 
-def cut_once(handler):
-    """Ends the first answer in the middle; goes on from there when asked."""
-    if len(handler.server.asked) == 1:
-        handler.give(CONTENT[:100_000], length=len(CONTENT))
-    else:
-        whole(handler)
-
-
-def cut_without_ranges(handler):
-    if len(handler.server.asked) == 1:
-        handler.give(CONTENT[:100_000], length=len(CONTENT))
-    else:
-        handler.give(CONTENT)
-
-
-def cut_always(handler):
-    handler.give(CONTENT[:1000], length=len(CONTENT), status=200)
+def cut(handler):
+    give(handler, CONTENT[:100_000], length=len(CONTENT))
 
 
 def wrong(handler):
-    handler.give(CONTENT[:-1] + b"x")
+    give(handler, CONTENT[:-1] + b"x")
 
 
 def html(handler):
-    handler.give(b"<!DOCTYPE html><html>sign in</html>")
+    give(handler, b"<!DOCTYPE html><html>sign in</html>")
 
 
 def not_found(handler):
-    handler.give(b"no", 404)
+    give(handler, b"no", status=404)
 
 
 def broken(handler):
-    handler.give(b"no", 503)
+    give(handler, b"no", status=503)
+
+
+def give(handler, content, status=200, length=None, headers=()):
+    handler.send_response(status)
+    for header in (("Content-Length", str(length or len(content))), *headers):
+        handler.send_header(*header)
+    handler.end_headers()
+    handler.wfile.write(content)
 
 
 @contextlib.contextmanager
 def serving(behaviour):
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.behaviour, server.asked = behaviour, []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield server, f"http://127.0.0.1:{server.server_port}/"
-    finally:
-        server.shutdown()
-        server.server_close()
+    """Address of a server, and the list of paths it was asked for."""
+    asked = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            behaviour(self)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=[0.02], daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
 
 
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
+def command_line(tmp_path, address, **options):
+    command = [sys.executable, "-B", str(ROOT / "data" / "make_multi_mnist.py"), "--download", "--mirror", address]
+    command += ["--mnist", str(tmp_path / "mnist"), "--out", str(tmp_path / "out")]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
 
 
-@pytest.mark.parametrize("behaviour,ranges", [
-    (whole, [None]),
-    (cut_once, [None, "bytes=100000-"]),
-    (cut_without_ranges, [None, "bytes=100000-"]),
-])  # fmt: skip
-def test_a_file_is_fetched_and_a_cut_one_resumed(tmp_path, behaviour, ranges):
-    with serving(behaviour) as (server, address):
-        mnist_files.download(COLLECTION, str(tmp_path), [address])
-        assert server.asked == ranges
-        mnist_files.download(COLLECTION, str(tmp_path), [address])
-        assert server.asked == ranges, "what is there is not fetched again"
-    assert names(tmp_path) == [f"{NAME}.gz"]
-    assert (tmp_path / f"{NAME}.gz").read_bytes() == CONTENT
-
-
-def test_a_download_goes_on_where_an_earlier_run_was_cut(tmp_path):
-    (tmp_path / f"{NAME}.gz.part").write_bytes(CONTENT[:77])
-    with serving(whole) as (server, address):
-        mnist_files.download(COLLECTION, str(tmp_path), [address])
-        assert server.asked == ["bytes=77-"]
-    assert (tmp_path / f"{NAME}.gz").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("behaviour,word", [
-    (wrong, "SHA-256"), (html, "HTML"), (not_found, "404"), (broken, "503"), (cut_always, "cut"),
-])  # fmt: skip
-def test_a_bad_mirror_is_named_with_its_reason_and_the_next_one_tried(tmp_path, behaviour, word):
-    with serving(behaviour) as (_, bad):
-        with pytest.raises(ValueError) as caught:
-            mnist_files.download(COLLECTION, str(tmp_path), [bad])
-        assert bad in str(caught.value) and word in str(caught.value)
-        assert not (tmp_path / f"{NAME}.gz").exists(), "nothing half-written under a final name"
-        with serving(whole) as (_, good):
-            mnist_files.download(COLLECTION, str(tmp_path), [bad, good])
-    assert (tmp_path / f"{NAME}.gz").read_bytes() == CONTENT
-
-
-def test_a_mirror_without_the_file_leaves_what_was_fetched_before(tmp_path):
-    (tmp_path / f"{NAME}.gz.part").write_bytes(CONTENT[:77])
-    with serving(not_found) as (_, address):
-        with pytest.raises(ValueError, match="404"):
+@pytest.mark.parametrize("behaviour", [whole, packed])
+def test_a_file_is_fetched_as_it_is_and_once(tmp_path, behaviour, capfd):
+    with serving(behaviour) as (address, asked):
+        for _ in range(2):
             mnist_files.download(COLLECTION, str(tmp_path), [address])
-    assert (tmp_path / f"{NAME}.gz.part").read_bytes() == CONTENT[:77]
+        assert asked == [f"/{NAME}.gz"], "what is there is not fetched again"
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(f"{NAME}.gz", CONTENT)]
+    assert "100%" in capfd.readouterr().err, "there is a progress bar"
 
 
-def test_no_server_at_all_is_named(tmp_path):
-    with serving(whole) as (_, address):
-        pass
-    with pytest.raises(ValueError, match=address):
+@pytest.mark.parametrize("behaviour,words", [
+    (wrong, [DIGEST, "does not match"]), (html, [DIGEST]), (not_found, ["404"]), (broken, ["503"]),
+    (cut, ["100000 bytes read"]), (None, ["refused"]),
+])  # fmt: skip
+def test_a_bad_mirror_is_named_with_its_reason_and_the_next_one_tried(tmp_path, behaviour, words):
+    with serving(behaviour) as (bad, _), serving(not_found) as (worse, _), serving(whole) as (good, _):
+        if behaviour is None:  # nobody listens
+            bad = "http://127.0.0.1:9"
+        with pytest.raises(ValueError) as caught:
+            mnist_files.download(COLLECTION, str(tmp_path), [bad, worse])
+        message = str(caught.value)
+        assert all(word in message for word in [f"{bad}/{NAME}.gz", *words, f"{worse}/{NAME}.gz", "404"])
+        assert not list(tmp_path.iterdir()), "nothing is left"
+        mnist_files.download(COLLECTION, str(tmp_path), [bad, good])
+    assert (tmp_path / f"{NAME}.gz").read_bytes() == CONTENT
+
+
+def test_a_killed_download_leaves_nothing_that_is_taken_for_the_file(tmp_path):
+    waiting, end = threading.Event(), threading.Event()
+
+    def slow(handler):
+        cut(handler)
+        waiting.set()
+        end.wait(60)
+
+    code = f"import mnist_files; mnist_files.download(mnist_files.MNIST, {str(tmp_path)!r}, [{{!r}}])"
+    with serving(slow) as (address, _):
+        process = subprocess.Popen([sys.executable, "-c", code.format(address)], cwd=ROOT / "data")
+        assert waiting.wait(60)
+        process.kill()
+        process.wait()
+        end.set()
+    assert mnist_files.find(str(tmp_path), NAME) is None
+    with serving(whole) as (address, _):
         mnist_files.download(COLLECTION, str(tmp_path), [address])
+    assert (tmp_path / f"{NAME}.gz").read_bytes() == CONTENT
 
 
 def test_a_full_disk_ends_in_one_message(tmp_path):
-    """The system refuses to write more than 64 kB, as a full disk would; the command line says so."""
+    """The system refuses to write more than 64 kB, as a full disk would; no other mirror is blamed for it."""
 
     def limit():
         import signal
@@ -157,20 +145,28 @@ def test_a_full_disk_ends_in_one_message(tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
 
-    with serving(whole) as (_, address):
-        command = [sys.executable, "-B", str(ROOT / "data" / "make_multi_mnist.py"), "--download", "--mirror", address]
-        command += ["--mnist", str(tmp_path / "mnist"), "--out", str(tmp_path / "out")]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60, preexec_fn=limit)
+    with serving(whole) as (address, _):
+        result = command_line(tmp_path, address, preexec_fn=limit)
     assert result.returncode == 2 and "Traceback" not in result.stderr
     message = result.stderr[result.stderr.index("error: ") :]
-    assert "File too large" in message and str(tmp_path / "mnist" / "train-images-idx3-ubyte.gz.part") in message
-    assert not [name for name in names(tmp_path / "mnist") if not name.endswith(".part")]
+    assert "File too large" in message and str(tmp_path / "mnist" / f"{NAME}.gz") in message
+    assert not list((tmp_path / "mnist").iterdir())
 
 
-def test_the_command_line_downloads_and_checks(tmp_path):
-    with serving(whole) as (server, address):
-        command = [sys.executable, str(ROOT / "data" / "make_multi_mnist.py"), "--download", "--mirror", address]
-        command += ["--mnist", str(tmp_path / "mnist"), "--out", str(tmp_path / "out")]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert result.returncode == 2 and "SHA-256" in result.stderr, "this server's file is not MNIST's"
-    assert server.asked and not (tmp_path / "out").exists()
+def test_the_command_line_refuses_what_is_not_mnists_file(tmp_path):
+    with serving(whole) as (address, asked):
+        result = command_line(tmp_path, address)
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+    assert f"error: {NAME}.gz" in result.stderr and address in result.stderr and DIGEST in result.stderr
+    assert asked and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("package", ["pooch", "tqdm"])
+def test_without_pooch_the_message_says_what_to_install(tmp_path, package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setattr(sys, "argv", ["make_multi_mnist.py", "--download", "--mnist", str(tmp_path), "--out", "out"])
+    with pytest.raises(SystemExit) as caught:
+        make_multi_mnist.main()
+    assert caught.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith("error: ") and package in message and "pip install pooch tqdm" in message

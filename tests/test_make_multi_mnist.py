@@ -100,8 +100,7 @@ def handwriting():
 
     They lie in the canvas as MNIST's digits do, but for their margin, which is exactly 4 on every side.
     """
-    paths = sorted((ROOT / "data" / "sample").rglob("part-*.pickle"))
-    parts = [load(path) for path in paths]
+    parts = [load(ROOT / "data" / part / f"{part}.pickle") for part in ("test", "train")]
     images = np.zeros([sum(len(images) for images, _ in parts), 28, 28], np.uint8)
     images[:, 4:24, 4:24] = np.concatenate([images for images, _ in parts])[:, 8:28, 8:28]
     return images, np.concatenate([labels for _, labels in parts])[:, 0].astype(np.uint8)
@@ -150,10 +149,9 @@ def test_the_four_mnist_files_are_mnist():
 @needs_mnist
 def test_the_committed_sample_shows_mnists_digits_in_turn():
     """Against MNIST itself: at one of the four places the digit lies under the picture."""
-    for folder, part in (("train", "train"), ("test", "t10k")):
+    for name, part in (("train", "train"), ("test", "t10k")):
         images, labels = mnist_files.read_part(mnist_files.MNIST, str(MNIST), part)
-        parts = [load(path) for path in sorted((ROOT / "data" / "sample" / folder).iterdir())]
-        made, pairs = (np.concatenate(arrays) for arrays in zip(*parts))
+        made, pairs = load(ROOT / "data" / name / f"{name}.pickle")
         fits = [(made[:, a : a + 28, a : a + 28] >= images[: len(made)]).all(axis=(1, 2)) for a in (1, 2, 3, 4)]
         assert np.any(fits, axis=0).all() and (pairs[:, 0] == labels[: len(made)]).all()
 
@@ -177,12 +175,12 @@ def test_full_sets_have_their_sizes_sources_and_no_image_in_common(tmp_path, com
     assert result.returncode == 0, result.stderr
     _, labels = mnist_files.read_part(mnist_files.MNIST, str(folder), "train", unchecked=True)
     for name, number, first, count in (("train", 100000, 0, 50000), ("validation", 20000, 50000, 10000)):
-        images, pairs = load(tmp_path / "out" / name / "part-0.pickle")
+        images, pairs = load(tmp_path / "out" / name / f"{name}.pickle")
         assert images.shape == (number, 36, 36) and pairs.shape == (number, 2)
         assert (pairs[:, 0] == labels[first + np.arange(number) % count]).all()
-        digest = hashlib.sha256((tmp_path / "out" / name / "part-0.pickle").read_bytes()).hexdigest()
+        digest = hashlib.sha256((tmp_path / "out" / name / f"{name}.pickle").read_bytes()).hexdigest()
         assert f"{number} examples, SHA-256 {digest}" in result.stdout
-    assert len(load(tmp_path / "out" / "test" / "part-0.pickle")[0]) == 20000
+    assert len(load(tmp_path / "out" / "test" / "test.pickle")[0]) == 20000
     assert f"label 2: 0: {(pairs[:, 1] == 0).sum()}, " in result.stdout
 
 
@@ -194,7 +192,7 @@ def test_the_other_kinds_draw_from_their_own_source(tmp_path, kind, differ):
     result = run("make_multi_mnist.py", *options, "--out", tmp_path / "out")
     assert result.returncode == 0, result.stderr
     left = digits if kind == "mixed" else fashion
-    pairs = np.concatenate([load(tmp_path / "out" / "train" / f"part-{i}.pickle")[1] for i in range(4)])
+    _, pairs = load(tmp_path / "out" / "train" / "train.pickle")
     _, labels = mnist_files.read_part(mnist_files.MNIST, str(left), "train", unchecked=True)
     assert (pairs[:, 0] == labels[:4000]).all()
     assert ((pairs[:, 0] == pairs[:, 1]).sum() == 0) == differ
@@ -209,7 +207,7 @@ def test_a_seed_gives_the_same_set_again_and_another_one_another():
 @needs_mnist
 def test_the_sets_come_out_of_mnist_as_data_readme_says(tmp_path):
     readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
-    for options, number in ((["--sample"], 5), ([], 3)):
+    for options, number in ((["--sample"], 2), ([], 3)):
         result = run("make_multi_mnist.py", "--mnist", MNIST, "--out", tmp_path, *options)
         digests = [line.split()[-1] for line in result.stdout.splitlines() if "SHA-256" in line]
         assert len(digests) == number and all(digest in readme for digest in digests), result.stderr
@@ -230,9 +228,20 @@ def test_bad_source_files_are_refused_by_name(tmp_path, damage):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_with_other_data_is_refused_and_left_alone(tmp_path):
+    """The reader would take both as one set."""
+    other = tmp_path / "out" / "train" / "part-0.pickle"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"old")
+    folder = write_source(tmp_path / "mnist")
+    result = run("make_multi_mnist.py", "--mnist", folder, "--out", tmp_path / "out", "--unchecked", "--sample")
+    assert result.returncode == 2 and str(other) in result.stderr and "Traceback" not in result.stderr
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == [other]
+
+
 def test_show_counts_and_draws(tmp_path):
     pytest.importorskip("matplotlib")
-    result = run("show.py", ROOT / "data" / "sample" / "test", cwd=tmp_path)
+    result = run("show.py", ROOT / "data" / "test", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "1000 examples" in result.stdout and "label 2: 0: 96" in result.stdout
     from PIL import Image

@@ -382,13 +382,12 @@ def test_a_folder_without_data_is_refused(tmp_path):
 
 
 def test_the_sample_is_what_data_readme_says():
-    """The committed files, against the digests in data/README.md."""
+    """The two committed files, against the digests in data/README.md."""
     readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
     for part, number in (("train", 4000), ("test", 1000)):
-        paths = list((ROOT / "data" / "sample" / part).iterdir())
-        assert len(read(*paths)) == number
-        for path in paths:
-            assert hashlib.sha256(path.read_bytes()).hexdigest() in readme, path
+        (path,) = (ROOT / "data" / part).iterdir()
+        assert path.name == f"{part}.pickle" and len(read(path)) == number
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in readme, path
 
 
 def private_bytes():

@@ -215,13 +215,15 @@ def test_both_configs_have_the_same_keys_and_the_tools_and_net_read_them_all():
 # ---------------------------------------------------------------------------- the user's mistakes
 
 THREE_TASKS = ["hyper_parameters.task_num=3", "hyper_parameters.task_weights=[]"]
+GET_DATA = f"run in {ROOT}: python data/make_multi_mnist.py --download --out data/full"
 MISTAKES = {
     "no file": ("trainer", ["runner.epochs=1"], "nowhere.yaml", ["nowhere.yaml"]),
     "misspelt runner key": ("trainer", ["runner.epoch=3"], CONFIG, ["runner.epoch", "runner.epochs"]),
     "misspelt hyper-parameter": ("static_trainer", ["hyper_parameters.gama=3"], CONFIG, ["hyper_parameters.gama"]),
     "too many selectors": ("trainer", ["hyper_parameters.top_k=9"], CONFIG, ["top_k", "9", "expert_num"]),
     "bad value, static": ("static_infer", ["hyper_parameters.gamma=0"], CONFIG, ["hyper_parameters.gamma", "0"]),
-    "no data folder": ("trainer", ["runner.train_data_dir=nowhere"], CONFIG, ["train_data_dir", "nowhere"]),
+    "no data folder": ("trainer", ["runner.train_data_dir=nowhere"], CONFIG, ["train_data_dir", "nowhere", GET_DATA]),
+    "no data, static": ("static_infer", ["runner.test_data_dir=nowhere"], CONFIG, ["test_data_dir", GET_DATA]),
     "no reader": ("trainer", ["runner.train_reader_path=nothing"], CONFIG, ["nothing.py", "train_reader_path"]),
     "nothing saved": ("infer", ["runner.infer_load_path=none"], CONFIG, ["none", "infer_load_path"]),
     "no equals sign": ("trainer", ["runner.epochs"], CONFIG, ["-o runner.epochs"]),

@@ -29,7 +29,7 @@ OVERRIDES = [
 
 def make_data(folder, example_num=100, part="train"):
     """A small folder of data, of a part of the committed sample; gives the override that points at it."""
-    images, labels = pickle.loads((ROOT / "data" / "sample" / part / "part-0.pickle").read_bytes())
+    images, labels = pickle.loads((ROOT / "data" / part / f"{part}.pickle").read_bytes())
     os.makedirs(folder)
     with open(os.path.join(folder, "part.pickle"), "wb") as file:
         pickle.dump((images[:example_num], labels[:example_num]), file)

@@ -40,12 +40,20 @@ def open_dataset(reader, settings, config, job):
     except OSError as error:
         raise UserError(
             f"runner.{'train' if job == 'train' else 'test'}_data_dir: {folder} cannot be read "
-            f"({error.strerror}). Point it at the folder of the data."
+            f"({error.strerror}). Point it at the folder of the data." + _how_to_get(reader, config)
         ) from error
     if not names:
-        raise UserError(f"{folder} is empty. Put the data there, or point the config at another folder.")
+        raise UserError(
+            f"{folder} is empty. Put the data there, or point the config at another folder."
+            + _how_to_get(reader, config)
+        )
     with user_errors("reading", folder):
         return reader([os.path.join(folder, name) for name in names], config=config)
+
+
+def _how_to_get(reader, config):
+    command = offered(reader, "how_to_get_data")
+    return f" To get the data, run in {config['config_abs_dir']}: {command}" if command else ""
 
 
 class Batches:

@@ -32,6 +32,8 @@ class OptionalOfReader:
     config_keys: Names = ()
     # (indices [B]) -> list of arrays [B, ...]: a whole batch at once, instead of example by example
     gather: Optional[Callable] = None
+    # a command, run in the package's folder, that makes or gets the data: the message for missing data gives it
+    how_to_get_data: Optional[str] = None
     # of an iterable reader: each worker process gives a share of its own, so num_workers may be > 0
     shards_by_worker: bool = False
 
