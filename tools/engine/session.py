@@ -7,6 +7,7 @@ import os
 import signal
 
 from engine import checkpoint, runs
+from engine.config import all_defaults
 from engine.device import set_seeds
 from engine.errors import Stopped, UserError
 
@@ -47,7 +48,8 @@ class Session:
         if settings.keep_best and not settings.keep_last:
             raise UserError("runner.keep_best is set, but keep_last is 0, which keeps every epoch. Set keep_last too.")
         decisive = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
-        self.config = json.loads(json.dumps(decisive, default=str))  # as the manifest will give it back
+        self.config = _as_saved(decisive)
+        self.defaults = _as_saved(all_defaults(getattr(graph.model, "config_defaults", {})))
         self.parent = settings.model_save_path
         self.lock = checkpoint.lock(self.parent)  # held until the process ends
         checkpoint.check_room(self.parent, graph.parameters())
@@ -118,14 +120,15 @@ class Session:
                 "runner.epochs was %s, now it is %s: a schedule over the whole training has another course",
                 checkpoint.shown(saved.get("runner.epochs")), self.config.get("runner.epochs"),
             )  # fmt: skip
+        then, now = self._in_force(saved), self._in_force(self.config)
         changed = sorted(
-            key for key in set(saved) | set(self.config)
-            if saved.get(key) != self.config.get(key) and key.split(".", 1)[-1] not in FREE
+            key for key in set(then) | set(now)
+            if then.get(key) != now.get(key) and key.split(".", 1)[-1] not in FREE
         )  # fmt: skip
         if not changed:
             return
         shown = checkpoint.shown
-        told = "; ".join(f"{key}: {shown(saved.get(key))} then, {shown(self.config.get(key))} now" for key in changed)
+        told = "; ".join(f"{key}: {shown(then.get(key))} then, {shown(now.get(key))} now" for key in changed)
         told = checkpoint.clipped(told, 1500)
         if position[1] or any(key.startswith("hyper_parameters.") for key in changed):
             raise UserError(
@@ -133,6 +136,10 @@ class Session:
                 "Restore these, or start from its weights with runner.model_init_path."
             )
         LOG.warning("resumed under another config: %s", told)
+
+    def _in_force(self, config):
+        """A config, with the defaults for what it leaves out: whether a key is written down decides nothing."""
+        return {**self.defaults, **{key: value for key, value in config.items() if value is not None}}
 
     # ---- saving
 
@@ -236,6 +243,11 @@ class Session:
         self.stop_signal = number
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)
+
+
+def _as_saved(config):
+    """A config as a manifest gives it back."""
+    return json.loads(json.dumps(config, default=str))
 
 
 def _best(manifests, name):
