@@ -136,6 +136,15 @@ def test_a_resume_that_would_not_be_one_is_refused(base, overrides, words):
     assert not kill_resume.differences(kill_resume.state(undisturbed["dynamic"]), before)
 
 
+@pytest.mark.parametrize("graph", GRAPHS)
+def test_a_key_that_is_given_its_default_or_left_out_is_the_same_config(base, tmp_path, graph):
+    data, _ = base
+    given = ["hyper_parameters.class_num=10", "hyper_parameters.optimizer.class=adam", "runner.drop_last=true"]
+    assert here(graph, tmp_path, data, "runner.epochs=1", *given).returncode == 0
+    process = here(graph, tmp_path, data, "runner.resume=auto", "hyper_parameters.expert_norm=batch")
+    assert process.returncode == 0 and "resumed from" in process.stderr and "another config" not in process.stderr
+
+
 def test_the_other_graphs_run_is_not_resumed_but_its_weights_are_offered(base, tmp_path):
     data, undisturbed = base
     folder = undisturbed["static"] / "output" / "0"

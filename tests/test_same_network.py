@@ -75,9 +75,8 @@ def test_keys_that_shape_the_training_alone_may_differ(saved, graph):
 def test_the_same_value_may_be_written_in_another_way(saved):
     """By default or given, as a whole number or not, in capitals; PaddleRec's name for the number of tasks."""
     with opened("dynamic", "infer", [*SMALL, f"{PREFIX}gate=DSelect_K"]) as (graph, config, _):
-        for key in (PREFIX + "tower_size", PREFIX + "task_num"):
-            del config[key]
-        config.update({PREFIX + "gamma": 1, PREFIX + "gate_num": 2})
+        del config[PREFIX + "top_k"]
+        config.update({PREFIX + "tower_size": 50.0, PREFIX + "gamma": 1, PREFIX + "gate_num": 2})
         graph.read(str(saved / "0"))
 
 

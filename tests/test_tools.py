@@ -212,6 +212,19 @@ def test_both_configs_have_the_same_keys_and_the_tools_and_net_read_them_all():
         hyper_parameters.HyperParameters.from_config(config)
 
 
+def test_the_configs_show_no_default_but_of_what_users_turn():
+    """docs/keys.md has the rest."""
+    import hyper_parameters
+    from engine.config import all_defaults, load_config
+
+    small, big = (load_config(str(ROOT / name)) for name in ("config.yaml", "config_bigdata.yaml"))
+    defaults = all_defaults(hyper_parameters.HyperParameters.defaults())
+    idle = {key.split(".")[-1] for key in small if small[key] == big[key] == defaults.get(key)}
+    assert idle == {"seed", "infer_start_epoch", "gate", "expert_num", "top_k", "gamma", "entropy_weight"}
+    for name in ("config.yaml", "config_bigdata.yaml"):
+        assert "docs/keys.md" in (ROOT / name).read_text(encoding="utf-8").split("runner:")[0]
+
+
 # ---------------------------------------------------------------------------- the user's mistakes
 
 THREE_TASKS = ["hyper_parameters.task_num=3", "hyper_parameters.task_weights=[]"]

@@ -90,16 +90,25 @@ def load_config(path, overrides=()):
     return config
 
 
+def all_defaults(package_defaults):
+    """Every key of the tools and of the package with its default; None where it must be given.
+
+    Args:
+        package_defaults: dotted keys of the package and their defaults.
+    """
+    defaults = {f"runner.{name}": None if key.default is REQUIRED else key.default for name, key in RUNNER_KEYS.items()}
+    return {**defaults, **package_defaults}
+
+
 def keys_in_force(config, overrides, package_defaults):
     """Every key with its value and its origin, one line of YAML each.
 
     Args:
         config: from ``load_config``.
         overrides: texts KEY=VALUE, as given to it.
-        package_defaults: dotted keys of the package and their defaults.
+        package_defaults: as for ``all_defaults``.
     """
-    defaults = {f"runner.{name}": None if key.default is REQUIRED else key.default for name, key in RUNNER_KEYS.items()}
-    defaults.update(package_defaults)
+    defaults = all_defaults(package_defaults)
     given_on_line = {text.partition("=")[0] for text in overrides}
     for key in sorted({*defaults, *config} - {"config_abs_dir", "yaml_path"}):
         origin = "-o" if key in given_on_line else "file" if key in config else "default"

@@ -33,6 +33,11 @@ def write(folder, parameters, **facts):
         json.dump(facts, file, indent=1)
 
 
+def as_saved(config):
+    """A config as a manifest gives it back."""
+    return json.loads(json.dumps(config, default=str))
+
+
 def read(folder):
     """The manifest of a saved folder, its files checked against it; None if it has none.
 

@@ -4,7 +4,9 @@ import collections
 import logging
 import os
 
+from engine.config import all_defaults
 from engine.errors import UserError, clipped, shown
+from engine.interface import offered
 from engine.keys import RUNNER_KEYS
 from engine.saves import folders, manifests, runs
 
@@ -42,7 +44,8 @@ def start(graph, settings, config):
             f"{folder}: it was saved by the {clipped(manifest['graph'])} graph. Go on with that tool, or use "
             "runner.model_init_path to start from its weights."
         )
-    _check_config(manifest["config"], config, folder, position)
+    defaults = manifests.as_saved(all_defaults(offered(graph.model, "config_defaults")))
+    _check_config(*(_in_force(each, defaults) for each in (manifest["config"], config)), folder, position)
     graph.resume(folder, manifest["schedule"])
     LOG.info("resumed from %s: epoch %d, batch %d", folder, *position)
     so_far, counted = manifest["so_far"], None
@@ -73,6 +76,11 @@ def choose(settings):
         LOG.info("nothing to resume from in %s: training starts from scratch", parent)
         return None, None
     return max(found, key=lambda save: (save[1]["saved_at"], save[1]["epoch"], save[1]["batch"]))
+
+
+def _in_force(config, defaults):
+    """A config with the defaults for what it leaves out: whether a key is written down decides nothing."""
+    return {**defaults, **{key: value for key, value in config.items() if value is not None}}
 
 
 def _check_config(saved, config, folder, position):

@@ -1,6 +1,5 @@
 """When a training saves: after each epoch, inside one, and when a signal ends it; and which epochs it keeps."""
 
-import json
 import logging
 import math
 import os
@@ -36,7 +35,7 @@ class Session:
         if settings.keep_best and not settings.keep_last:
             raise UserError("runner.keep_best is set, but keep_last is 0, which keeps every epoch. Set keep_last too.")
         keys = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
-        self.config = json.loads(json.dumps(keys, default=str))  # as the manifest will give it back
+        self.config = manifests.as_saved(keys)
         self.parent = settings.model_save_path
         self.lock = folders.lock(self.parent)  # held until the process ends
         folders.check_room(self.parent, graph.parameters())
