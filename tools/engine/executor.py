@@ -58,7 +58,7 @@ class Watched:
     """A tensor of the executor's scope, to be looked at after every run.
 
     Args:
-        tensor: its dtype is one of NumPy's, and does not change.
+        tensor: its dtype is one of NumPy's; dtype and shape do not change.
         place: Paddle's place of the tensor.
     """
 
