@@ -1,6 +1,8 @@
 """The benchmarks: their arithmetic, what they refuse, and that a table still runs from start to end."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
@@ -169,6 +171,21 @@ def test_the_other_tables_run(name, tmp_path):
     variant, promised_num = OTHERS[name]
     assert variant in {row["variant"] for row in records[name]["rows"]}
     assert sum(value is not None for value in measured.values()) == promised_num
+
+
+def perf_works():
+    """In many containers it is there, but not allowed."""
+    command = ["perf", "record", "-q", "-o", os.devnull, "true"]
+    return shutil.which("perf") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not perf_works(), reason="perf is missing, or not allowed")
+def test_a_profile_tells_the_kinds_of_work_apart(tmp_path):
+    with stage.Stage(str(tmp_path)) as on_stage:
+        on_stage.add("product", "rates.MatrixProduct", "rate", None, tables.OURS, size=500)
+        shares, seconds = on_stage.profile(on_stage.variants[0], 50)
+    assert len(seconds) == 50 and sum(shares.values()) == pytest.approx(1.0)
+    assert max(shares, key=shares.get) == "matrix products"
 
 
 MADE_BEFORE = '"seconds": [' not in report.RESULTS.read_text(encoding="utf-8")
