@@ -58,7 +58,7 @@ bench: env  ## the benchmarks, half an hour; TORCH_PYTHON: interpreter with PyTo
 results: env  ## all benchmarks into benchmarks/RESULTS.txt, and its figures into the README; on an idle machine
 	$(BENCH) > benchmarks/RESULTS.new
 	mv benchmarks/RESULTS.new benchmarks/RESULTS.txt
-	$(VENV)/bin/python benchmarks/readme_figures.py
+	$(VENV)/bin/python benchmarks/report.py
 
 clean:  ## remove the environments and what training wrote
 	rm -rf $(VENV) $(VENV26) output output_bigdata exported predictions.csv .pytest_cache .ruff_cache

@@ -1,26 +1,21 @@
-"""What the package promises of its speed: the one table of these figures, and how each follows from the tables' rows.
-
-A label says alone what is compared with what. All figures are computed here, from rows as ``bench.py`` prints them.
-"""
+"""What is promised of the speed: the targets with their labels, and how each is computed from the tables' rows."""
 
 import collections
 
-import figures
+from stage import ratio
 from tables import BASELINE, TORCH_DENSE, TORCH_FIXED, WAYS
 
 
 def times_as_fast(row, base):
-    """Seconds of the base over the row's, round by round."""
-    return figures.ratio(base["seconds"], row["seconds"]).median
+    return ratio(base["seconds"], row["seconds"]).median
 
 
 def times_as_long(row, base):
-    """Seconds of the row over the base's, round by round."""
-    return figures.ratio(row["seconds"], base["seconds"]).median
+    return ratio(row["seconds"], base["seconds"]).median
 
 
 def slowdown(row, base):
-    """Last epoch over first epoch, divided by the same of the base."""
+    """The last epoch's time over the first's, divided by the same of the base."""
     own, others = (each["last epoch, ms"][0] / each["first epoch, ms"][0] for each in (row, base))
     return own / others
 
@@ -29,11 +24,12 @@ def rate(row):
     return row["examples/s"]
 
 
-# sense: ">=" or "<="; unit: x for a ratio; measure: function of the variant's row and the base's;
-# bases: the variant is compared with the fastest of them
+# figure: the label, which must say on its own what is compared with what; sense: ">=" or "<="; measure: of the
+# variant's row and that of the fastest of the bases; unit: x for a ratio
 Target = collections.namedtuple("Target", "figure sense value table measure variant bases unit", defaults=("x",))
 
 PLAIN = "the dense mixture in plain Paddle (eager, default settings)"
+ON_ITS_OWN = "times as fast with each expert on its own examples as with every expert on all"
 TARGETS = {
     "step static settled": Target(
         f"static training, 2 of 8 experts in use: times as fast as {PLAIN}",
@@ -52,7 +48,7 @@ TARGETS = {
         ">=", 1.6, "step", times_as_fast, "static, 2 of 8", TORCH_DENSE,
     ),
     "step static settled torch fixed": Target(
-        "static training, 2 of 8 experts in use: times as fast as the fastest network of just these 2 in PyTorch",
+        "static training, 2 of 8 experts in use: times as fast as the fastest PyTorch network of these 2 experts only",
         ">=", 1, "step", times_as_fast, "static, 2 of 8", TORCH_FIXED,
     ),
     **{
@@ -68,15 +64,14 @@ TARGETS = {
     ),
     **{
         f"rows inference {way}": Target(
-            f"{way} inference, per-example gate, experts on their own examples: times as fast as all experts on all",
+            f"{way} inference, per-example gate: {ON_ITS_OWN}",
             ">=", 5, "rows_inference", times_as_fast, f"{way}, rows routed", (f"{way}, all experts",),
         )
         for way in WAYS
     },
     **{
         f"rows training {way}": Target(
-            f"{way} training, per-example gate, no batch norm, experts on their own examples: "
-            "times as fast as all experts on all",
+            f"{way} training, per-example gate, no batch norm: {ON_ITS_OWN}",
             ">=", 3, "rows_training", times_as_fast, f"{way}, rows routed", (f"{way}, all experts",),
         )
         for way in WAYS
@@ -86,7 +81,8 @@ TARGETS = {
     ),
     **{
         f"long run {way}": Target(
-            f"{way} training with 6 dead experts, last epoch over first: times that of a twin without denormal numbers",
+            f"{way} training with 6 skipped experts, last epoch over first: times that of a twin without denormal "
+            "numbers",
             "<=", 1.05, "long_run", slowdown, way, (f"{way}, moments of zero",),
         )
         for way in ("eager", "static")
@@ -100,8 +96,8 @@ def rows(tables):
     Args:
         tables: {name of a table: its rows}; tables may be missing.
     Returns:
-        One dict for each target: key, figure, target, measured, kept (these two None if a variant was not
-        measured), and the variants compared.
+        A dict for each target: key, figure, target, measured, kept, and the variants compared as "of". Measured and
+        kept are None if a variant was not measured.
     """
     found = []
     for key, target in TARGETS.items():

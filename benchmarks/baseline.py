@@ -1,14 +1,14 @@
-"""The dense mixture in plain Paddle, which ours is measured against: eager, with default settings.
+"""The dense mixture in plain Paddle, the baseline: eager, one convolution per expert, ReLU before pooling.
 
-An expert has convolutions with a bias, then batch norm, ReLU and max-pool. All experts run at every step, with Adam and
-an accuracy for each task. Gates and towers are the package's: they cost nothing beside the experts. This is not
-PaddleRec's own code, which computes another function and can be timed by ``--paddlerec``.
+All experts run at every step, each convolution has a bias, and a step includes Adam and an accuracy for each task.
+Gates and towers are the package's, since their cost is negligible. PaddleRec's own code, which computes a different
+function, is timed by ``rates.PackageStep``.
 """
 
-import case as cases
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from worker import Case
 
 import hyper_parameters
 import net
@@ -21,7 +21,7 @@ def _block(channels_in, channels_out):
 
 
 class _Expert(nn.Layer):
-    """The parameters have the names that ``net.CNNExpert``'s have; there is a bias beside each convolution's weight."""
+    """Parameters are named as in ``net.CNNExpert``, which has no biases in its convolutions."""
 
     def __init__(self, expert_size):
         super().__init__()
@@ -54,30 +54,31 @@ class _Mixture(nn.Layer):
 
 
 class Baseline:
-    """A dense eager run with a case's weights; for static gates, whose regulariser it leaves out.
+    """The baseline with a case's weights, for static gates; their regulariser is left out.
 
     Args:
         path: of the case.
     """
 
     def __init__(self, path):
-        self.case = cases.Case(path)
+        self.case = Case(path)
         keys = {key.replace("__", "_"): value for key, value in self.case.hyper.items()}
         hyper = hyper_parameters.HyperParameters(**keys)
         self.net = _Mixture(hyper)
         missing, unexpected = self.net.set_state_dict(self.case.weights)
         assert all(key.endswith(".0.bias") for key in missing) and unexpected == ["step"], (missing, unexpected)
-        for key in missing:  # the bias of a convolution, which ours has not
+        for key in missing:  # the convolutions' biases
             self.net.state_dict()[key].set_value(paddle.zeros_like(self.net.state_dict()[key]))
         self.optimizer = paddle.optimizer.Adam(hyper.optimizer_learning_rate, parameters=self.net.parameters())
 
     @paddle.no_grad()
     def predict(self):
+        """Logits of each task."""
         self.net.eval()
         return [z.numpy() for z in self.net(paddle.to_tensor(self.case.batch[0]))]
 
     def step(self):
-        """One training step: (loss before it, None: all experts are computed)."""
+        """One training step: (loss before it, None for the experts in use: all are)."""
         self.net.train()
         image, *labels = [paddle.to_tensor(item) for item in self.case.batch]
         labels = [paddle.reshape(label, [-1, 1]) for label in labels]

@@ -1,13 +1,14 @@
-"""The benchmarks, as ratios measured in one run: make bench, or python benchmarks/bench.py [TABLE ...]
+"""The command line of the benchmarks: make bench, or python benchmarks/bench.py [TABLE ...]
 
-Machine, versions and commit; the tables, each with its line of JSON; what was promised against what was
-measured. Every variant's answers are checked against the dense mixture's before it is timed. The machine
-should have nothing else to do.
+Prints the machine, the tables, and what is promised against what was measured; below each, the line of JSON it is made
+from. Every variant's answers are checked against the dense mixture's before it is timed. Run it on an idle machine.
 """
 
 import argparse
+import dataclasses
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,43 +16,46 @@ import time
 
 import report
 import tables
-import workers
 from stage import Stage
+from worker import ROOT, Settings, Worker
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tables", nargs="*", metavar="TABLE", help=f"of {', '.join(tables.TABLES)}; default: all")
-    parser.add_argument("--torch-python", metavar="PATH", help="interpreter that has PyTorch, for its rows")
     parser.add_argument(
-        "--paddlerec", metavar="FOLDER", help="of PaddleRec's DSelect-k: times its own training step, in table step"
+        "tables", nargs="*", metavar="TABLE", help=f"of {', '.join(tables.TABLES)}; default: all but profile"
     )
-    parser.add_argument("--small", action="store_true", help="tiny sizes: shows that it works, measures nothing")
+    parser.add_argument("--torch-python", metavar="PATH", help="an interpreter with PyTorch, for its rows")
+    parser.add_argument(
+        "--paddlerec", metavar="FOLDER", help="PaddleRec's DSelect-k, whose own training step joins the table step"
+    )
+    parser.add_argument("--small", action="store_true", help="tiny sizes: tests the benchmarks, measures nothing")
     args = parser.parse_args()
     unknown = set(args.tables) - set(tables.TABLES)
     if unknown:
         parser.error(f"there is no table {', '.join(sorted(unknown))}")
+    if args.torch_python and shutil.which(args.torch_python) is None:
+        parser.error(f"--torch-python {args.torch_python}: there is no such program")
     for file in ("config.yaml", "dygraph_model.py"):
         if args.paddlerec and not os.path.isfile(os.path.join(args.paddlerec, file)):
             parser.error(f"--paddlerec {args.paddlerec}: there is no {file} in it")
-    sizes = tables.SMALL if args.small else tables.FULL
-    sizes = sizes._replace(torch=args.torch_python or None, paddlerec=args.paddlerec or None)
-    run(args.tables or list(tables.TABLES), sizes)
+    plan = tables.SMALL if args.small else tables.Plan()
+    plan = dataclasses.replace(plan, torch=args.torch_python or None, paddlerec=args.paddlerec or None)
+    run(args.tables or tables.BY_DEFAULT, plan)
 
 
-def run(names, sizes):
-    """Measure and print tables, then what was promised."""
+def run(names, plan):
+    """Measure and print tables, then the acceptance table."""
     began, rows = time.perf_counter(), {}
-    with tempfile.TemporaryDirectory() as folder:
-        show(report.machine_lines(machine(sizes, folder)))
+    show(report.machine_lines(machine(plan)))
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         table_began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder, Stage(folder) as stage:
-            table = tables.TABLES[name](sizes, stage)
+            table = tables.TABLES[name](plan, stage)
         seconds = round(time.perf_counter() - table_began, 1)
         record = {"table": name, "title": table.title, "seconds": seconds, "difference": stage.greatest_difference}
-        show(report.table_lines({**record, "rows": table.rows, "notes": table.notes}))
+        show(report.table_lines({**record, "rows": table.rows, "notes": list(table.notes)}))
         rows[name] = table.rows
     show(report.acceptance_lines(rows, round(time.perf_counter() - began, 1)))
 
@@ -60,13 +64,13 @@ def show(lines):
     print("\n".join(lines), flush=True)
 
 
-def machine(sizes, folder):
-    """Machine, versions, commit, and how busy the machine is; and the sizes."""
+def machine(plan):
+    """The machine, its load, versions and commit; and the plan's sizes."""
     facts = {"cpu": _cpu(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "commit": _commit()}
-    facts["versions"] = _versions(workers.Settings(), folder)
-    if sizes.torch:
-        facts["of PyTorch's process"] = _versions(tables.torch_settings(sizes), folder)
-    sizes = {name: value for name, value in sizes._asdict().items() if name not in ("torch", "paddlerec")}
+    facts["versions"] = _versions(Settings())
+    if plan.torch:
+        facts["of PyTorch's process"] = _versions(tables.torch_settings(plan))
+    sizes = {name: value for name, value in dataclasses.asdict(plan).items() if name not in ("torch", "paddlerec")}
     return {"machine": facts, "sizes": sizes}
 
 
@@ -80,18 +84,15 @@ def _cpu():
 
 def _commit():
     def git(*words):
-        return subprocess.run(["git", *words], cwd=tables.ROOT, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
     changed = git("status", "--porcelain", "--", ".", ":!benchmarks/RESULTS*")
     return git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
 
 
-def _versions(settings, folder):
-    try:
-        with workers.Worker(settings, folder) as worker:
-            return worker.ask("facts")["versions"]
-    except workers.Absent as why:
-        return str(why)
+def _versions(settings):
+    with tempfile.TemporaryDirectory() as folder, Worker(settings, folder) as worker:
+        return worker.ask("facts")["versions"]
 
 
 if __name__ == "__main__":

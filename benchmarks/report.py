@@ -1,11 +1,41 @@
-"""A run's output: each table for readers, and below it the line of JSON that all of the table is made from."""
+"""A run's output, written and read back; and the README's figures from it: python benchmarks/report.py
+
+A run prints each table for readers, and below it the line of JSON from which all of the table is made. As a script,
+this fills the README in from RESULTS.txt.
+"""
 
 import json
 
 import acceptance
-import figures
+import tables
+from stage import columns
+from worker import HERE, ROOT
 
-HIDDEN = ("seconds", "key", "of")  # columns that are in the JSON alone
+ONLY_JSON = ("seconds", "key", "of")  # columns that are not printed
+RESULTS, README = HERE / "RESULTS.txt", ROOT / "README.md"
+BEGIN, END = "<!-- speed: made by benchmarks/report.py -->\n", "<!-- speed ends -->\n"
+ACTIVE = (8, 4, 2, 1)
+MEASURED_ELSEWHERE = 0.87  # examples a second of PaddleRec's own step over those of the dense mixture in plain Paddle
+# rows of the README -> table step's variants, by experts in use
+STEPS = {
+    "**ours**, dynamic graph": {n: f"eager, {n} of 8" for n in ACTIVE},
+    "**ours**, dynamic graph, `runner.to_static`": {n: f"to_static, {n} of 8" for n in ACTIVE},
+    "**ours**, static graph": {n: f"static, {n} of 8" for n in ACTIVE},
+    "dense mixture in plain Paddle (eager, default settings)": {8: tables.BASELINE},
+    "PaddleRec's own step (default settings)": {8: tables.PADDLEREC},
+    "PyTorch, dense (default settings)": {8: "PyTorch, dense"},
+    "PyTorch, dense, `torch.compile`": {8: "PyTorch, dense, compiled"},
+    "PyTorch, dense, experts as one grouped convolution": {8: "PyTorch, dense, grouped"},
+    "PyTorch, dense, grouped, `torch.compile`": {8: "PyTorch, dense, grouped, compiled"},
+    "PyTorch, skipping experts without weight (default settings)": {2: "PyTorch, skipping, 2 of 8"},
+    "PyTorch, only the two experts in use, `torch.compile`": {2: "PyTorch, fixed, compiled, 2 of 8"},
+    "PyTorch, only the two experts in use, grouped, `torch.compile`": {2: "PyTorch, fixed, grouped, compiled, 2 of 8"},
+}
+INFERENCE = {**STEPS, "**ours**, exported, Paddle Inference with oneDNN": {8: "exported dense", 2: "exported pruned"}}
+ABOUT_TORCH = (
+    "PyTorch runs on two threads. Rows without \"default settings\" use channels-last, the fused Adam and a glibc that",
+    "keeps freed memory; the compiled ones have frozen weights at inference.",
+)  # fmt: skip
 
 
 def machine_lines(record):
@@ -13,59 +43,33 @@ def machine_lines(record):
 
 
 def table_lines(record):
-    """Args: record: with table, title, seconds, difference, rows, notes."""
-    record = json.loads(json.dumps(record, default=float))  # so that it prints as what is read back does
+    """A table's lines.
+
+    Args:
+        record: dict with table, title, seconds, difference, rows, notes.
+    """
+    record = json.loads(json.dumps(record, default=float))  # to print exactly what will be read back
     lines = ["", f"{record['title']}  [{record['table']}, {record['seconds']:.0f} s]", *_align(record["rows"])]
     if record["difference"] is not None:
         lines.append(f"greatest difference of a prediction from the dense mixture's: {record['difference']:.1e}")
     return lines + record["notes"] + [json.dumps(record)]
 
 
-def acceptance_lines(tables, seconds):
-    """What was promised against what the rows of ``tables``, a dict, say."""
-    promised = acceptance.rows(tables)
+def acceptance_lines(rows, seconds):
+    """What is promised against what was measured.
+
+    Args:
+        rows: {table: its rows}.
+        seconds: the whole run's.
+    """
+    promised = acceptance.rows(rows)
     record = {"table": "acceptance", "seconds": seconds, "rows": promised}
     return ["", *_align(promised), json.dumps(record), f"{seconds:.0f} s in all"]
 
 
-def read(text):
-    """The machine's record, {table: record}, and the acceptance table's record, of a run's output."""
-    machine, *tables = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    tables = {record["table"]: record for record in tables}
-    return machine, tables, tables.pop("acceptance")
-
-
-def problems(text):
-    """Where a run's output is not what this code makes of the seconds in it: sentences, none if all is well."""
-    machine, tables, promised = read(text)
-    found = []
-    for record in tables.values():
-        found += _wrong_numbers(record, machine["sizes"]["batch"])
-    expected = machine_lines(machine) + [line for record in tables.values() for line in table_lines(record)]
-    expected += acceptance_lines({name: record["rows"] for name, record in tables.items()}, promised["seconds"])
-    lines = text.splitlines()
-    if len(lines) != len(expected):
-        found.append(f"there are {len(lines)} lines, not {len(expected)}")
-    return found + [
-        f"a line is\n  {line}\nbut should be\n  {wanted}" for line, wanted in zip(lines, expected) if line != wanted
-    ]
-
-
-def _wrong_numbers(record, examples):
-    seconds = {row["variant"]: row["seconds"] for row in record["rows"] if "seconds" in row}
-    for row in record["rows"]:
-        if row["variant"] in seconds:
-            against = [column[len("against ") :] for column in row if column.startswith("against ")]
-            wanted = figures.columns(row["variant"], seconds, examples, against)
-            wanted = json.loads(json.dumps(wanted))
-            for column, value in wanted.items():
-                if row[column] != value:
-                    yield f"{record['table']}, {row['variant']}: {column} is {row[column]}, but its seconds say {value}"
-
-
 def _align(rows):
-    """Rows as text, in columns in the order in which these first occur."""
-    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in HIDDEN]
+    """Rows as text; columns stand in the order of their first appearance."""
+    names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ONLY_JSON]
     cells = [names] + [[_text(row.get(name, "")) for name in names] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
@@ -79,3 +83,97 @@ def _text(value):
     if isinstance(value, float):
         return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
     return "not measured" if value is None else str(value)
+
+
+def read(text):
+    """A run's output -> (the machine's record, {table: record}, the acceptance table's record)."""
+    machine, *records = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    records = {record["table"]: record for record in records}
+    return machine, records, records.pop("acceptance")
+
+
+def problems(text):
+    """Where a run's output does not follow from the seconds in it: a list of sentences."""
+    machine, records, promised = read(text)
+    found = [line for record in records.values() for line in _wrong_numbers(record, machine["sizes"]["batch"])]
+    expected = machine_lines(machine) + [line for record in records.values() for line in table_lines(record)]
+    expected += acceptance_lines({name: record["rows"] for name, record in records.items()}, promised["seconds"])
+    lines = text.splitlines()
+    if len(lines) != len(expected):
+        found.append(f"there are {len(lines)} lines, not {len(expected)}")
+    return found + [
+        f"a line is\n  {line}\nbut should be\n  {wanted}" for line, wanted in zip(lines, expected) if line != wanted
+    ]
+
+
+def _wrong_numbers(record, examples):
+    seconds = {row["variant"]: row["seconds"] for row in record["rows"] if "seconds" in row}
+    for row in record["rows"]:
+        if row["variant"] in seconds:
+            against = [column[len("against ") :] for column in row if column.startswith("against ")]
+            wanted = json.loads(json.dumps(columns(row["variant"], seconds, examples, against)))
+            for column, value in wanted.items():
+                if row[column] != value:
+                    yield f"{record['table']}, {row['variant']}: {column} is {row[column]}, but should be {value}"
+
+
+def filled(readme, results):
+    """The README's text with the figures of a run's output between its markers."""
+    before, begin, rest = readme.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    assert begin and end, f"the README needs the lines {BEGIN!r} and {END!r}"
+    machine, records, promised = read(results)
+    facts = machine["machine"]
+    versions = {**facts.get("of PyTorch's process", {}), **facts["versions"]}
+    libraries = ", ".join(f"{name} {versions[name]}" for name in ("paddlepaddle", "torch") if name in versions)
+    where = f"batch {machine['sizes']['batch']}, {libraries}, {facts['cores']} cores of an {facts['cpu']}"
+    lines = [f"Measured with {where}.", "", "Examples a second in training, by experts in use:", ""]
+    lines += _readme_table(STEPS, ACTIVE, records["step"])
+    lines += ["", *ABOUT_TORCH, "", *_about_paddlerec(records["step"]), "", "Examples a second at inference:", ""]
+    lines += _readme_table(INFERENCE, (8, 2), records["inference"])
+    lines += [
+        "",
+        "What is promised, and what this run measured; ratios are taken round by round, and their median given:",
+        "",
+    ]
+    lines += ["| figure | promised | measured |", "| --- | --- | --- |"]
+    lines += [f"| {row['figure']} | {row['target']} | {_measured(row)} |" for row in promised["rows"]]
+    return before + begin + "\n".join(lines) + "\n" + end + after
+
+
+def _readme_table(names, active, record):
+    rates = {row["variant"]: f"{row['examples/s']:.0f}" for row in record["rows"] if "examples/s" in row}
+    lines = ["| | " + " | ".join(f"{n} of 8" for n in active) + " |", "| --- |" + " --- |" * len(active)]
+    for name, variants in names.items():
+        cells = [rates.get(variants.get(n), "") for n in active]
+        if any(cells):
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _about_paddlerec(record):
+    """How fast PaddleRec's own step is, in this run or where it was measured before."""
+    row = next((row for row in record["rows"] if row["variant"] == tables.PADDLEREC and "ms" in row), None)
+    ratio, where = MEASURED_ELSEWHERE, "on another machine"
+    if row:
+        ratio, where = row[f"against {tables.BASELINE}"][0], "in this run"
+    lines = [
+        "The dense mixture in plain Paddle is our own code: one convolution per expert, ReLU before pooling.",
+        "PaddleRec's own step computes a different function (softmax twice, one gate for all tasks). It reached",
+        f"{ratio:.2f} times the dense mixture's examples a second, {where}",
+        "(`make bench TABLES=step PADDLEREC=FOLDER`).",
+    ]
+    if ratio < 1:
+        lines.append("Our dense mixture is the faster of the two, and so the harder baseline.")
+    return lines
+
+
+def _measured(row):
+    if row["measured"] is None:
+        return "not measured"
+    number = f"{row['measured']:.0f}" if row["measured"] >= 100 else f"{row['measured']:.3g}"
+    return number + ("" if row["kept"] else ", **not kept**")
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8")), encoding="utf-8")

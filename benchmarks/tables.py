@@ -1,29 +1,30 @@
-"""The tables: which variants each has. What is promised of them is in ``acceptance.py``.
+"""The tables: which variants are compared, and at what sizes. What is promised of them is in ``acceptance.py``.
 
-A table is a function of a ``Plan`` and an open ``Stage``; it returns a ``Table``.
+A table is a function of a ``Plan`` and an open ``Stage`` that returns a ``Table``.
 """
 
 import collections
+import dataclasses
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 import threading
 import time
 
-import figures
-import workers
-from stage import rows
+from stage import ratio, spread
+from worker import ROOT, Settings, Worker, WorkerError, clean_environment
 
-ROOT = workers.HERE.parent
-OURS, DEFAULT = workers.Settings(), workers.Settings(tuned=())
-ONE_THREAD, TWO_THREADS = workers.Settings(threads=1), workers.Settings(threads=2)
-ONE_CORE, ONE_CORE_DEFAULT = workers.Settings(one_core=True), workers.Settings(tuned=(), one_core=True)
+OURS, DEFAULT = Settings(), Settings(tuned=())
+ONE_THREAD, TWO_THREADS = Settings(threads=1), Settings(threads=2)
+ONE_CORE, ONE_CORE_DEFAULT = Settings(one_core=True), Settings(tuned=(), one_core=True)
 WAYS = ("eager", "to_static", "static")
-NO_KEPT_TENSORS = ("FLAGS_eager_delete_tensor_gb", "0")  # the user's own setting wins
-# experts in use -> the two experts that each task's gate has settled on; 8: a gate that has not settled
+FREE_TENSORS = ("FLAGS_eager_delete_tensor_gb", "0")  # Paddle's default, which the tools change unless it is set
+# experts in use -> the two experts that each task's gate has settled on, or None for gates that have not settled
 SETTLED = {8: None, 4: [[0, 1], [2, 3]], 2: [[0, 1], [0, 1]], 1: [[0, 0], [0, 0]]}
 BASELINE, PADDLEREC = "plain Paddle, dense", "PaddleRec's own step"
-# PyTorch's rows -> options of torch_model.TorchRun: from the plain form to the fastest that somebody would build
+# PyTorch's rows -> options of torch_model.TorchRun, from the plain form to the fastest that one would build
 TORCH = {
     "PyTorch, dense": {"experts": "each", "fast": False, "compiled": False},
     "PyTorch, dense, compiled": {"experts": "each", "fast": True, "compiled": True},
@@ -33,41 +34,42 @@ TORCH = {
     "PyTorch, fixed, compiled, 2 of 8": {"experts": "fixed", "fast": True, "compiled": True},
     "PyTorch, fixed, grouped, compiled, 2 of 8": {"experts": "fixed grouped", "fast": True, "compiled": True},
 }
-# no processes that compile beside it; at inference the weights are constants of what is compiled
+# compile without helper processes, which would run on; at inference treat weights as constants
 COMPILER = (("TORCHINDUCTOR_COMPILE_THREADS", "1"), ("TORCHINDUCTOR_FREEZING", "1"))
 TORCH_DENSE = tuple(name for name in TORCH if "dense" in name)
 TORCH_FIXED = tuple(name for name in TORCH if "fixed" in name)
 TRAINERS = ("tools/trainer.py", "tools/static_trainer.py")
 START_TIMEOUT_S = 120
 MB = 1e6
+# the published expert's and tower's sizes
+IMAGE, KERNEL, CHANNELS, HIDDEN, CLASSES = 36, 5, (1, 10, 20), 50, 10
 
-# Sizes of everything. repeat: how often the sample is read where there is no full set; 1: the sample, always.
-# hyper: keys that all cases have. torch: PyTorch's interpreter, paddlerec: folder of a package to time too, or None
-Plan = collections.namedtuple(
-    "Plan",
-    "batch rounds turn_s product growth unsettled_growth row_experts memory memory_steps "
-    "epochs epoch_steps epoch_batch starts repeat hyper torch paddlerec",
-)
-FULL = Plan(
-    batch=256,
-    rounds=7,
-    turn_s=0.25,
-    product=2048,
-    growth=(4, 8, 16, 32, 64),
-    unsettled_growth=(4, 8, 16, 64),  # with 32 too, all that is held would not fit into 24 GiB
-    row_experts=16,
-    memory=(8, 64),
-    memory_steps=30,  # some twenty until it grows no more
-    epochs=20,
-    epoch_steps=60,
-    epoch_batch=64,
-    starts=3,
-    repeat=25,
-    hyper={},
-    torch=None,
-    paddlerec=None,
-)
-SMALL = FULL._replace(
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The sizes of everything."""
+
+    batch: int = 256
+    rounds: int = 7
+    turn_s: float = 0.25
+    product: int = 2048  # size of the matrices
+    growth: tuple = (4, 8, 16, 32, 64)
+    unsettled_growth: tuple = (4, 8, 16, 64)  # with 32 as well, they would not all fit into 24 GiB
+    row_experts: int = 16
+    memory: tuple = (8, 64)
+    memory_steps: int = 30  # it stops growing after some twenty
+    profile_steps: int = 40
+    epochs: int = 20
+    epoch_steps: int = 60
+    epoch_batch: int = 64
+    starts: int = 3
+    repeat: int = 25  # how many times to read the sample if there is no full set; 1: do not look for the full set
+    hyper: dict = dataclasses.field(default_factory=dict)  # keys of all cases
+    torch: str = None  # PyTorch's interpreter
+    paddlerec: str = None  # folder of a package to time as well
+
+
+SMALL = Plan(
     batch=16,
     rounds=2,
     turn_s=0.0,
@@ -77,6 +79,7 @@ SMALL = FULL._replace(
     row_experts=4,
     memory=(4,),
     memory_steps=2,
+    profile_steps=2,
     epochs=2,
     epoch_steps=2,
     epoch_batch=16,
@@ -84,49 +87,47 @@ SMALL = FULL._replace(
     repeat=1,
     hyper={"expert_size": 8, "tower_size": 8},
 )
-
-Table = collections.namedtuple("Table", "title rows notes")  # rows: dicts; notes: lines
+Table = collections.namedtuple("Table", "title rows notes", defaults=((),))  # rows: dicts; notes: lines
 
 
 def step(plan, stage):
-    """Training steps by experts in use, and the arithmetic limit."""
-    settled = {active: _static_gate(plan, stage, 8, codes) for active, codes in SETTLED.items()}
-    stage.add(BASELINE, "baseline", "train", settled[2], DEFAULT)
+    """Training steps by experts in use, and how near they come to the arithmetic limit."""
+    settled = {active: _static_gates(plan, stage, 8, codes) for active, codes in SETTLED.items()}
+    stage.add(BASELINE, "baseline.Baseline", "train", settled[2], DEFAULT)
     for active, case in settled.items():
         for way in WAYS:
-            stage.add(f"{way}, {active} of 8", "ours", "train", case, OURS, way=way)
-    _add_paddlerec(plan, stage, settled[2])
+            stage.add(f"{way}, {active} of 8", "ours.Ours", "train", case, OURS, way=way)
+    if plan.paddlerec is None:
+        stage.absent[PADDLEREC] = "no folder with PaddleRec's DSelect-k was given (PADDLEREC)"
+    else:  # as PaddleRec's trainer does, in the legacy program mode
+        process = DEFAULT._replace(label=PADDLEREC, environment=(("FLAGS_enable_pir_api", "0"),))
+        stage.add(PADDLEREC, "rates.PackageStep", "rate", settled[2], process, folder=plan.paddlerec)
     _add_torch(plan, stage, "train", settled[2])
-    for threads, settings in ((1, OURS), (2, TWO_THREADS)):
-        stage.add(f"product, {threads}", "product", "rate", None, settings, size=plan.product)
-    times = stage.times(plan.rounds, plan.turn_s)
-    products = {threads: min(times.pop(f"product, {threads}")) for threads in (1, 2)}  # the fastest: a ceiling
-    stage.variants = [variant for variant in stage.variants if variant.name in times]
-    found = rows(stage, times, plan.batch, [BASELINE])
-    notes = _arithmetic_limit(plan, products, found)
+    products = {"product, 1": OURS, "product, 2": TWO_THREADS}
+    for name, process in products.items():
+        stage.add(name, "rates.MatrixProduct", "rate", None, process, size=plan.product)
+    found = _measured(plan, stage, [BASELINE])
+    # the fastest: a ceiling
+    rates = [plan.product**3 / min(row["seconds"]) for row in found if row["variant"] in products]
+    found = [row for row in found if row["variant"] not in products]
+    notes = _arithmetic_limit(plan, *rates, found)
     return Table(f"training step, 8 experts, batch {plan.batch}", found, notes)
 
 
-def _add_paddlerec(plan, stage, case):
-    """Not checked: it takes softmax twice and has one gate for all tasks, so it is not the dense mixture's function."""
-    if plan.paddlerec is None:
-        stage.absent[PADDLEREC] = "no folder with PaddleRec's DSelect-k is given (PADDLEREC)"
-        return
-    # a process of its own, where modules of the same names as ours are its; the flag is what its trainer sets
-    process = DEFAULT._replace(label=PADDLEREC, environment=(("FLAGS_enable_pir_api", "0"),))
-    stage.add(PADDLEREC, "package", "rate", case, process, folder=plan.paddlerec)
+def _arithmetic_limit(plan, one_thread, two_threads, found):
+    """Notes on the limit; each settled variant's row gets the fraction of it that it reaches.
 
-
-def _arithmetic_limit(plan, products, found):
-    """The rate of matrix products as the ceiling; the fraction that each settled variant reaches of it."""
-    rates = {threads: plan.product**3 / seconds for threads, seconds in products.items()}
+    Args:
+        one_thread, two_threads: multiplications a second in a product of large matrices.
+        found: the rows.
+    """
     notes = [
-        f"float32 product of {plan.product} x {plan.product}: {2e-9 * rates[1]:.0f} GFLOP/s on one thread, "
-        f"{2e-9 * rates[2]:.0f} on two"
+        f"float32 product of {plan.product} x {plan.product}: {2e-9 * one_thread:.0f} GFLOP/s on one thread, "
+        f"{2e-9 * two_threads:.0f} on two"
     ]
     for active in (2, 1):
-        needed = figures.multiplications_per_example(active, **plan.hyper)
-        limit = rates[2] / needed
+        needed = multiplications_per_example(active, **plan.hyper)
+        limit = two_threads / needed
         notes.append(
             f"{active} of 8: {needed / 1e6:.2f} million multiplications an example, forward and backward; "
             f"limit on two threads {limit:.0f} examples/s"
@@ -137,95 +138,110 @@ def _arithmetic_limit(plan, products, found):
     return notes
 
 
+def multiplications_per_example(expert_num, task_num=2, expert_size=HIDDEN, tower_size=HIDDEN, training=True):
+    """Multiplications in the experts in use, their mixtures and the towers.
+
+    Going backward, each layer multiplies as often again for its weights and once more for its input, except for the
+    first convolution: its input is the image, which needs no gradient.
+    """
+    size, first, layers = IMAGE, None, 0
+    for channels_in, channels_out in zip(CHANNELS, CHANNELS[1:]):
+        size = size - KERNEL + 1
+        layer = KERNEL**2 * channels_in * channels_out * size**2
+        first = layer if first is None else first
+        layers += layer
+        size //= 2  # max-pooling
+    layers += size**2 * CHANNELS[-1] * HIDDEN + HIDDEN * expert_size
+    mixture = expert_num * expert_size
+    tower = expert_size * tower_size + tower_size**2 + tower_size * CLASSES
+    forward = expert_num * layers + task_num * (mixture + tower)
+    return 3 * forward - expert_num * first if training else forward
+
+
 def settings(plan, stage):
-    """Training steps with each of the tools' settings left out, and with more threads."""
-    case = _static_gate(plan, stage, 8, SETTLED[2])
+    """Training steps without one of the tools' settings, without all of them, and with two OpenMP threads."""
+    case = _static_gates(plan, stage, 8, SETTLED[2])
+    processes = {
+        "all settings": OURS,
+        "MKL's default path": OURS._replace(tuned=("keep_freed_memory",)),
+        "glibc returns memory": OURS._replace(tuned=("use_fast_path",)),
+        "programs free tensors": OURS._replace(environment=(FREE_TENSORS,)),
+        "two OpenMP threads": TWO_THREADS,
+    }
     for way in WAYS:
-        leave_out = {
-            "all settings": OURS,
-            "MKL's usual path": OURS._replace(tuned=("keep_freed_memory",)),
-            "glibc gives memory back": OURS._replace(tuned=("use_fast_path",)),
-            "programs free tensors": OURS._replace(environment=(NO_KEPT_TENSORS,)),
-            "two OpenMP threads": TWO_THREADS,
-        }
-        if way == "eager":
-            del leave_out["programs free tensors"]
-        for what, process in leave_out.items():
-            stage.add(f"{way}, {what}", "ours", "train", case, process, way=way)
+        for what, process in processes.items():
+            if (way, what) != ("eager", "programs free tensors"):
+                stage.add(f"{way}, {what}", "ours.Ours", "train", case, process, way=way)
         if way == "static":
-            stage.add("static, the executor as it is", "ours", "train", case, OURS, way=way, unchanging=False)
-        none = DEFAULT._replace(environment=(NO_KEPT_TENSORS,))
-        stage.add(f"{way}, no settings", "ours", "train", case, none, way=way, unchanging=False)
-    times = stage.times(plan.rounds, plan.turn_s)
-    found = rows(stage, times, plan.batch, ["all settings"])
-    return Table(f"the tools' settings, training, 2 of 8 experts, batch {plan.batch}", found, [])
+            stage.add("static, executor unmodified", "ours.Ours", "train", case, OURS, way=way, tune=False)
+        none = DEFAULT._replace(environment=(FREE_TENSORS,))
+        stage.add(f"{way}, no settings", "ours.Ours", "train", case, none, way=way, tune=False)
+    title = f"the tools' settings, training, 2 of 8 experts, batch {plan.batch}"
+    return Table(title, _measured(plan, stage, ["all settings"]))
 
 
 def growth(plan, stage):
     """Training steps by number of experts, at k = 2."""
-    unsettled = {n: _static_gate(plan, stage, n, None) for n in plan.unsettled_growth}
+    unsettled = {n: _static_gates(plan, stage, n, None) for n in plan.unsettled_growth}
     for n in plan.growth:
-        case = _static_gate(plan, stage, n, SETTLED[2])
-        alone = OURS._replace(label=f"2 of {n}")  # as in a tool, and not beside dozens of other programs' threads
+        case = _static_gates(plan, stage, n, SETTLED[2])
+        alone = OURS._replace(label=f"2 of {n}")  # without the threads of dozens of other programs, as in a tool
         for way in ("eager", "static"):
-            stage.add(f"{way}, 2 of {n}", "ours", "train", case, alone, way=way)
+            stage.add(f"{way}, 2 of {n}", "ours.Ours", "train", case, alone, way=way)
             if n in unsettled:
-                stage.add(f"{way}, all of {n}", "ours", "train", unsettled[n], OURS, way=way)
-    times = stage.times(max(plan.rounds - 2, 1), plan.turn_s)
-    found = rows(stage, times, plan.batch, ["2 of 8"])
-    return Table(f"training step by number of experts, k = 2, batch {plan.batch}", found, [])
+                stage.add(f"{way}, all of {n}", "ours.Ours", "train", unsettled[n], OURS, way=way)
+    fewer = dataclasses.replace(plan, rounds=max(plan.rounds - 2, 1))
+    title = f"training step by number of experts, k = 2, batch {plan.batch}"
+    return Table(title, _measured(fewer, stage, ["2 of 8"]))
 
 
 def inference(plan, stage):
-    """Predictions of a settled gate."""
-    case = _static_gate(plan, stage, 8, SETTLED[2])
-    stage.add(BASELINE, "baseline", "infer", case, DEFAULT)
-    stage.add("eager dense", "ours", "infer", case, OURS, way="eager", dense=True)
+    """Predictions once the gates have settled."""
+    case = _static_gates(plan, stage, 8, SETTLED[2])
+    stage.add(BASELINE, "baseline.Baseline", "infer", case, DEFAULT)
+    stage.add("eager dense", "ours.Ours", "infer", case, OURS, way="eager", dense=True)
     for way in WAYS:
-        stage.add(f"{way}, 2 of 8", "ours", "infer", case, OURS, way=way)
-    # processes of their own, or their idle threads would spin in the next variant's turn
-    stage.add("exported dense", "exported", "infer", case, TWO_THREADS, pruned=False, threads=2)
-    stage.add("exported pruned", "exported", "infer", case, TWO_THREADS, pruned=True, threads=2)
-    stage.add("exported pruned, one thread", "exported", "infer", case, ONE_THREAD, pruned=True, threads=1)
+        stage.add(f"{way}, 2 of 8", "ours.Ours", "infer", case, OURS, way=way)
+    # not in the processes of others, during whose turns their idle threads would spin
+    stage.add("exported dense", "ours.Exported", "infer", case, TWO_THREADS, pruned=False, threads=2)
+    stage.add("exported pruned", "ours.Exported", "infer", case, TWO_THREADS, pruned=True, threads=2)
+    stage.add("exported pruned, one thread", "ours.Exported", "infer", case, ONE_THREAD, pruned=True, threads=1)
     _add_torch(plan, stage, "infer", case)
-    times = stage.times(plan.rounds, plan.turn_s)
-    return Table(f"inference, 8 experts, batch {plan.batch}", rows(stage, times, plan.batch, [BASELINE]), [])
+    return Table(f"inference, 8 experts, batch {plan.batch}", _measured(plan, stage, [BASELINE]))
 
 
 def rows_inference(plan, stage):
-    """Predictions of a per-example gate: an expert runs on the examples that need it."""
-    case = _per_example_gate(plan, stage)
+    """Predictions with a per-example gate: each expert runs on the examples that need it."""
+    case = _per_example_gates(plan, stage)
     for name, routed in (("all experts", False), ("rows routed", True)):
-        stage.add(f"exported, {name}", "exported", "infer", case, TWO_THREADS, pruned=routed, threads=2)
+        stage.add(f"exported, {name}", "ours.Exported", "infer", case, TWO_THREADS, pruned=routed, threads=2)
     return _routed(plan, stage, case, "infer", "per-example gate at inference")
 
 
 def rows_training(plan, stage):
-    """The same in training, which is exact without batch norm alone."""
-    case = _per_example_gate(plan, stage, expert_norm="none")
+    """The same in training, where it is exact only without batch norm."""
+    case = _per_example_gates(plan, stage, expert_norm="none")
     return _routed(plan, stage, case, "train", "per-example gate in training, expert_norm: none")
 
 
 def _routed(plan, stage, case, job, title):
     for way in WAYS:
-        stage.add(f"{way}, all experts", "ours", job, case, OURS, way=way, dense=True)
-        stage.add(f"{way}, rows routed", "ours", job, case, OURS, way=way)
-    times = stage.times(plan.rounds, plan.turn_s)
-    found = rows(stage, times, plan.batch, ["all experts"])
-    note = "each example has two experts, the same for both tasks"
-    return Table(f"{title}, k = 2 of {plan.row_experts}, batch {plan.batch}", found, [note])
+        stage.add(f"{way}, all experts", "ours.Ours", job, case, OURS, way=way, dense=True)
+        stage.add(f"{way}, rows routed", "ours.Ours", job, case, OURS, way=way)
+    note = "each example needs two experts, the same for both tasks"
+    title = f"{title}, k = 2 of {plan.row_experts}, batch {plan.batch}"
+    return Table(title, _measured(plan, stage, ["all experts"]), [note])
 
 
 def reader(plan, stage):
-    """Batches a second on one core, shuffled."""
+    """Shuffled batches a second on one core."""
     data, what = _data(plan, stage)
-    # a process for each: Paddle's loader reads ahead, and would do so in the other's turn
-    stage.add("Paddle's loader", "loader", "rate", None, ONE_CORE_DEFAULT, data=data, batch=plan.batch)
-    stage.add("engine's Batches", "batches", "rate", None, ONE_CORE, data=data, batch=plan.batch)
+    # a process for each: Paddle's loader reads ahead, and would do so during the other's turn
+    stage.add("Paddle's loader", "rates.PaddleLoader", "rate", None, ONE_CORE_DEFAULT, data=data, batch=plan.batch)
+    stage.add("engine's Batches", "rates.EngineBatches", "rate", None, ONE_CORE, data=data, batch=plan.batch)
     facts = stage.worker(ONE_CORE).ask("facts")["engine's Batches"]
     note = f"{what}: {facts['examples']} examples, {facts['bytes'] / MB:.1f} MB in memory"
-    times = stage.times(plan.rounds, plan.turn_s)
-    return Table(f"reader, batch {plan.batch}", rows(stage, times, plan.batch, ["Paddle's loader"]), [note])
+    return Table(f"reader, batch {plan.batch}", _measured(plan, stage, ["Paddle's loader"]), [note])
 
 
 def _data(plan, stage):
@@ -241,10 +257,10 @@ def _data(plan, stage):
 
 
 def start(plan, stage):
-    """From a process's start to its first training step, at 8 experts."""
+    """From the start of a process to its first training step, with 8 experts."""
     seconds = {name: [] for name in ("import paddle", *TRAINERS)}
     for i in range(plan.starts):
-        seconds["import paddle"].append(_seconds_until("", [sys.executable, "-c", "import paddle"]))
+        seconds["import paddle"].append(_seconds_until(None, [sys.executable, "-c", "import paddle"]))
         for tool in TRAINERS:
             overrides = ["runner.print_interval=1", f"runner.train_batch_size={plan.epoch_batch}"]
             overrides.append(f"runner.model_save_path={stage.folder}/{os.path.basename(tool)}{i}")
@@ -252,18 +268,18 @@ def start(plan, stage):
             seconds[tool].append(_seconds_until("batch_id: 0", command))
     least = seconds["import paddle"]
     found = [
-        # seconds are compared the other way round: how many times as long
-        {"variant": name, "s": figures.spread(values), "against import paddle": figures.ratio(values, least)}
+        # here a ratio says how many times as long it takes
+        {"variant": name, "s": spread(values), "against import paddle": ratio(values, least)}
         for name, values in seconds.items()
     ]
-    return Table("start to first training step, 8 experts", found, [])
+    return Table("start to first training step, 8 experts", found)
 
 
 def _seconds_until(words, command):
-    """How long a command takes until it prints ``words``; to its end if they are empty."""
+    """Seconds until a command logs ``words``, or ends if they are None."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=workers.clean_environment()
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=clean_environment()
     )
     limit = threading.Timer(START_TIMEOUT_S, process.kill)
     limit.start()
@@ -274,7 +290,7 @@ def _seconds_until(words, command):
             if words and words in line:
                 return time.perf_counter() - began
         if words or process.wait():
-            raise workers.WorkerError(f"{command[1:3]} ended before it printed {words!r}:\n{printed[-1000:]}")
+            raise WorkerError(f"{command[1:3]} ended without printing {words!r}:\n{printed[-1000:]}")
         return time.perf_counter() - began
     finally:
         limit.cancel()
@@ -283,68 +299,88 @@ def _seconds_until(words, command):
 
 
 def memory(plan, stage):
-    """Greatest resident memory of a process that trains, each in a process of its own."""
-    first, found = (
-        plan.memory[0],
-        [{"variant": "import paddle", "MB": _peak_bytes(plan, stage, "product", None, size=1) / MB}],
-    )
+    """Peak resident memory of a process that trains, each variant in a process of its own."""
+    first = plan.memory[0]
+    found = [{"variant": "import paddle", "MB": _peak_mb(plan, stage, "rates.MatrixProduct", None, size=1)}]
     for way in ("eager", "static"):
-        for n, codes in [(n, codes) for n in plan.memory for codes in (None, SETTLED[2])]:
-            peak = _peak_bytes(plan, stage, "ours", _static_gate(plan, stage, n, codes), way=way)
-            found.append({"variant": f"{way}, {'all' if codes is None else 2} of {n}", "MB": peak / MB})
-    for row in found[1:]:
-        base = next(other for other in found if other["variant"] == f"{row['variant'].split(',')[0]}, 2 of {first}")
-        row[f"against 2 of {first}"] = row["MB"] / base["MB"]
-    return Table(f"peak memory of {plan.memory_steps} training steps, batch {plan.batch}", found, [])
+        peaks = {}
+        for n in plan.memory:
+            for used, codes in (("all", None), ("2", SETTLED[2])):
+                case = _static_gates(plan, stage, n, codes)
+                peaks[f"{used} of {n}"] = _peak_mb(plan, stage, "ours.Ours", case, way=way)
+        base = f"2 of {first}"
+        found += [
+            {"variant": f"{way}, {name}", "MB": peak, f"against {base}": peak / peaks[base]}
+            for name, peak in peaks.items()
+        ]
+    return Table(f"peak memory of {plan.memory_steps} training steps, batch {plan.batch}", found)
 
 
-def _peak_bytes(plan, stage, kind, case, **options):
+def _peak_mb(plan, stage, kind, case, **options):
     outputs = os.path.join(stage.folder, "memory.npz")
-    with workers.Worker(OURS, stage.folder) as worker:
+    with Worker(OURS, stage.folder) as worker:
         worker.ask("build", name="only", kind=kind, job="rate", case=case, options=options, outputs=outputs)
         worker.ask("steps", name="only", count=plan.memory_steps)
-        return worker.ask("facts")["peak_bytes"]
+        return worker.ask("facts")["peak_bytes"] / MB
 
 
 def long_run(plan, stage):
-    """Epochs of steps with six dead experts, whose moments decay into the denormal numbers on the way.
+    """Epochs with six skipped experts, whose moments decay into the denormal numbers on the way.
 
-    A twin of each, whose dead experts have moments of zero, takes turns with it: what the machine's own
-    speed has changed from the first epoch to the last is taken out.
+    Each variant takes turns with a twin whose skipped experts' moments are zero: dividing by the twin takes out
+    whatever the machine's own speed did between the first epoch and the last.
     """
-    case = _static_gate(plan, stage, 8, SETTLED[2], batch=plan.epoch_batch)
-    twins = {way: f"{way}, moments of zero" for way in ("eager", "static")}
-    for way, twin in twins.items():
-        for name in (way, twin):
-            stage.add(name, "ours", "train", case, OURS, way=way)
+    case = _static_gates(plan, stage, 8, SETTLED[2], batch=plan.epoch_batch)
+    ways = ("eager", "static")
+    for way in ways:
+        for name in (way, f"{way}, moments of zero"):
+            stage.add(name, "ours.Ours", "train", case, OURS, way=way)
     for variant in stage.variants:
-        stage.ask(variant, "steps", count=2)
-        if variant.name in twins:
+        stage.steps(variant, 2)
+        if variant.name in ways:
             stage.ask(variant, "age")
     at_first = {variant.name: stage.ask(variant, "denormal")["share"] for variant in stage.variants}
     epochs = {variant.name: [] for variant in stage.variants}
     for _ in range(plan.epochs):
         for variant in stage.variants:
-            epochs[variant.name].append(stage.ask(variant, "steps", count=plan.epoch_steps)["seconds"])
+            epochs[variant.name].append(stage.steps(variant, plan.epoch_steps))
     found = []
     for variant in stage.variants:
-        first, last = (figures.spread(epochs[variant.name][i]) for i in (0, -1))
+        first, last = (spread([1e3 * seconds for seconds in epochs[variant.name][i]]) for i in (0, -1))
         found.append(
             {
                 "variant": variant.name,
                 "denormal at first": at_first[variant.name],
                 "at last": stage.ask(variant, "denormal")["share"],
-                "first epoch, ms": figures.Spread(*(1e3 * value for value in first)),
-                "last epoch, ms": figures.Spread(*(1e3 * value for value in last)),
+                "first epoch, ms": first,
+                "last epoch, ms": last,
                 "last against first": last.median / first.median,
             }
         )
     notes = [
-        "Adam leaves 0.9 of a dead expert's first moment each step, which is denormal after some 830, and 0.999 of",
-        "the second, after some 70,000; here they start at 1e-30 and 2e-38, and both get there in this run",
+        "each step Adam leaves 0.9 of a skipped expert's first moment, which is denormal after some 830 steps, and",
+        "0.999 of the second, after some 70,000; here they start at 1e-30 and 2e-38, so both get there in this run",
     ]
     title = f"{plan.epochs} epochs of {plan.epoch_steps} steps, 2 of 8 experts, batch {plan.epoch_batch}"
     return Table(title, found, notes)
+
+
+def profile(plan, stage):
+    """Where a training step's time goes, by Linux's ``perf``, in percent of the samples of all threads."""
+    if shutil.which("perf") is None:
+        sys.exit("table profile needs the command perf (Debian: apt install linux-perf)")
+    for active, codes in SETTLED.items():
+        case = _static_gates(plan, stage, 8, codes)
+        for way in ("eager", "static"):
+            alone = OURS._replace(label=f"{way}, {active} of 8")  # a process for each, as in a tool
+            stage.add(f"{way}, {active} of 8", "ours.Ours", "train", case, alone, way=way)
+    found = []
+    for variant in stage.variants:
+        stage.steps(variant, max(plan.profile_steps // 5, 1))
+        shares, seconds = stage.profile(variant, plan.profile_steps)
+        percent = {f"{kind}, %": round(100 * share, 1) for kind, share in shares.items()}
+        found.append({"variant": variant.name, "ms": 1e3 * statistics.fmean(seconds), **percent})
+    return Table(f"profile of a training step, batch {plan.batch}", found)
 
 
 TABLES = {
@@ -358,33 +394,39 @@ TABLES = {
     "start": start,
     "memory": memory,
     "long_run": long_run,
+    "profile": profile,
 }
+BY_DEFAULT = tuple(name for name in TABLES if name != "profile")  # which needs perf, and compares nothing
 
 
-def _static_gate(plan, stage, expert_num, settled, batch=None):
+def _measured(plan, stage, against):
+    return stage.rows(stage.times(plan.rounds, plan.turn_s), plan.batch, against)
+
+
+def _static_gates(plan, stage, expert_num, settled, batch=None):
     hyper = {"expert_num": expert_num, "top_k": 2, **plan.hyper}
     return stage.case(hyper, batch or plan.batch, settled)
 
 
-def _per_example_gate(plan, stage, **keys):
+def _per_example_gates(plan, stage, **keys):
     hyper = {"gate": "dselect_k_per_example", "expert_num": plan.row_experts, "top_k": 2, **plan.hyper, **keys}
-    # so slow that the gates stay as they are set, however many steps there are
-    return stage.case({**hyper, "optimizer__gate_learning_rate_factor": 1e-6}, plan.batch, "rows")
+    # so slow that the gates stay as they are set
+    return stage.case({**hyper, "optimizer__gate_learning_rate_factor": 1e-6}, plan.batch, "per example")
 
 
 def _add_torch(plan, stage, job, case):
     for name, options in TORCH.items():
         if plan.torch is None:
-            stage.absent[name] = "no interpreter with PyTorch is given (TORCH_PYTHON)"
+            stage.absent[name] = "no interpreter with PyTorch was given (TORCH_PYTHON)"
             continue
         process = torch_settings(plan)
         if options["fast"]:
             process = process._replace(tuned=("keep_freed_memory",))
-        if options["compiled"]:  # a process for each: what is compiled for one may slow the next one down
+        if options["compiled"]:  # a process for each, as compiling for one may slow the next one down
             process = process._replace(environment=COMPILER, label=name)
-        stage.add(name, "torch", job, case, process, **options, threads=process.threads)
+        stage.add(name, "torch_model.TorchRun", job, case, process, **options, threads=process.threads)
 
 
 def torch_settings(plan):
-    """The process of PyTorch's plain rows: default settings, but two threads."""
-    return workers.Settings(tuned=(), threads=2, python=plan.torch)
+    """The process of PyTorch's plain rows: default settings with two threads."""
+    return Settings(tuned=(), threads=2, python=plan.torch)

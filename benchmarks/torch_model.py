@@ -1,16 +1,15 @@
-"""The same network in PyTorch, from the plain form to the fastest we know. Runs in an interpreter without Paddle."""
+"""The same network in PyTorch, from the plain form to the fastest we know; Paddle need not be installed."""
 
-import case as cases
 import torch
 import torch.nn.functional as F
-import workers
 from torch import nn
+from worker import Absent, Case
 
-RENAMED = {"_mean": "running_mean", "_variance": "running_var"}  # Paddle's name -> PyTorch's, of batch norm
+RENAMED = {"_mean": "running_mean", "_variance": "running_var"}  # of batch norm: Paddle's name -> PyTorch's
 
 
 def _block(channels_in, channels_out):
-    # as ours: no bias before batch norm, and ReLU after max-pool, where it has a quarter of the work
+    # as in ours: no bias before batch norm, and ReLU after pooling, where there is a quarter of the work
     return nn.Sequential(
         nn.Conv2d(channels_in, channels_out, 5, bias=False), nn.BatchNorm2d(channels_out), nn.MaxPool2d(2), nn.ReLU()
     )
@@ -32,7 +31,7 @@ def _expert(size):
 
 
 class _GroupedExperts(nn.Module):
-    """Experts of one shape as one network: convolutions in groups, linear layers as products of stacked matrices.
+    """All experts as one network: grouped convolutions, and batched products for the linear layers.
 
     Args:
         experts: from ``_expert``; their parameters are copied.
@@ -93,23 +92,19 @@ class _Gate(nn.Module):
 
 
 class _Mixture(nn.Module):
-    """The dense mixture's function; how its experts are computed is said by ``experts`` (see ``TorchRun``)."""
+    """Computes the dense mixture; ``experts`` says how, see ``TorchRun``."""
 
     def __init__(self, weights, active, experts):
         super().__init__()
-        counts = {part: len({key.split(".")[1] for key in weights if key.startswith(part)}) for part in
-                  ("experts", "gates")}  # fmt: skip
         size, hidden = weights["towers.0.layers.0.weight"].shape[1], weights["towers.0.layers.2.weight"].shape[0]
         classes = weights["towers.0.layers.4.weight"].shape[0]
-        tasks = range(counts["gates"])
-        self.experts = nn.ModuleList([_expert(size) for _ in range(counts["experts"])])
-        self.gates = nn.ModuleList(
-            [
-                _Gate(counts["experts"], *(weights[f"gates.{t}.{name}_logits"] for name in ("selector", "mixing")))
-                for t in tasks
-            ]
+        expert_num, task_num = (
+            len({key.split(".")[1] for key in weights if key.startswith(part)}) for part in ("experts", "towers")
         )
-        self.towers = nn.ModuleList([_tower(size, hidden, classes) for _ in tasks])
+        self.experts = nn.ModuleList([_expert(size) for _ in range(expert_num)])
+        logits = [[weights[f"gates.{t}.{name}_logits"] for name in ("selector", "mixing")] for t in range(task_num)]
+        self.gates = nn.ModuleList([_Gate(expert_num, *of_task) for of_task in logits])
+        self.towers = nn.ModuleList([_tower(size, hidden, classes) for _ in range(task_num)])
         found = self.load_state_dict(weights, strict=False)
         assert all(key.endswith("num_batches_tracked") for key in found.missing_keys), found
         assert found.unexpected_keys == ["step"], found
@@ -137,25 +132,25 @@ class _Mixture(nn.Module):
 
 
 class TorchRun:
-    """A run with a case's weights and Adam; the gates' regulariser is left out.
+    """The network with a case's weights, and Adam; the gates' regulariser is left out.
 
     Args:
         path: of the case.
-        experts: "each": every expert by itself, one after the other; "grouped": all of them as one network;
-            "needed": by themselves, but only those with a weight, looked up at every step; "fixed" and
-            "fixed grouped": only those with a weight in the case, the others do not exist.
-        fast: channels-last and the fused Adam; else PyTorch's defaults.
+        experts: "each": one expert after the other; "grouped": all as one network; "needed": one after the other,
+            skipping those without weight, looked up at every step; "fixed", "fixed grouped": like "each" and
+            "grouped", but without the experts that have no weight in the case.
+        fast: channels-last and fused Adam instead of PyTorch's defaults.
         compiled: by ``torch.compile``.
         threads: of PyTorch.
     Raises:
-        workers.Absent: ``torch.compile`` does not work here.
+        Absent: ``torch.compile`` does not work here.
     """
 
     def __init__(self, path, experts, fast, compiled, threads):
         torch.set_num_threads(threads)
         if compiled:
             _require_compiler()
-        case = cases.Case(path)
+        case = Case(path)
         weights = {_renamed(key): _as_torch(key, value) for key, value in case.weights.items()}
         self.batch = [torch.from_numpy(item) for item in case.batch]
         self.net = _Mixture(weights, case.active, experts)
@@ -168,11 +163,12 @@ class TorchRun:
 
     @torch.inference_mode()
     def predict(self):
+        """Logits of each task."""
         self.net.eval()
         return [z.numpy() for z in self.forward(self.batch[0])]
 
     def step(self):
-        """One training step: (loss before it, None)."""
+        """One training step: (loss before it, None for the experts in use)."""
         self.net.train()
         image, *labels = self.batch
         loss = sum(F.cross_entropy(z, label) for z, label in zip(self.forward(image), labels))
@@ -185,8 +181,8 @@ class TorchRun:
 def _require_compiler():
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1))
-    except Exception as error:  # it needs a C++ compiler and Python's headers, and has an exception for each
-        raise workers.Absent(f"torch.compile does not work here: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # its own types: for want of a C++ compiler, of Python's headers, ...
+        raise Absent(f"torch.compile does not work here: {str(error).splitlines()[0]}") from error
 
 
 def _renamed(key):

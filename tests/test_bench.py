@@ -1,21 +1,20 @@
 """The benchmarks: their arithmetic, what they refuse, and that a table still runs from start to end."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 
 import acceptance
-import case as cases
-import figures
 import numpy as np
 import paddle
 import pytest
-import readme_figures
 import report
+import stage
 import tables
-import workers
+import worker
 from conftest import ROOT
-from stage import Disagreement, Stage
 
 import hyper_parameters
 
@@ -38,22 +37,22 @@ def test_multiplications_are_those_of_the_networks_layers():
     network(paddle.rand([1, 1, 36, 36]))
     forward = sum(counts) + 2 * 2 * 7  # and for each task the mixture of two experts
     sizes = {"expert_size": 7, "tower_size": 9}
-    assert figures.multiplications_per_example(2, training=False, **sizes) == forward
-    assert figures.multiplications_per_example(2, **sizes) == 3 * forward - sum(first)
+    assert tables.multiplications_per_example(2, training=False, **sizes) == forward
+    assert tables.multiplications_per_example(2, **sizes) == 3 * forward - sum(first)
 
 
 def test_spread_is_median_and_quartiles():
-    assert figures.spread([5.0, 1.0, 4.0, 2.0, 3.0]) == (3.0, 2.0, 4.0)
-    assert figures.spread([7.0]) == (7.0, 7.0, 7.0)
+    assert stage.spread([5.0, 1.0, 4.0, 2.0, 3.0]) == (3.0, 2.0, 4.0)
+    assert stage.spread([7.0]) == (7.0, 7.0, 7.0)
 
 
 def test_ratio_compares_within_a_round():
     """A machine that is ten times slower for a round changes neither the ratio nor its spread."""
-    assert figures.ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == (2.0, 2.0, 2.0)
+    assert stage.ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == (2.0, 2.0, 2.0)
 
 
 def row(variant, *seconds):
-    return {"variant": variant, "seconds": list(seconds), **figures.columns(variant, {variant: list(seconds)}, 256, [])}
+    return {"variant": variant, "seconds": list(seconds), **stage.columns(variant, {variant: list(seconds)}, 256, [])}
 
 
 def promised_of(**rows):
@@ -87,17 +86,17 @@ def test_labels_stand_alone():
 def test_a_variant_that_computes_something_else_is_refused(wrong, tmp_path, rng):
     logits, losses = rng.rand(4, 10), np.array([4.6, 4.5])
     case = tmp_path / "case.npz"
-    cases.write(case, {}, [0], [rng.rand(4), rng.rand(4)], [logits], losses, {})
+    worker.write_case(case, {}, [0], [rng.rand(4), rng.rand(4)], [logits], losses, {})
     answers = {"logits0": logits, "losses": losses}
-    stage = Stage(str(tmp_path))
+    on_stage = stage.Stage(str(tmp_path))
     for name, allowed in (("right", True), ("wrong", False)):
         outputs = tmp_path / f"{name}.npz"
         np.savez(outputs, **answers)
         if allowed:
-            stage.check(name, cases.Case(case), outputs)
+            on_stage.check(name, worker.Case(case), outputs)
         else:
-            with pytest.raises(Disagreement, match="wrong"):
-                stage.check(name, cases.Case(case), outputs)
+            with pytest.raises(stage.Disagreement, match="wrong"):
+                on_stage.check(name, worker.Case(case), outputs)
         answers[wrong] = answers[wrong] + 0.01
 
 
@@ -123,7 +122,7 @@ def test_training_steps_run_from_start_to_end(tmp_path):
     assert records["step"]["difference"] < 1e-4
     rows = {row["variant"]: row for row in records["step"]["rows"]}
     assert rows[tables.PADDLEREC]["ms"][0] > 0 and "not checked" in rows[tables.PADDLEREC]["process"]
-    assert rows.keys() >= {name for names in readme_figures.STEPS.values() for name in names.values()}
+    assert rows.keys() >= {name for names in report.STEPS.values() for name in names.values()}
     assert rows.keys() >= set(tables.TORCH) and "absent" in rows["PyTorch, dense"]["process"]
     assert {key for key, value in measured.items() if value} == {
         "step static settled",
@@ -174,64 +173,75 @@ def test_the_other_tables_run(name, tmp_path):
     assert sum(value is not None for value in measured.values()) == promised_num
 
 
-MADE_BEFORE = '"seconds": [' not in readme_figures.RESULTS.read_text(encoding="utf-8")
+def perf_works():
+    """In many containers it is there, but not allowed."""
+    command = ["perf", "record", "-q", "-o", os.devnull, "true"]
+    return shutil.which("perf") is not None and subprocess.run(command, capture_output=True).returncode == 0
+
+
+@pytest.mark.skipif(not perf_works(), reason="perf is missing, or not allowed")
+def test_a_profile_tells_the_kinds_of_work_apart(tmp_path):
+    with stage.Stage(str(tmp_path)) as on_stage:
+        on_stage.add("product", "rates.MatrixProduct", "rate", None, tables.OURS, size=500)
+        shares, seconds = on_stage.profile(on_stage.variants[0], 50)
+    assert len(seconds) == 50 and sum(shares.values()) == pytest.approx(1.0)
+    assert max(shares, key=shares.get) == "matrix products"
+
+
+MADE_BEFORE = '"seconds": [' not in report.RESULTS.read_text(encoding="utf-8")
 needs_new_results = pytest.mark.skipif(MADE_BEFORE, reason="RESULTS.txt is of an older bench.py: run make results")
 
 
 @needs_new_results
 def test_results_are_what_the_code_makes_of_its_measurements():
-    _, measured = check(readme_figures.RESULTS.read_text(encoding="utf-8"))
+    _, measured = check(report.RESULTS.read_text(encoding="utf-8"))
     assert None not in measured.values(), "RESULTS.txt is of all tables, with PyTorch"
 
 
 @needs_new_results
 def test_the_readme_has_the_figures_of_the_results():
-    command = [sys.executable, str(ROOT / "benchmarks" / "readme_figures.py"), "--check"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 0, done.stderr
+    readme = report.README.read_text(encoding="utf-8")
+    assert readme == report.filled(readme, report.RESULTS.read_text(encoding="utf-8"))
 
 
 @pytest.mark.parametrize("paddlerec, said", [([], "0.87 times the dense"), ([2.5], "0.80 times the dense")])
 def test_the_readme_is_filled_from_a_run(paddlerec, said):
     """Between its markers alone."""
     seconds = {tables.BASELINE: [2.0], "static, 2 of 8": [0.5], **({tables.PADDLEREC: paddlerec} if paddlerec else {})}
-    rows = [
-        {"variant": v, **figures.columns(v, seconds, 256, [tables.BASELINE]), "seconds": seconds[v]} for v in seconds
-    ]
+    rows = [{"variant": v, **stage.columns(v, seconds, 256, [tables.BASELINE]), "seconds": seconds[v]} for v in seconds]
     lines = report.machine_lines({"machine": {"cpu": "Abacus", "cores": 2, "versions": {}}, "sizes": {"batch": 256}})
     of_tables = {"step": rows, "inference": [row("exported pruned", 1.0)]}
     for name, found in of_tables.items():
         record = {"table": name, "title": "", "seconds": 1.0, "difference": 0.0, "rows": found, "notes": []}
         lines += report.table_lines(record)
     lines += report.acceptance_lines(of_tables, 1.0)
-    readme = f"before\n{readme_figures.BEGIN}stale\n{readme_figures.END}after\n"
-    filled = readme_figures.filled(readme, "\n".join(lines))
+    readme = f"before\n{report.BEGIN}stale\n{report.END}after\n"
+    filled = report.filled(readme, "\n".join(lines))
     assert filled.startswith("before\n") and filled.endswith("after\n") and "stale" not in filled
     assert "static graph |  |  | 512 |  |\n" in filled and "oneDNN |  | 256 |\n" in filled
     assert ("own step (default settings) |" in filled) == bool(paddlerec)
     assert f"| {acceptance.TARGETS['step static settled'].figure} | >= 10x | 4, **not kept** |" in filled
-    assert said in filled and "flatter PaddleRec" in filled
+    assert said in filled and "the harder baseline" in filled
 
 
 def test_a_worker_that_ends_is_reported_and_one_that_fails_goes_on(tmp_path):
-    with workers.Worker(workers.Settings(tuned=()), str(tmp_path)) as worker:
-        with pytest.raises(workers.WorkerError, match="KeyError"):
-            worker.ask("steps", name="none of this name", count=1)
-        assert worker.ask("facts")["versions"]["numpy"] == np.__version__
-        worker.process.kill()
-        with pytest.raises(workers.WorkerError, match="ended"):
-            worker.ask("facts")
-    with pytest.raises(workers.Absent, match="no_such_python"):
-        workers.Worker(workers.Settings(python="/no_such_python"), str(tmp_path))
+    with worker.Worker(worker.Settings(tuned=()), str(tmp_path)) as asked:
+        with pytest.raises(worker.WorkerError, match="KeyError"):
+            asked.ask("steps", name="none of this name", count=1)
+        assert asked.ask("facts")["versions"]["numpy"] == np.__version__
+        asked.process.kill()
+        with pytest.raises(worker.WorkerError, match="ended"):
+            asked.ask("facts")
+    with pytest.raises(worker.Absent, match="no_such_python"):
+        worker.Worker(worker.Settings(python="/no_such_python"), str(tmp_path))
 
 
-def test_an_unknown_table_is_refused():
-    command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "no_such_table"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 2 and "no_such_table" in done.stderr
-
-
-def test_a_folder_without_a_package_is_refused(tmp_path):
-    command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--paddlerec", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 2 and "config.yaml" in done.stderr
+@pytest.mark.parametrize(
+    "arguments, words",
+    [(["no_such_table"], "no_such_table"), (["--paddlerec", "."], "config.yaml"), (["--torch-python", "/x"], "/x")],
+    ids=["table", "package", "interpreter"],
+)
+def test_what_does_not_exist_is_refused(arguments, words, tmp_path):
+    command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 2 and words in done.stderr

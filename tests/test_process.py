@@ -101,7 +101,7 @@ def test_a_tool_sets_its_process_before_it_imports_paddle(on, tmp_path):
     (tmp_path / "reader.py").write_text("raise SystemExit(7)\n")
     script = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "from engine import process\n"
+        "from engine.graphs import process_settings as process\n"
         "process_settings.tune = lambda: print('tuned', 'paddle' in sys.modules)\n"
         "from engine.cli import main\n"
         "main('dynamic', 'train')\n"

@@ -268,9 +268,8 @@ def hostile_configs(canary):
     """Name -> content of a YAML file that must be refused: a good one but for one thing."""
     good = CONFIGS[0].decode()
     epochs = {
-        "digits": "9" * 5000, "hexadecimal": "0x" + "f" * 50_000, "sexagesimal": ":".join(["1"] * 10_000),
-        "no number": '!!int ""', "no time": "!!timestamp x", "no truth": "!!bool x", "infinite": ".inf",
-        "set": "!!set {a, b}", "list": "[" + "1, " * 3000 + "1]", "alias": "*" + "x" * 10_000,
+        "digits": "9" * 5000, "no number": '!!int ""', "no time": "!!timestamp x", "no truth": "!!bool x",
+        "infinite": ".inf", "set": "!!set {a, b}", "list": "[" + "1, " * 3000 + "1]", "alias": "*" + "x" * 10_000,
         "repeated": "6\n  epochs: 7", "long": "x" * 50_000,
         "many keys": "\n" + "\n".join(f"  train_batch_size{i}: 1" for i in range(2500)),
     }  # fmt: skip
@@ -278,8 +277,7 @@ def hostile_configs(canary):
         "call": f"!!python/object/apply:os.system ['touch {canary}']", "function": "!!python/name:os.system",
         "module": "!!python/module:os", "object": f"!!python/object/new:os.system ['touch {canary}']",
         "cycle": "&a {b: *a}", "cycle of pairs": "&a !!pairs [b: *a]", "NUL": "\0", "deep flow": "[" * 50_000,
-        "deep mapping": "{a: " * 20_000, "deep block": "\n" + "- " * 50_000, "closed": "[" * 200 + "]" * 200,
-        "long": "x" * 200_000, "long key": "{" + "x" * 1000 + ": 1}", "two documents": "1\n---\n" + good,
+        "deep mapping": "{a: " * 20_000, "deep block": "\n" + "- " * 50_000, "two documents": "1\n---\n" + good,
         "laughs": "\na0: &a0 [x, x]\n" + "\n".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 40)),
         "merges": f"\nb: &b {{{', '.join(f'k{i}: 1' for i in range(2000))}}}\nc: {{<<: [{', '.join(['*b'] * 5000)}]}}",
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""YAML file and ``-o`` overrides -> the flat dict that packages read."""
+"""Reads a YAML file and ``-o`` overrides into the flat dict that packages get."""
 
 import logging
 import os
@@ -11,31 +11,29 @@ from engine.keys import REQUIRED, RUNNER_KEYS
 
 LOG = logging.getLogger("engine")
 KEPT_SECTIONS = ("workspace", "runner", "hyper_parameters")
-MAX_BYTES, MAX_VALUES, MAX_DEPTH = 1 << 17, 10_000, 50  # of a config
-MAX_NAME, MAX_DIGITS = 200, 100  # of a key, of a number
+MAX_NODES = 10_000  # of a file, aliases expanded
 NAMED_LISTS = ("runner", "dataset", "phase")  # lists of mappings under these become <section>.<name>.<key>
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads ``1e-3`` as a number, which YAML 1.1 takes for text; refuses what grows beyond the file."""
+    """Reads ``1e-3`` as a number, which YAML 1.1 takes for text, and refuses aliases that expand without bounds."""
 
-    merged = 0
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.sizes = {}  # node -> nodes in it, aliases expanded
 
-    def flatten_mapping(self, node):
-        """Put in what ``<<`` names: a mapping that merges another twice, and so on, would double each time."""
-        super().flatten_mapping(node)
-        self.merged += len(node.value)
-        if self.merged > MAX_VALUES:
-            raise yaml.YAMLError(f"its mappings have more than {MAX_VALUES} entries{node.start_mark}")
-
-
-def _short_number(construct):
-    def checked(loader, node):
-        if len(node.value) > MAX_DIGITS:  # which would take long to read, and could not be printed
-            raise yaml.YAMLError(f"a number has more than {MAX_DIGITS} digits{node.start_mark}")
-        return construct(loader, node)
-
-    return checked
+    def compose_node(self, parent, index):
+        node = super().compose_node(parent, index)
+        if node.end_mark is None:
+            raise yaml.MarkedYAMLError(problem="a value contains itself", problem_mark=node.start_mark)
+        if node not in self.sizes:
+            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
+            pairs = parts if isinstance(node, yaml.MappingNode) else [[part] for part in parts]
+            self.sizes[node] = 1 + sum(self.sizes[part] for pair in pairs for part in pair)
+            if self.sizes[node] > MAX_NODES:
+                problem = f"with aliases expanded there are more than {MAX_NODES} values"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
 
 
 def _mapping_without_repeats(loader, node):
@@ -45,16 +43,15 @@ def _mapping_without_repeats(loader, node):
             continue
         name = loader.construct_object(key, deep=True)
         if not isinstance(name, (str, int, float, bool, type(None))):
-            raise yaml.YAMLError(f"a key is not text{key.start_mark}")
+            raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key.start_mark)
         if name in seen:
-            raise yaml.YAMLError(f"the key {name} stands twice in one mapping{key.start_mark}")
+            problem = f"the key {name} stands twice in one mapping"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         seen.add(name)
     return loader.construct_mapping(node, deep=True)
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping_without_repeats)
-_Loader.add_constructor("tag:yaml.org,2002:int", _short_number(yaml.SafeLoader.construct_yaml_int))
-_Loader.add_constructor("tag:yaml.org,2002:float", _short_number(yaml.SafeLoader.construct_yaml_float))
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
@@ -69,7 +66,7 @@ def load_config(path, overrides=()):
     Returns:
         A plain dict of the keys in ``KEPT_SECTIONS``, with ``config_abs_dir`` and ``yaml_path``.
     Raises:
-        UserError: the file cannot be read, or an override is no KEY=VALUE or has the wrong type.
+        UserError: the file cannot be read, or an override is not KEY=VALUE or has the wrong type.
     """
     content = _read_yaml(path)
     flat = {}
@@ -81,10 +78,10 @@ def load_config(path, overrides=()):
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise UserError(f"-o {text}: there is no KEY=VALUE in it. Write for instance -o runner.epochs=2.")
+            raise UserError(f"-o {text}: expected KEY=VALUE, for instance -o runner.epochs=2.")
         config[key] = _parse_override(key, value, config.get(key))
         if not key.startswith(tuple(section + "." for section in KEPT_SECTIONS)):
-            LOG.warning("-o %s: no key of runner or hyper_parameters; it is passed on to the package", text)
+            LOG.warning("-o %s: this is not a key of runner or hyper_parameters; it is passed on to the package", text)
     config["config_abs_dir"] = os.path.dirname(os.path.abspath(path))
     config["yaml_path"] = path
     return config
@@ -122,16 +119,12 @@ def keys_in_force(config, overrides, package_defaults):
 def _read_yaml(path):
     try:
         with open(path, encoding="utf-8-sig") as file:
-            text = file.read(MAX_BYTES + 1)
-        if len(text) > MAX_BYTES:
-            raise UserError(f"{path}: it is longer than {MAX_BYTES} characters, which no config is.")
+            text = file.read()
     except OSError as error:
         raise UserError(f"-m {path}: cannot be read ({error.strerror}). Give the path of a YAML file.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: it is not UTF-8 text ({error}). Save it as UTF-8.") from error
     content = _parse(text, f"{path}: this")
-    if _count(content, MAX_VALUES, MAX_DEPTH) < 0:
-        raise UserError(f"{path}: its aliases expand to more than {MAX_VALUES} values, or it is nested too deeply.")
     if not isinstance(content, dict):
         raise UserError(
             f"{path}: expected sections such as runner: and hyper_parameters:, found {type(content).__name__}."
@@ -146,24 +139,9 @@ def _parse(text, what):
         raise UserError(f"{what} is not valid YAML: {str(error)[:500] or type(error).__name__}") from error
 
 
-def _count(node, left, depth):
-    """``left`` less the number of values in ``node``, aliases expanded; negative as soon as that is too many."""
-    if left <= 0 or depth <= 0:
-        return -1
-    left -= 1
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple, set)) else ()
-    for child in children:
-        left = _count(child, left, depth - 1)
-        if left < 0:
-            return -1
-    return left
-
-
 def _flatten(node, prefix, flat, path):
     for key, value in node.items():
         name = f"{prefix}{key}"
-        if len(name) > MAX_NAME:
-            raise UserError(f"{path}: the key {name[:50]}… is longer than {MAX_NAME} characters, which no key is.")
         if isinstance(value, dict):
             _flatten(value, name + ".", flat, path)
         elif key in NAMED_LISTS and isinstance(value, list) and value and all(isinstance(v, dict) for v in value):

@@ -1,4 +1,4 @@
-"""Chooses where to compute, and sets what must be set once a process: device and seeds."""
+"""Sets the device and the random seeds of the process."""
 
 import logging
 import os
@@ -13,12 +13,12 @@ LOG = logging.getLogger("engine")
 
 
 def set_device(settings):
-    """Set Paddle's device by ``use_xpu``, ``use_npu``, ``use_gpu``.
+    """Set Paddle's device as ``use_xpu``, ``use_npu`` and ``use_gpu`` say.
 
     Returns:
         Paddle's place.
     Raises:
-        UserError: the device asked for is not there.
+        UserError: the device asked for is not available.
     """
     name = _device_name(settings)
     try:
@@ -38,14 +38,14 @@ def _device_name(settings):
     gpu_found = paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count() > 0
     if settings.use_gpu is True and not gpu_found:
         raise UserError(
-            "runner.use_gpu is true, but Paddle finds no GPU. Set it to auto or false to compute on "
-            "the CPU, or install paddlepaddle-gpu where there is a GPU."
+            "runner.use_gpu is true, but Paddle finds no GPU. Set it to auto or false to run on "
+            "the CPU, or install paddlepaddle-gpu if there is a GPU."
         )
     return "gpu" if settings.use_gpu and gpu_found else "cpu"
 
 
 def set_seeds(*numbers):
-    """Seed paddle, numpy and random alike, from one or more whole numbers."""
+    """Seed paddle, numpy and random with one or more whole numbers."""
     seed = numbers[0] if len(numbers) == 1 else int(np.random.SeedSequence(numbers).generate_state(1)[0])
     paddle.seed(seed % 2**63)
     np.random.seed(seed % 2**32)

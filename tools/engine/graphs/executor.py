@@ -1,4 +1,4 @@
-"""Paddle's executor, relieved of what it repeats at every run. `make bench TABLES=settings` measures it."""
+"""Spares Paddle's executor work that it repeats at every run. `make bench TABLES=settings` measures it."""
 
 import itertools
 import logging
@@ -9,37 +9,27 @@ import numpy as np
 import paddle
 
 LOG = logging.getLogger("engine")
-KEEP_FLAG = "FLAGS_eager_delete_tensor_gb"  # gigabytes of dead tensors that a run gathers; below 0: for ever
-TRIED = ((3, 0), (3, 4))  # releases with which what follows was tried: from, and below
+KEEP_FLAG = "FLAGS_eager_delete_tensor_gb"  # gigabytes of dead tensors before a run frees them; negative: never
+TRIED = ((3, 0), (3, 4))  # ``unchanging`` was tried with releases from the first to below the second
 CPU_DEVICE = (1, 0)  # DLPack's kind and number
 
 
 def keep_tensors(place):
-    """Have programs on a CPU keep their tensors from run to run, instead of freeing each after its last use.
+    """Have programs on a CPU keep their tensors from run to run instead of freeing each after its last use.
 
-    That is faster, and takes less memory too where many threads share glibc's heaps. Only under PIR:
-    2.6.2 then fails in a branch's gradient. What the user has set wins.
+    This is faster, and also takes less memory where many threads share glibc's heaps. Only under PIR: without it,
+    2.6.2 fails in a branch's gradient. A setting of the user's wins.
     """
     if paddle.framework.use_pir_api() and isinstance(place, paddle.CPUPlace) and KEEP_FLAG not in os.environ:
         paddle.set_flags({KEEP_FLAG: -1.0})
         LOG.info("process: %s=-1, programs keep their tensors from run to run", KEEP_FLAG)
 
 
-class Executor(paddle.static.Executor):
-    """Under PIR, Paddle's own looks at each state of the optimizer at every run, for it might be fed."""
-
-    def _pir_feed_data(self, program, feed, scope, data_op_infos, *more):
-        if _is_tried():
-            # (name, ..., whether it is persistable)
-            data_op_infos = [info for info in data_op_infos if info[0] in feed or not info[3]]
-        return super()._pir_feed_data(program, feed, scope, data_op_infos, *more)
-
-
 def unchanging(program):
-    """``program``, for an executor's run, in a form that says that it will not change any more.
+    """Wrap a program for ``Executor.run`` that will not change any more.
 
-    Under PIR the executor prints a program in full at every run, to learn whether it is still the same,
-    and lists its operators, to learn whether there are any. Elsewhere this is the program itself.
+    Under PIR the executor otherwise prints the whole program at every run to find out whether it has changed.
+    Elsewhere, and with releases not tried, this returns the program itself.
     """
     return _Unchanging(program) if _is_tried() and paddle.framework.in_pir_mode() else program
 
@@ -49,7 +39,7 @@ def _is_tried():
 
 
 class _Unchanging:
-    """What the executor asks of a program: a legacy one's hash, where it would print, and else what it wraps."""
+    """A program with a hash of its own, which the executor takes, as for legacy programs, instead of the text."""
 
     _numbers = itertools.count()
 
@@ -65,11 +55,11 @@ class _Unchanging:
 
 
 class ScopeTensor:
-    """A tensor of the executor's scope, for a look at its numbers after every run.
+    """A tensor of the executor's scope, to be looked at after every run.
 
     Args:
-        tensor: of a dtype that NumPy has; dtype and shape stay as they are.
-        place: where it is.
+        tensor: its dtype is one of NumPy's; dtype and shape do not change.
+        place: Paddle's place of the tensor.
     """
 
     def __init__(self, tensor, place):
@@ -78,7 +68,7 @@ class ScopeTensor:
         self.address, self.view = None, None
 
     def array(self):
-        """Its numbers now, in an array that lasts until the next run: on a CPU, not a copy."""
+        """Its present value, valid until the next run; on a CPU it is not a copy."""
         if not self.can_be_shared:
             return np.asarray(self.tensor)
         address = self.tensor._ptr()

@@ -37,7 +37,7 @@ class StaticGraph:
         self.package, self.config, self.settings, self.job = package, config, settings, job
         self._build()
         self.place = place
-        self.executor = (executor.Executor if settings.tune_process else paddle.static.Executor)(place)
+        self.executor = paddle.static.Executor(place)
         paddle.seed(settings.seed)  # again, for the building may have drawn
         self.executor.run(paddle.static.default_startup_program())
         self.program = paddle.static.default_main_program()
