@@ -15,6 +15,7 @@ from worker import ROOT, Case, write_case
 
 import net
 from engine.config import load_config
+from engine.graphs import executor
 from engine.graphs.dynamic import DynamicGraph
 from engine.graphs.static import StaticGraph
 from engine.keys import read_settings

@@ -94,14 +94,14 @@ def test_the_log_says_whose_settings_of_memory_hold(monkeypatch, said):
 
 @pytest.mark.parametrize("on", [True, False])
 def test_a_tool_sets_its_process_before_it_imports_paddle(on, tmp_path):
-    """A package that is no package: the tool ends after its settings, and before there is anything to run."""
+    """A reader that ends the process: the tool ends after its settings, and before there is anything to run."""
     (tmp_path / "config.yaml").write_text(
         "runner: {train_data_dir: ., train_batch_size: 1, epochs: 1, print_interval: 1}\n"
     )
     (tmp_path / "reader.py").write_text("raise SystemExit(7)\n")
     script = (
         "import sys; sys.path.insert(0, sys.argv.pop(1))\n"
-        "from engine.graphs import process_settings as process\n"
+        "from engine.graphs import process_settings\n"
         "process_settings.tune = lambda: print('tuned', 'paddle' in sys.modules)\n"
         "from engine.cli import main\n"
         "main('dynamic', 'train')\n"
