@@ -522,7 +522,7 @@ def mix_needed_experts(
         by_row: choose rows, not only experts. Exact only where rows do not depend on each other:
             in eval mode, or without batch norm.
         branch: in a program, branch past an expert that nobody needs instead of giving it an empty
-            batch, as is done anyway where Paddle cannot run one.
+            batch, as is done anyway where Paddle, or a layer of an expert, is not known to run one.
     Returns:
         One tensor [B, H] for each gate.
     Raises:
@@ -531,7 +531,7 @@ def mix_needed_experts(
     for w in weights:
         _check_shape("a gate's weights", w, *[-1] * (len(w.shape) == 2), len(experts))
     needed = needed_rows(x, weights, by_row)
-    if paddle.in_dynamic_mode() or (_runs_empty_batches() and not branch):
+    if paddle.in_dynamic_mode() or (not branch and _runs_empty_batches() and all(map(_takes_no_rows, experts))):
         return _mix_by_dispatch(experts, x, weights, expert_size, needed)
     return _mix_past_branches(experts, x, weights, expert_size, needed)
 
@@ -557,7 +557,10 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
     sizes = paddle.cast(paddle.einsum("nb->n", needed), "int64")
     sizes = sizes.tolist() if paddle.in_dynamic_mode() else paddle.unbind(sizes)
     mixtures = [_zeros(x, expert_size) for _ in weights]
-    called = list(zip(experts, paddle.split(paddle.gather(x, pairs[:, 1]), sizes)))
+    rows = paddle.gather(x, pairs[:, 1])
+    if not paddle.in_dynamic_mode() and not all(map(_begins_with_a_convolution, experts)):
+        rows.stop_gradient = False  # Paddle 3.3.1: most layers' gradients fail without rows unless the input's is asked
+    called = list(zip(experts, paddle.split(rows, sizes)))
     if paddle.in_dynamic_mode():
         called = [pair for pair, size in zip(called, sizes) if size]
         if not called:  # all gates have lost all their weight
@@ -718,6 +721,19 @@ class SparseMixture(nn.Layer):
 
 def _is_batch_norm(layer):
     return "BatchNorm" in type(layer).__name__
+
+
+def _takes_no_rows(expert):
+    """Whether an expert is made of layers alone that were tried on an empty batch, with gradients.
+
+    Others fail (Paddle 3.3.1: recurrent layers, attention), or a user's own forward may.
+    """
+    return isinstance(expert, nn.Layer) and all(type(layer) in TRIED_EMPTY for layer in expert.sublayers(True))
+
+
+def _begins_with_a_convolution(expert):
+    leaves = (layer for layer in expert.sublayers(True) if not layer.sublayers())
+    return isinstance(next(leaves), nn.Conv2D)
 
 
 # ------------------------------------------------------------- layers for experts, inputs, towers
@@ -917,6 +933,11 @@ class TableInput(nn.Layer):
     def extra_repr(self):
         return f"dense_size={self.dense_size}, field_num={self.field_num}, out_size={self.out_size}"
 
+
+TRIED_EMPTY = (
+    CNN, CNNExpert, MLP, MaxPool, nn.Sequential, nn.Conv2D, nn.Linear, nn.BatchNorm1D, nn.BatchNorm2D, nn.GroupNorm,
+    nn.LayerNorm, nn.ReLU, nn.Silu, nn.Dropout, nn.Flatten,
+)  # fmt: skip
 
 # ---------------------------------------------------------------------------------- the network
 
