@@ -565,7 +565,7 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
         called = [pair for pair, size in zip(called, sizes) if size]
         if not called:  # all gates have lost all their weight
             return mixtures
-    outputs = paddle.concat([expert(chunk) for expert, chunk in called])  # [P, H]
+    outputs = paddle.concat([_checked_output(expert(chunk), expert_size) for expert, chunk in called])  # [P, H]
     return [_add_weighted(mixture, outputs, w, pairs) for mixture, w in zip(mixtures, weights)]
 
 
@@ -578,7 +578,8 @@ def _mix_past_branches(experts, x, weights, expert_size, needed):
 
     def on_rows(expert, i):
         index = paddle.flatten(paddle.nonzero(needed[i]))
-        return paddle.scatter(_zeros(x, expert_size), index, expert(paddle.gather(x, index)))
+        output = _checked_output(expert(paddle.gather(x, index)), expert_size)
+        return paddle.scatter(_zeros(x, expert_size), index, output)
 
     def no_rows():
         return _zeros(x, expert_size)
@@ -589,8 +590,13 @@ def _mix_past_branches(experts, x, weights, expert_size, needed):
             for i, expert in enumerate(experts)
         ]
     else:
-        outputs = [expert(x) for expert in experts]
+        outputs = [_checked_output(expert(x), expert_size) for expert in experts]
     return [_sum_weighted(outputs, w) for w in weights]
+
+
+def _checked_output(output, expert_size):
+    _check_shape("an expert's output", output, -1, expert_size)
+    return output
 
 
 def _zeros(x, expert_size):

@@ -166,6 +166,59 @@ def test_an_expert_and_a_gate_of_ones_own_are_named_in_the_config(rng):
         start("eager", config(**{**keys, "expert": "test_kit.nothing"}))
 
 
+class RestlessGate(net.Gate):
+    """The same for every example: one expert; in training others too, whichever the noise adds."""
+
+    def __init__(self, expert_num):
+        super().__init__(expert_num)
+        self.add_weight("logits", [expert_num], paddle.nn.initializer.Assign(np.eye(expert_num, dtype="float32")[1]))
+
+    def forward(self, features=None):
+        noise = paddle.rand([self.expert_num]) if self.training else 0.0
+        return paddle.clip(self.logits + noise, 0.0, 1.0), None
+
+
+def restless_gate(expert_num, top_k, feature_size):
+    return RestlessGate(expert_num)
+
+
+def no_layer(*sizes):
+    return "an expert"
+
+
+def wide_expert(shape, expert_size):
+    return net.MLP(math.prod(shape), [expert_size + 1])
+
+
+@pytest.mark.parametrize("way", ["eager", "static"])
+def test_the_gates_rate_is_that_of_a_gate_of_ones_own_too(way, rng):
+    """Plain SGD: three times the rate, three times the step."""
+    keys = {**SMALL, **TABLE, "gate": "test_kit.own_gate", "optimizer__class": "sgd", "optimizer__momentum": 0.0}
+    moved = []
+    for factor in (1.0, 3.0):
+        flat = config(**keys, optimizer__learning_rate=0.1, optimizer__gate_learning_rate_factor=factor)
+        run = start(way, flat)
+        run.set({name: np.full([11, 4], 0.1, "float32") for key, name in run.names.items() if "gates" in key})
+        before = run.state()
+        run.step([*table_batches(np.random.RandomState(1), 1)[0][:2], np.arange(12) % 10, np.arange(12) % 10])
+        moved.append([run.state()[n] - before[n] for k, n in run.names.items() if k.endswith("gates.0.weight")])
+    np.testing.assert_allclose(moved[1], 3 * np.array(moved[0]), rtol=1e-3, atol=1e-7)
+    assert np.any(moved[0])
+
+
+@pytest.mark.parametrize("way", ["eager", "static"])
+@pytest.mark.parametrize(
+    "key,name,words",
+    [("expert", "no_layer", "gives a str, not a paddle.nn.Layer"), ("gate", "no_layer", "gives a str, not a net.Gate"),
+     ("expert", "wide_expert", "an expert's output has the shape .*9., but must be .any, 8")],
+)  # fmt: skip
+def test_what_a_config_names_must_be_an_expert_or_a_gate(way, key, name, words, rng):
+    with pytest.raises(ValueError, match=words):
+        start(way, config(**{**SMALL, **TABLE, "tasks": DESCRIBED, key: f"test_kit.{name}"})).step(
+            table_batches(rng, 1)[0]
+        )
+
+
 EXPERTS_ON_FEATURES = {
     "mlp": {"expert": "mlp", "expert_norm": "none"},
     "mlp, batch norm": {"expert": "mlp", "expert_norm": "batch"},
