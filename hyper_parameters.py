@@ -7,6 +7,7 @@ import logging
 import math
 
 import numpy as np
+from paddle import nn
 
 import net
 import tasks as kinds
@@ -333,7 +334,12 @@ def _expert(hyper, shape):
             math.prod(shape), [*hyper.expert_hidden_sizes, hyper.expert_size], hyper.expert_norm,
             hyper.expert_activation, hyper.expert_dropout, activate_output=True,
         )  # fmt: skip
-    return _own("expert", kind)(shape, hyper.expert_size)
+    expert = _own("expert", kind)(shape, hyper.expert_size)
+    if not isinstance(expert, nn.Layer):
+        raise ValueError(
+            f"{PREFIX}expert is {kind!r}, but that gives a {type(expert).__name__}, not a paddle.nn.Layer."
+        )
+    return expert
 
 
 def _gate(hyper, task, expert_num, feature_size):
@@ -352,7 +358,12 @@ def _gate(hyper, task, expert_num, feature_size):
         return net.FixedGate([1.0])
     if kind == "single_task":
         return net.FixedGate([float(i == task) for i in range(expert_num)])
-    return _own("gate", kind)(expert_num, hyper.top_k, feature_size)
+    gate = _own("gate", kind)(expert_num, hyper.top_k, feature_size)
+    if not all(hasattr(gate, name) for name in ("expert_num", "per_example", "penalties")):
+        raise ValueError(f"{PREFIX}gate is {kind!r}, but that gives a {type(gate).__name__}, not a net.Gate.")
+    for parameter in gate.parameters():
+        parameter.optimize_attr["learning_rate"] *= factor
+    return gate
 
 
 def _own(key, path):

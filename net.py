@@ -12,14 +12,15 @@ al., *Outrageously Large Neural Networks*, ICLR 2017 (arXiv 1701.06538) for top-
 Shapes in comments: B batch, n experts, k selectors, m binary digits, T tasks, H ``expert_size``.
 """
 
-import collections
 import math
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
 import paddle
 import paddle.nn.functional as F
-from paddle import nn
+from paddle import Tensor, nn
 
 GROUP_SIZE = 5  # channels that group norm takes together
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.Silu}
@@ -78,7 +79,7 @@ def _numpy_dtype(tensor):
     return "float64" if "float64" in str(tensor.dtype).lower() else "float32"
 
 
-def clip_norm_builds():
+def clip_norm_builds() -> bool:
     """Whether clipping by the global norm builds here: not in the legacy programs of Paddle 3.x."""
     return _can_branch()
 
@@ -86,7 +87,7 @@ def clip_norm_builds():
 # ------------------------------------------------------------------------------- the smooth-step
 
 
-def smooth_step(t, gamma=1.0):
+def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
     """Rise from exactly 0 to exactly 1 over a band of width ``gamma`` around 0.
 
     S(t) = u^2 (3 - 2u) with u = clip(t / gamma + 1/2, 0, 1). This is the smooth-step
@@ -106,13 +107,13 @@ def smooth_step(t, gamma=1.0):
     return u * u * (3.0 - 2.0 * u)
 
 
-def digit_num(expert_num):
+def digit_num(expert_num: int) -> int:
     """m = ceil(log2 n), the number of binary digits that tell ``expert_num`` experts apart."""
     _check_whole("expert_num", expert_num, 1)
     return (expert_num - 1).bit_length()
 
 
-def single_expert_selectors(selector_logits, expert_num, gamma=1.0):
+def single_expert_selectors(selector_logits: Tensor, expert_num: int, gamma: float = 1.0) -> Tensor:
     """r(z)_i = product over the digits j of [bit j of i ? S(z_j) : 1 - S(z_j)] (DSelect-k, section 3).
 
     A zero is exact, and then every partial derivative of that r_i is exactly zero as well, as
@@ -146,7 +147,7 @@ def single_expert_selectors(selector_logits, expert_num, gamma=1.0):
     return selectors
 
 
-def gate_weights(selectors, mixing_logits):
+def gate_weights(selectors: Tensor, mixing_logits: Tensor) -> Tensor:
     """q = sum over the selectors s of softmax(w)_s r(z^(s)) (DSelect-k, section 3).
 
     Args:
@@ -165,7 +166,7 @@ def gate_weights(selectors, mixing_logits):
     return paddle.squeeze(mixture @ selectors, axis=-2)
 
 
-def selector_entropy(selectors):
+def selector_entropy(selectors: Tensor) -> Tensor:
     """Sum over the selectors of -sum_i r_i log(r_i + 1e-6), mean over the examples (DSelect-k, section 3.2).
 
     Args:
@@ -182,7 +183,7 @@ def selector_entropy(selectors):
     return paddle.mean(column * paddle.reshape(surprise, [-1, 1])) * float(np.prod(selectors.shape[-2:]))
 
 
-def selector_reachability(selectors):
+def selector_reachability(selectors: Tensor) -> Tensor:
     """Sum over the selectors of 1 / sum_{i<n} r_i, mean over the examples (DSelect-k, appendix).
 
     Where n is not a power of two, codes n ... 2^m - 1 reach no expert; this term keeps a selector
@@ -213,14 +214,14 @@ class Gate(nn.Layer):
         per_example: whether each example has weights of its own.
     """
 
-    def __init__(self, expert_num, feature_size=0):
+    def __init__(self, expert_num: int, feature_size: int = 0) -> None:
         super().__init__()
         _check_whole("expert_num", expert_num, 1)
         _check_whole("feature_size", feature_size, 0)
         self.expert_num, self.feature_size = expert_num, feature_size
         self.per_example = feature_size > 0
 
-    def forward(self, features=None):
+    def forward(self, features: Optional[Tensor] = None) -> tuple[Tensor, Any]:
         """The experts' weights.
 
         Args:
@@ -231,11 +232,17 @@ class Gate(nn.Layer):
         """
         raise NotImplementedError(f"{type(self).__name__} has no forward")
 
-    def penalties(self, state):
+    def penalties(self, state: Any) -> dict[str, Tensor]:
         """This gate's terms of the loss by name, before they are weighted: name -> scalar."""
         return {}
 
-    def add_weight(self, name, shape, initializer, learning_rate_factor):
+    def add_weight(
+        self,
+        name: str,
+        shape: Sequence[int],
+        initializer: nn.initializer.Initializer,
+        learning_rate_factor: float = 1.0,
+    ) -> None:
         """Add a parameter that weight decay spares.
 
         Decay would pull a settled logit back into the band, where no gradient had asked it to be.
@@ -245,7 +252,7 @@ class Gate(nn.Layer):
         )
         self.add_parameter(name, self.create_parameter(shape, attr=attr))
 
-    def check_features(self, features):
+    def check_features(self, features: Optional[Tensor]) -> None:
         """Raise ValueError unless ``features`` are what this gate reads."""
         if features is None:
             raise ValueError(f"{self!r} needs features [B, {self.feature_size}], but got none")
@@ -271,7 +278,9 @@ class DSelectKGate(Gate):
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, expert_num, top_k, gamma=1.0, feature_size=0, learning_rate_factor=1.0):
+    def __init__(
+        self, expert_num: int, top_k: int, gamma: float = 1.0, feature_size: int = 0, learning_rate_factor: float = 1.0
+    ) -> None:
         super().__init__(expert_num, feature_size)
         _check_whole("top_k", top_k, 1, expert_num)
         _check_positive("gamma", gamma)
@@ -286,7 +295,7 @@ class DSelectKGate(Gate):
                 self.add_weight(f"{name}_weight", [feature_size, size], uniform, learning_rate_factor)
             self.add_weight(f"{name}_logits", [size], uniform, learning_rate_factor)
 
-    def forward(self, features=None):
+    def forward(self, features: Optional[Tensor] = None) -> tuple[Tensor, Any]:
         """See ``Gate.forward``; the state is the selectors r, [k, n] or [B, k, n]."""
         if self.feature_size:
             self.check_features(features)
@@ -306,7 +315,8 @@ class DSelectKGate(Gate):
             return logits
         return F.linear(features, getattr(self, f"{name}_weight"), logits)
 
-    def penalties(self, selectors):
+    def penalties(self, state: Any) -> dict[str, Tensor]:
+        selectors = state
         terms = {"entropy": selector_entropy(selectors)}
         if self.expert_num != 2**self.digits:
             terms["reachability"] = selector_reachability(selectors)
@@ -328,14 +338,14 @@ class SoftmaxGate(Gate):
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, expert_num, feature_size, learning_rate_factor=1.0):
+    def __init__(self, expert_num: int, feature_size: int, learning_rate_factor: float = 1.0) -> None:
         super().__init__(expert_num, feature_size)
         _check_whole("feature_size", feature_size, 1)
         _check_positive("learning_rate_factor", learning_rate_factor)
         normal = nn.initializer.TruncatedNormal(std=1.0 / math.sqrt(feature_size))
         self.add_weight("weight", [feature_size, expert_num], normal, learning_rate_factor)
 
-    def forward(self, features=None):
+    def forward(self, features: Optional[Tensor] = None) -> tuple[Tensor, Any]:
         """See ``Gate.forward``; there is no state."""
         self.check_features(features)
         return F.softmax(features @ self.weight, axis=-1), None
@@ -364,7 +374,9 @@ class TopKGate(Gate):
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, expert_num, top_k, feature_size, noisy=False, learning_rate_factor=1.0):
+    def __init__(
+        self, expert_num: int, top_k: int, feature_size: int, noisy: bool = False, learning_rate_factor: float = 1.0
+    ) -> None:
         super().__init__(expert_num, feature_size)
         _check_whole("top_k", top_k, 1, expert_num)
         _check_whole("feature_size", feature_size, 1)
@@ -376,7 +388,7 @@ class TopKGate(Gate):
             zero = nn.initializer.Constant(0.0)
             self.add_weight("noise_weight", [feature_size, expert_num], zero, learning_rate_factor)
 
-    def forward(self, features=None):
+    def forward(self, features: Optional[Tensor] = None) -> tuple[Tensor, Any]:
         """See ``Gate.forward``; the state is the weights and, with noise, the probabilities of being chosen."""
         self.check_features(features)
         clean = features @ self.weight
@@ -406,7 +418,7 @@ class TopKGate(Gate):
         threshold = chosen * next_one + (1.0 - chosen) * kth
         return 0.5 * (1.0 + paddle.erf((clean - threshold) / scale / math.sqrt(2.0)))
 
-    def penalties(self, state):
+    def penalties(self, state: Any) -> dict[str, Tensor]:
         weights, chosen = state
         terms = [_squared_variation(paddle.mean(weights, axis=0))]
         if chosen is not None:
@@ -433,7 +445,7 @@ class FixedGate(Gate):
         ValueError: a weight is negative or not finite.
     """
 
-    def __init__(self, weights):
+    def __init__(self, weights: Union[Sequence[float], np.ndarray]) -> None:
         weights = np.asarray(weights, "float32")
         if weights.ndim != 1 or not np.all(np.isfinite(weights) & (weights >= 0)):
             raise ValueError(f"weights are {weights.tolist()}, but must be a list of numbers >= 0")
@@ -441,14 +453,14 @@ class FixedGate(Gate):
         self.weights = weights
 
     @classmethod
-    def of_random_experts(cls, expert_num, top_k, seed):
+    def of_random_experts(cls, expert_num: int, top_k: int, seed: int) -> "FixedGate":
         """Equal weights for ``top_k`` of ``expert_num`` experts, drawn from ``seed``."""
         _check_whole("top_k", top_k, 1, expert_num)
         weights = np.zeros(expert_num)
         weights[np.random.default_rng(seed).permutation(expert_num)[:top_k]] = 1.0 / top_k
         return cls(weights)
 
-    def forward(self, features=None):
+    def forward(self, features: Optional[Tensor] = None) -> tuple[Tensor, Any]:
         """See ``Gate.forward``; there is no state."""
         return paddle.assign(self.weights), None
 
@@ -460,7 +472,7 @@ class FixedGate(Gate):
 # ----------------------------------------------------------------------------- sparse execution
 
 
-def greatest_weights(weights):
+def greatest_weights(weights: Sequence[Tensor]) -> Tensor:
     """Each expert's greatest weight over all gates and examples: it is needed if that is > 0.
 
     Args:
@@ -474,7 +486,7 @@ def greatest_weights(weights):
     return greatest
 
 
-def experts_used(weights):
+def experts_used(weights: Sequence[Tensor]) -> Tensor:
     """Number of experts with a weight > 0 for any gate.
 
     Args:
@@ -487,7 +499,14 @@ def experts_used(weights):
     return number if len(used.shape) == 2 else paddle.cast(number + 0.5, "int64")  # a cast cuts off what follows
 
 
-def mix_needed_experts(experts, x, weights, expert_size, by_row=False, branch=False):
+def mix_needed_experts(
+    experts: Sequence[nn.Layer],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    expert_size: int,
+    by_row: bool = False,
+    branch: bool = False,
+) -> list[Tensor]:
     """sum_i q_i h_i for each gate, each expert computed on just the rows that need it, or not at all.
 
     An expert whose weight is exactly zero adds nothing to the output, to any gradient, or to its
@@ -503,7 +522,7 @@ def mix_needed_experts(experts, x, weights, expert_size, by_row=False, branch=Fa
         by_row: choose rows, not only experts. Exact only where rows do not depend on each other:
             in eval mode, or without batch norm.
         branch: in a program, branch past an expert that nobody needs instead of giving it an empty
-            batch, as is done anyway where Paddle cannot run one.
+            batch, as is done anyway where Paddle, or a layer of an expert, is not known to run one.
     Returns:
         One tensor [B, H] for each gate.
     Raises:
@@ -512,12 +531,12 @@ def mix_needed_experts(experts, x, weights, expert_size, by_row=False, branch=Fa
     for w in weights:
         _check_shape("a gate's weights", w, *[-1] * (len(w.shape) == 2), len(experts))
     needed = needed_rows(x, weights, by_row)
-    if paddle.in_dynamic_mode() or (_runs_empty_batches() and not branch):
+    if paddle.in_dynamic_mode() or (not branch and _runs_empty_batches() and all(map(_takes_no_rows, experts))):
         return _mix_by_dispatch(experts, x, weights, expert_size, needed)
     return _mix_past_branches(experts, x, weights, expert_size, needed)
 
 
-def needed_rows(x, weights, by_row=False):
+def needed_rows(x: Tensor, weights: Sequence[Tensor], by_row: bool = False) -> Tensor:
     """Which expert a gate needs for which row: 1 or 0, float32 [n, B]. All rows alike, unless ``by_row``."""
     if by_row and all(len(w.shape) == 2 for w in weights):
         needed = paddle.transpose(paddle.add_n([paddle.cast(w > 0, "float32") for w in weights]) > 0, [1, 0])
@@ -538,12 +557,15 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
     sizes = paddle.cast(paddle.einsum("nb->n", needed), "int64")
     sizes = sizes.tolist() if paddle.in_dynamic_mode() else paddle.unbind(sizes)
     mixtures = [_zeros(x, expert_size) for _ in weights]
-    called = list(zip(experts, paddle.split(paddle.gather(x, pairs[:, 1]), sizes)))
+    rows = paddle.gather(x, pairs[:, 1])
+    if not paddle.in_dynamic_mode() and not all(map(_begins_with_a_convolution, experts)):
+        rows.stop_gradient = False  # Paddle 3.3.1: most layers' gradients fail without rows unless the input's is asked
+    called = list(zip(experts, paddle.split(rows, sizes)))
     if paddle.in_dynamic_mode():
         called = [pair for pair, size in zip(called, sizes) if size]
         if not called:  # all gates have lost all their weight
             return mixtures
-    outputs = paddle.concat([expert(chunk) for expert, chunk in called])  # [P, H]
+    outputs = paddle.concat([_checked_output(expert(chunk), expert_size) for expert, chunk in called])  # [P, H]
     return [_add_weighted(mixture, outputs, w, pairs) for mixture, w in zip(mixtures, weights)]
 
 
@@ -556,7 +578,8 @@ def _mix_past_branches(experts, x, weights, expert_size, needed):
 
     def on_rows(expert, i):
         index = paddle.flatten(paddle.nonzero(needed[i]))
-        return paddle.scatter(_zeros(x, expert_size), index, expert(paddle.gather(x, index)))
+        output = _checked_output(expert(paddle.gather(x, index)), expert_size)
+        return paddle.scatter(_zeros(x, expert_size), index, output)
 
     def no_rows():
         return _zeros(x, expert_size)
@@ -567,8 +590,13 @@ def _mix_past_branches(experts, x, weights, expert_size, needed):
             for i, expert in enumerate(experts)
         ]
     else:
-        outputs = [expert(x) for expert in experts]
+        outputs = [_checked_output(expert(x), expert_size) for expert in experts]
     return [_sum_weighted(outputs, w) for w in weights]
+
+
+def _checked_output(output, expert_size):
+    _check_shape("an expert's output", output, -1, expert_size)
+    return output
 
 
 def _zeros(x, expert_size):
@@ -599,8 +627,12 @@ def _sum_weighted(outputs, weights):
     return mixture
 
 
-# What a mixture gives: outputs and weights by gate, penalties summed over the gates by name.
-Mixed = collections.namedtuple("Mixed", "outputs weights penalties")
+class Mixed(NamedTuple):
+    """What a mixture gives: outputs and weights by gate, penalties summed over the gates by name."""
+
+    outputs: list[Tensor]
+    weights: list[Tensor]
+    penalties: dict[str, Tensor]
 
 
 class SparseMixture(nn.Layer):
@@ -618,7 +650,13 @@ class SparseMixture(nn.Layer):
         ValueError: a gate is over another number of experts, or H is unknown.
     """
 
-    def __init__(self, experts, gates, expert_size=None, rows_are_independent=None):
+    def __init__(
+        self,
+        experts: Sequence[nn.Layer],
+        gates: Sequence[Gate],
+        expert_size: Optional[int] = None,
+        rows_are_independent: Optional[bool] = None,
+    ) -> None:
         super().__init__()
         if not experts or not gates:
             raise ValueError("a mixture needs at least one expert and one gate")
@@ -635,15 +673,15 @@ class SparseMixture(nn.Layer):
         self.branch = False  # see mix_needed_experts; for whoever builds a program that must not have empty batches
 
     @property
-    def per_example(self):
+    def per_example(self) -> bool:
         """Whether any gate has weights for each example."""
         return any(gate.per_example for gate in self.gates)
 
-    def forward(self, x, features=None):
+    def forward(self, x: Tensor, features: Optional[Tensor] = None) -> Mixed:
         """Mix: see ``mix``."""
         return self.mix(x, features)
 
-    def mix(self, x, features=None):
+    def mix(self, x: Tensor, features: Optional[Tensor] = None) -> Mixed:
         """Mix the experts' outputs by each gate's weights.
 
         Args:
@@ -668,7 +706,7 @@ class SparseMixture(nn.Layer):
                 terms[name] = terms[name] + term if name in terms else term
         return terms
 
-    def mix_settled(self, x, weights):
+    def mix_settled(self, x: Tensor, weights: Sequence[np.ndarray]) -> list[Tensor]:
         """Mix by weights that are known: only experts with a weight are run, with no branch.
 
         Args:
@@ -691,6 +729,19 @@ def _is_batch_norm(layer):
     return "BatchNorm" in type(layer).__name__
 
 
+def _takes_no_rows(expert):
+    """Whether an expert is made of layers alone that were tried on an empty batch, with gradients.
+
+    Others fail (Paddle 3.3.1: recurrent layers, attention), or a user's own forward may.
+    """
+    return isinstance(expert, nn.Layer) and all(type(layer) in TRIED_EMPTY for layer in expert.sublayers(True))
+
+
+def _begins_with_a_convolution(expert):
+    leaves = (layer for layer in expert.sublayers(True) if not layer.sublayers())
+    return isinstance(next(leaves), nn.Conv2D)
+
+
 # ------------------------------------------------------------- layers for experts, inputs, towers
 
 
@@ -706,7 +757,7 @@ class MaxPool(nn.Layer):
     the time of the plain one on a CPU, where the gradient looks for the maxima again (benchmarks/LOG.md).
     """
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, 2, return_mask=True)[0] if self.training else F.max_pool2d(x, 2)
 
 
@@ -737,7 +788,7 @@ class CNN(nn.Layer):
         ValueError: the image is too small, or the norm unknown.
     """
 
-    def __init__(self, image_shape, norm="batch"):
+    def __init__(self, image_shape: Sequence[int], norm: str = "batch") -> None:
         super().__init__()
         channels, *sizes = image_shape
         _check_whole("channels", channels, 1)
@@ -748,7 +799,7 @@ class CNN(nn.Layer):
         self.blocks = nn.Sequential(_convolution(channels, 10, norm), _convolution(10, 20, norm), nn.Flatten())
         self.out_size = 20 * math.prod(((size - 4) // 2 - 4) // 2 for size in sizes)
 
-    def forward(self, image):
+    def forward(self, image: Tensor) -> Tensor:
         """float32 [B, channels, height, width] -> [B, out_size]."""
         _check_shape("image", image, -1, *self.image_shape)
         return self.blocks(image)
@@ -771,7 +822,15 @@ class MLP(nn.Layer):
         ValueError: an argument is out of its range.
     """
 
-    def __init__(self, in_size, sizes, norm="none", activation="relu", dropout=0.0, activate_output=False):
+    def __init__(
+        self,
+        in_size: int,
+        sizes: Sequence[int],
+        norm: str = "none",
+        activation: str = "relu",
+        dropout: float = 0.0,
+        activate_output: bool = False,
+    ) -> None:
         super().__init__()
         _check_whole("in_size", in_size, 1)
         if not sizes:
@@ -795,7 +854,7 @@ class MLP(nn.Layer):
                 layers.append(nn.Dropout(dropout))
         self.layers = nn.Sequential(*layers)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         """float32 [B, ...], of ``in_size`` numbers an example -> [B, out_size]."""
         if len(x.shape) > 2:
             x = paddle.flatten(x, start_axis=1)
@@ -815,14 +874,14 @@ class CNNExpert(nn.Layer):
         norm: see ``CNN``.
     """
 
-    def __init__(self, image_shape, expert_size, norm="batch"):
+    def __init__(self, image_shape: Sequence[int], expert_size: int, norm: str = "batch") -> None:
         super().__init__()
         cnn = CNN(image_shape, norm)
         head = MLP(cnn.out_size, [50, expert_size], activate_output=True)
         self.layers = nn.Sequential(*cnn.blocks, *head.layers)
         self.image_shape, self.out_size = cnn.image_shape, expert_size
 
-    def forward(self, image):
+    def forward(self, image: Tensor) -> Tensor:
         """float32 [B, channels, height, width] -> [B, expert_size]."""
         _check_shape("image", image, -1, *self.image_shape)
         return self.layers(image)
@@ -842,7 +901,7 @@ class TableInput(nn.Layer):
         ValueError: there is neither a feature nor a field, or a size is out of its range.
     """
 
-    def __init__(self, dense_size, vocabulary_sizes=(), embedding_size=8):
+    def __init__(self, dense_size: int, vocabulary_sizes: Sequence[int] = (), embedding_size: int = 8) -> None:
         super().__init__()
         _check_whole("dense_size", dense_size, 0 if vocabulary_sizes else 1)
         for size in vocabulary_sizes:
@@ -858,7 +917,7 @@ class TableInput(nn.Layer):
                 int(sum(vocabulary_sizes)), embedding_size, weight_attr=paddle.ParamAttr(initializer=init)
             )
 
-    def forward(self, *parts):
+    def forward(self, *parts: Tensor) -> Tensor:
         """Join.
 
         Args:
@@ -881,10 +940,20 @@ class TableInput(nn.Layer):
         return f"dense_size={self.dense_size}, field_num={self.field_num}, out_size={self.out_size}"
 
 
+TRIED_EMPTY = (
+    CNN, CNNExpert, MLP, MaxPool, nn.Sequential, nn.Conv2D, nn.Linear, nn.BatchNorm1D, nn.BatchNorm2D, nn.GroupNorm,
+    nn.LayerNorm, nn.ReLU, nn.Silu, nn.Dropout, nn.Flatten,
+)  # fmt: skip
+
 # ---------------------------------------------------------------------------------- the network
 
-# What the network gives for training: outputs by task; gate weights by task; the gates' weighted terms.
-Details = collections.namedtuple("Details", "outputs weights penalty")
+
+class Details(NamedTuple):
+    """What the network gives for training: outputs by task; gate weights by task; the gates' weighted terms."""
+
+    outputs: list[Tensor]
+    weights: list[Tensor]
+    penalty: Tensor
 
 
 class MultiTaskNetwork(SparseMixture):
@@ -903,15 +972,23 @@ class MultiTaskNetwork(SparseMixture):
         inputs: layer that joins several inputs into one, or None.
         entropy_ramp: weight of the penalty ``entropy`` at step 0, 1, ..., the last being that of all later steps.
         penalty_weights: weights of the other penalties, name -> number; 1 if not named.
-        learned_balance: give each task a trained log-variance (see ``tasks.total_loss``).
+        learned_balance: give each task a trained log-variance (see ``tasks.losses``).
     Raises:
         ValueError: there are not as many gates as towers.
     """
 
     def __init__(
-        self, experts, gates, towers, expert_size=None, bottom=None, inputs=None, entropy_ramp=(0.0,),
-        penalty_weights=None, learned_balance=False,
-    ):  # fmt: skip
+        self,
+        experts: Sequence[nn.Layer],
+        gates: Sequence[Gate],
+        towers: Sequence[nn.Layer],
+        expert_size: Optional[int] = None,
+        bottom: Optional[nn.Layer] = None,
+        inputs: Optional[nn.Layer] = None,
+        entropy_ramp: Union[Sequence[float], np.ndarray] = (0.0,),
+        penalty_weights: Optional[Mapping[str, float]] = None,
+        learned_balance: bool = False,
+    ) -> None:
         super().__init__(experts, gates, expert_size)
         if len(gates) != len(towers):
             raise ValueError(f"there are {len(gates)} gates, but {len(towers)} towers: each task has one of each")
@@ -926,7 +1003,7 @@ class MultiTaskNetwork(SparseMixture):
         self.step = self.create_parameter([1], dtype="int64", default_initializer=nn.initializer.Constant(0))
         self.step.stop_gradient = True
 
-    def forward(self, x, ids=None, details=False):
+    def forward(self, x: Tensor, ids: Optional[Tensor] = None, details: bool = False) -> Union[list[Tensor], Details]:
         """Predict.
 
         Args:
@@ -941,18 +1018,18 @@ class MultiTaskNetwork(SparseMixture):
         outputs = [tower(mixture) for tower, mixture in zip(self.towers, mixed.outputs)]
         return Details(outputs, mixed.weights, self._penalty(mixed.penalties)) if details else outputs
 
-    def shared(self, x, ids=None):
+    def shared(self, x: Tensor, ids: Optional[Tensor] = None) -> Tensor:
         """What gates and experts read: the inputs joined, behind the bottom."""
         if self.inputs is not None:
             x = self.inputs(x) if ids is None else self.inputs(x, ids)
         return x if self.bottom is None else self.bottom(x)
 
-    def forward_settled(self, weights, x, ids=None):
+    def forward_settled(self, weights: Sequence[np.ndarray], x: Tensor, ids: Optional[Tensor] = None) -> list[Tensor]:
         """Predict with gates whose weights are known: by task, NumPy array [n]. Other experts are left out."""
         mixtures = self.mix_settled(self.shared(x, ids), weights)
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
-    def parameter_labels(self):
+    def parameter_labels(self) -> dict[str, str]:
         """What to call each parameter in a message: Paddle's name -> structured name, and the task that owns it."""
         labels = {}
         for name, parameter in self.named_parameters():

@@ -145,6 +145,7 @@ class StaticModel:
         try:
             with paddle.utils.unique_name.guard():  # the program's own names go on as if nothing had been
                 gates = hyper_parameters.build(self.hyper).gates
+            gates.eval()  # a gate may be noisy in training
             for parameter in gates.parameters():
                 parameter.set_value(parameters[parameter.name])
             return [gate()[0].numpy() for gate in gates]

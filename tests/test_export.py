@@ -143,6 +143,18 @@ def test_pruned_equals_whole_and_both_graphs_and_holds_the_needed_experts_alone(
         np.testing.assert_allclose(ours[f"logits{task}"], of_static, atol=1e-5)
 
 
+def test_a_gate_of_ones_own_is_pruned_by_its_weights_in_evaluation(tmp_path, rng):
+    """One expert; in training all of them have a weight."""
+    static = StaticRun(config(**SMALL, gate="test_kit.restless_gate"))
+    pruned = exported(static, tmp_path / "pruned")
+    assert convolutions(pruned) == 2
+    image = rng.rand(7, 1, 36, 36).astype("float32")
+    batch, ours = [image] + [np.zeros(7, "int64")] * TASKS, outputs_of(pruned, image)
+    for t, logits in enumerate(static.predict(batch)):
+        np.testing.assert_allclose(ours[f"logits{t + 1}"], logits, atol=1e-4)
+    assert ours["gate_weights1"].tolist() == [0, 1, 0, 0]
+
+
 def test_an_output_of_one_task_needs_that_tasks_experts_alone(tmp_path):
     static = StaticRun(config(**SMALL))
     set_gates(static, [code_logits([1, 1], 2, 0.7), code_logits([2, 3], 2, 0.7)])

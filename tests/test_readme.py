@@ -1,0 +1,123 @@
+"""What README.md shows and says of files, run and compared."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def section(title):
+    """The text under a heading, up to the next one."""
+    return re.search(rf"^## {re.escape(title)}\n(.*?)(?=^## |\Z)", README, re.MULTILINE | re.DOTALL).group(1)
+
+
+def program_of_ones_own():
+    """The program in the section on networks of one's own, as written."""
+    (program,) = re.findall(r"^```python\n(.*?)^```$", section("In a network of your own"), re.MULTILINE | re.DOTALL)
+    return program
+
+
+def assert_trained(run):
+    """The program has printed a low loss and experts left out, for each graph."""
+    assert run.returncode == 0, run.stderr
+    found = re.findall(r"^(dynamic|static): loss (\S+), (\d+) of 8 experts$", run.stdout, re.MULTILINE)
+    assert [graph for graph, *_ in found] == ["dynamic", "static"], run.stdout
+    for _, loss, used in found:
+        assert float(loss) < 0.3 and 1 <= int(used) <= 4  # from about 4, and 8 experts
+
+
+def test_the_program_of_ones_own_trains_in_both_graphs():
+    run = subprocess.run([sys.executable, "-c", program_of_ones_own()], cwd=ROOT, capture_output=True, text=True)
+    assert_trained(run)
+
+
+ONE_STEP = {
+    "dynamic": """
+model = DygraphModel()
+network = model.create_model(config)
+optimizer = model.create_optimizer(network, config)
+network.train()
+metrics, names = model.create_metrics()
+loss, metrics, _ = model.train_forward(network, metrics, batch, config)
+loss.backward()
+optimizer.step()
+network.eval()
+metrics, printed = model.infer_forward(network, metrics, batch, config)
+print("done", float(loss), float(printed["loss"]))
+""",
+    "static": """
+batch = [item.numpy() for item in batch]
+paddle.enable_static()
+model = StaticModel(config)
+feeds = list(model.create_feeds())
+fetches = model.net(feeds)
+model.create_optimizer()
+executor = paddle.static.Executor(paddle.CPUPlace())
+executor.run(paddle.static.default_startup_program())
+feed = {v.name: item for v, item in zip(feeds, batch)}
+losses = [float(executor.run(feed=feed, fetch_list=[fetches["loss"]])[0]) for _ in range(2)]
+print("done", *losses)
+""",
+}
+START = """
+import glob, os
+import paddle, yaml
+from dygraph_model import DygraphModel
+from static_model import StaticModel
+import multiMNIST_reader
+
+def flat(node, prefix=""):
+    for key, value in node.items():
+        yield from flat(value, prefix + key + ".") if isinstance(value, dict) else [(prefix + key, value)]
+
+config = {**dict(flat(yaml.safe_load(open("config.yaml")))), "config_abs_dir": os.getcwd()}
+paddle.set_device("cpu")
+files = glob.glob(os.path.join(config["runner.train_data_dir"], "*"))
+dataset = multiMNIST_reader.RecDataset(files, config=config)
+batch = next(iter(paddle.io.DataLoader(dataset, batch_size=16)))
+"""
+
+
+@pytest.fixture(scope="module")
+def paddlerecs_folder(tmp_path_factory):
+    """An empty folder, with what the README says to copy."""
+    (words,) = re.findall(r"Copy `([^`]*)` to", section("In a PaddleRec tree"))
+    folder = tmp_path_factory.mktemp("models") / "dselect_k"
+    folder.mkdir()
+    for pattern in words.split():
+        found = sorted(ROOT.glob(pattern.rstrip("/")))
+        assert found, pattern
+        for path in found:
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("full", "__pycache__"))
+            else:
+                shutil.copy(path, folder)
+    return folder
+
+
+@pytest.mark.parametrize("graph", ONE_STEP)
+def test_the_files_for_a_paddlerec_tree_are_enough(graph, paddlerecs_folder):
+    env = {**os.environ, "FLAGS_enable_pir_api": "0"}  # as PaddleRec's tools set it
+    command = [sys.executable, "-c", START + ONE_STEP[graph]]
+    run = subprocess.run(command, cwd=paddlerecs_folder, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    done, first, second = run.stdout.split()[-3:]
+    assert done == "done" and 0 < float(second) and float(first) < 20
+
+
+def test_the_tree_names_every_file_of_the_package():
+    tree = section("The tree")
+    names = [path.name for pattern in ("*.py", "*.yaml", "tools/*.py", "docs/*.md") for path in ROOT.glob(pattern)]
+    assert "net.py" in names and [name for name in names if name not in tree] == []
+
+
+def test_every_link_leads_to_a_file():
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", prose) if "://" not in link]
+    assert links and [link for link in links if not (ROOT / link).exists()] == []
