@@ -1,4 +1,4 @@
-"""tools/engine/checkpoint.py: an epoch folder is whole or absent, and what does not fit is refused by name."""
+"""tools/engine/saves: an epoch folder is whole or absent, and what does not fit is refused by name."""
 
 import json
 import logging
