@@ -38,7 +38,7 @@ def main(graph, job):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
-        LOG.info("stopped; go on with -o runner.resume=auto")
+        LOG.info("stopped; continue with -o runner.resume=auto")
         sys.exit(128 + stop.signal_number)
 
 

@@ -45,7 +45,7 @@ def _run(epoch, batches, take_step, meter, begin=0, session=None):
         except MemoryError as error:  # Paddle's own failures to allocate come as this too
             raise UserError(
                 f"epoch {epoch}, batch {batch_id}: out of memory in this step. "
-                "Set a smaller batch size. What was saved before is as it was."
+                "Set a smaller batch size. Earlier saves are untouched."
             ) from error
         else:
             meter.add(epoch, batch_id, step, examples, loaded - asked, time.perf_counter() - loaded)

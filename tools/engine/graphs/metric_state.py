@@ -35,12 +35,12 @@ def write(metrics, states, path):
         UserError: they are another metric's.
     """
     if not isinstance(states, list) or len(states) != len(metrics):
-        raise UserError(f"{path}: it has no state of the {len(metrics)} metrics. Give the config it was trained with.")
+        raise UserError(f"{path}: it has no state of the {len(metrics)} metrics. Use the config it was trained with.")
     for metric, state in zip(metrics, states):
         kept = _state(metric)
         if not isinstance(state, dict) or kept.keys() != state.keys():
             raise UserError(
-                f"{path}: it has no state of a {type(metric).__name__}. Give the config it was trained with."
+                f"{path}: it has no state of a {type(metric).__name__}. Use the config it was trained with."
             )
         if hasattr(metric, "set_state_dict"):
             if not all(isinstance(value, numbers.Real) or _is_nested_numbers(value) for value in state.values()):
@@ -77,11 +77,11 @@ def _like(fresh, saved, what):
         return saved
     array = np.asarray(saved) if isinstance(saved, list) and _is_nested_numbers(saved) else None
     if array is None or isinstance(fresh, numbers.Real):
-        raise UserError(f"{what} is not what the metric keeps there. Take another epoch.")
+        raise UserError(f"{what} is not what the metric keeps there. Use another epoch.")
     if isinstance(fresh, (list, tuple)):
         return type(fresh)(saved)
     if array.shape != fresh.shape:
-        raise UserError(f"{what} has the shape {list(array.shape)}, not {list(fresh.shape)}. Take another epoch.")
+        raise UserError(f"{what} has the shape {list(array.shape)}, not {list(fresh.shape)}. Use another epoch.")
     return array.astype(fresh.dtype)
 
 

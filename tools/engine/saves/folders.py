@@ -36,7 +36,7 @@ def new_folder(parent, name):
             _mend(parent)
         if not isinstance(error, OSError):
             raise
-        raise UserError(f"{final}: cannot be saved ({error}). What was saved before is as it was.") from error
+        raise UserError(f"{final}: cannot be saved ({error}). Earlier saves are untouched.") from error
     LOG.info("Already save model in %s", final)
 
 
@@ -76,7 +76,7 @@ def lock(parent):
 def check_room(parent, parameters):
     """Raise UserError if ``parent`` has no room for a save of ``parameters``: name -> array or Tensor.
 
-    Tried by writing as much, for quotas and limits do not show in the disk's free space.
+    Tested by writing as much: quotas and limits do not show in the disk's free space.
     """
     left = sum(int(np.prod(array.shape)) for array in parameters.values()) * 4  # bytes; most are float32
     path = os.path.join(parent, ".room")
@@ -168,9 +168,9 @@ def _flush_names(folder):
 
 
 def _swap(new, final):
-    """Give ``new`` the name of ``final``. The earlier folder is .old meanwhile: always whole, for it is but renamed."""
+    """Give ``new`` the name ``final``. The earlier folder is only renamed meanwhile, to .old, so it stays whole."""
     old = os.path.join(os.path.dirname(new), f".{os.path.basename(final)}.old")
-    if os.path.isdir(final):  # else an earlier swap was cut short, and old is the only whole one yet
+    if os.path.isdir(final):  # else an earlier swap was cut short, and .old is the only whole one
         _discard(old)
         os.rename(final, old)
     os.rename(new, final)
@@ -179,7 +179,7 @@ def _swap(new, final):
 
 
 def _discard(folder):
-    """Delete a folder, if it is there. It loses its name first, so that no half of it is taken for a save."""
+    """Delete a folder, if it is there. It is renamed first, so that half of it is never mistaken for a save."""
     gone = os.path.join(os.path.dirname(folder), f".{os.path.basename(folder)}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     try:
@@ -193,12 +193,12 @@ def _discard(folder):
 
 def remove(parent, name):
     """Delete a saved folder of ``parent``, if it is there."""
-    _discard(os.path.join(parent, f".{name}.old"))  # first, or it would be taken for the save of a swap cut short
+    _discard(os.path.join(parent, f".{name}.old"))  # first, or it would be mistaken for what a swap left
     _discard(os.path.join(parent, str(name)))
 
 
 def _mend(parent):
-    """Finish a swap that was cut short: the old folder takes its name again where the new one has not."""
+    """Undo a swap that was cut short: if the new folder is not in place, the old one gets its name back."""
     for name in _names(parent):
         final = os.path.join(parent, name[1 : -len(".old")])
         if name.startswith(".") and name.endswith(".old") and not os.path.exists(final):
@@ -224,7 +224,7 @@ def _names(folder):
 
 def saved_epochs(parent):
     """Numbers of the epoch folders in ``parent``, sorted."""
-    if any(name.endswith(".old") for name in _names(parent)):  # by a swap cut short, or one that goes on just now
+    if any(name.endswith(".old") for name in _names(parent)):  # left by a swap that was cut short, or that is under way
         with contextlib.suppress(UserError):
             lock(parent).close()
     return sorted(

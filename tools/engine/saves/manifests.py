@@ -74,7 +74,7 @@ def read_facts(folder):
         _check_facts(manifest)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         reason = f"{type(error).__name__}: {clipped(error)}"
-        raise UserError(f"{path}: cannot be read as a manifest ({reason}). Take another folder.") from error
+        raise UserError(f"{path}: cannot be read as a manifest ({reason}). Use another folder.") from error
     return manifest
 
 
@@ -92,13 +92,13 @@ def check_files(folder, wanted, path):
     for name, digest in wanted.items():
         file = os.path.join(folder, name)
         if os.path.basename(name) != name or not os.path.isfile(file):
-            raise UserError(f"{clipped(file)}: {path} lists it, but it is not there. Take another folder.")
+            raise UserError(f"{clipped(file)}: {path} lists it, but it is not there. Use another folder.")
         try:
             changed = _digest(file) != digest
         except OSError as error:
-            raise UserError(f"{file}: cannot be read ({error}). Take another folder.") from error
+            raise UserError(f"{file}: cannot be read ({error}). Use another folder.") from error
         if changed:
-            raise UserError(f"{file}: it is cut or changed: its SHA-256 is not the manifest's. Take another folder.")
+            raise UserError(f"{file}: it is cut or changed: its SHA-256 is not the manifest's. Use another folder.")
 
 
 def described(array):

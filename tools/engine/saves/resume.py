@@ -41,7 +41,7 @@ def start(graph, settings, config):
     position = manifest["epoch"], manifest["batch"]
     if manifest["graph"] != graph.name:
         raise UserError(
-            f"{folder}: it was saved by the {clipped(manifest['graph'])} graph. Go on with that tool, or use "
+            f"{folder}: it was saved by the {clipped(manifest['graph'])} graph. Continue with that tool, or use "
             "runner.model_init_path to start from its weights."
         )
     defaults = manifests.as_saved(all_defaults(offered(graph.model, "config_defaults")))
@@ -88,7 +88,7 @@ def _check_config(saved, config, folder, position):
     epochs = "runner.epochs"
     if saved.get(epochs) != config.get(epochs):
         LOG.warning(
-            "%s was %s, now it is %s: a schedule over the whole training has another course",
+            "%s was %s, now it is %s: a schedule over the whole training takes another course",
             epochs, shown(saved.get(epochs)), config.get(epochs),
         )  # fmt: skip
     changed = sorted(key for key in {*saved, *config} if saved.get(key) != config.get(key) and _decides_steps(key))
@@ -98,8 +98,8 @@ def _check_config(saved, config, folder, position):
     told = clipped(told, 1500)
     if position[1] or any(key.startswith("hyper_parameters.") for key in changed):
         raise UserError(
-            f"{folder} was saved under another config ({told}), under which its training cannot go on. "
-            "Restore these, or start from its weights with runner.model_init_path."
+            f"{folder} was saved under another config ({told}), under which its training cannot continue. "
+            "Restore these values, or start from its weights with runner.model_init_path."
         )
     LOG.warning("resumed under another config: %s", told)
 

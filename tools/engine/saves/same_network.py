@@ -43,7 +43,7 @@ def check(model, weights, config):
     remedy = " ".join(f"{key}={clipped(then.get(key))}" for key in changed)
     raise UserError(
         f"{weights.path}: these are the weights of another network: {differences}. "
-        f"Give the config it was trained with, or: -o {remedy}"
+        f"Use the config it was trained with, or: -o {remedy}"
     )
 
 

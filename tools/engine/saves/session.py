@@ -82,12 +82,11 @@ class Session:
         where = f"epoch {epoch}, batch {batch_id}: {error}"
         if self.undone >= self.settings.skip_not_finite:
             raise UserError(
-                f"{where}. Training has stopped; the epochs saved before are as they were. "
-                "A lower learning rate may help."
+                f"{where}. Training has stopped; the epochs saved before are untouched. A lower learning rate may help."
             ) from error
         self.undone += 1
         self.graph.restore(self.before)
-        LOG.warning("%s. The step is undone, and training goes on (runner.skip_not_finite)", where)
+        LOG.warning("%s. The step is undone, and training continues (runner.skip_not_finite)", where)
 
     def _check_keep_best(self):
         """Once there are numbers: find out at the first step, not at the first epoch's end."""
@@ -143,7 +142,7 @@ class Session:
                 signal.signal(number, self._stop)
 
     def _stop(self, number, _):
-        LOG.info("%s: saving after this step; once more ends at once", signal.Signals(number).name)
+        LOG.info("%s: saving after this step; a second signal ends the run at once", signal.Signals(number).name)
         self.stop_signal = number
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)

@@ -38,7 +38,7 @@ def read_weights(folder):
     manifest = manifests.read(folder)
     for prefix in (DYNAMIC, STATIC):
         path = os.path.join(folder, prefix + ".pdparams")
-        if os.path.isfile(path):  # a pipe would be waited for
+        if os.path.isfile(path):  # reading a pipe would wait for ever
             break
     else:
         raise UserError(
@@ -48,7 +48,7 @@ def read_weights(folder):
     content = _load(path)
     table = content.pop(NAME_TABLE, {})
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
-        raise UserError(f"{path}: its {NAME_TABLE} does not map names to names. Take another epoch.")
+        raise UserError(f"{path}: its {NAME_TABLE} does not map names to names. Use another epoch.")
     config = None
     if manifest is not None:
         _check_parameters(content, manifest["parameters"], path)
@@ -64,7 +64,7 @@ def _check_parameters(content, described, path):
     wrong = sorted(name for name in {*held, *described} if held.get(name) != described.get(name))
     if wrong:
         told = "; ".join(f"{name}: {described.get(name)} there, {held.get(name)} here" for name in wrong[:5])
-        raise UserError(f"{path}: it is not what its {MANIFEST} describes ({told}). Take another folder.")
+        raise UserError(f"{path}: it is not what its {MANIFEST} describes ({told}). Use another folder.")
 
 
 def read_optimizer_state(folder, prefix, needed=True):
@@ -78,7 +78,7 @@ def read_optimizer_state(folder, prefix, needed=True):
     path = os.path.join(folder, prefix + ".pdopt")
     if not os.path.isfile(path):
         if needed:
-            raise UserError(f"{path}: it is not there, and no training goes on without it. Take another epoch.")
+            raise UserError(f"{path}: it is not there, and training cannot continue without it. Use another epoch.")
         return path, None
     state = _load(path)
     state.pop(NAME_TABLE, None)  # which paddle.save adds to every dict of tensors
@@ -92,10 +92,10 @@ def _load(path):
     except Exception as error:  # a broken pickle can raise nearly anything
         raise UserError(
             f"{path}: this cannot be read as a checkpoint ({type(error).__name__}: {clipped(error)}). "
-            "Take another epoch."
+            "Use another epoch."
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: this is not a checkpoint: it holds a {type(content).__name__}. Take another epoch.")
+        raise UserError(f"{path}: this is not a checkpoint: it holds a {type(content).__name__}. Use another epoch.")
     return content
 
 
@@ -116,7 +116,7 @@ def fit(expected, found, path, partly=False):
     surplus = sorted(name for name in set(found) - set(expected) if not name.startswith("learning_rate_"))
     if missing and (not partly or len(missing) == len(expected)):
         raise UserError(
-            f"{path}: it has no {_some(missing)}. It was saved by another network; give the config it was trained with."
+            f"{path}: it has no {_some(missing)}. It was saved by another network; use the config it was trained with."
         )
     if missing:
         LOG.warning("%s: it has no %s; these keep their initial values", path, _some(missing))
@@ -125,12 +125,12 @@ def fit(expected, found, path, partly=False):
     chosen = {}
     for name in set(expected) & set(found):
         if not isinstance(found[name], (np.ndarray, np.generic)):
-            raise UserError(f"{path}: {name} is a {type(found[name]).__name__}, not an array. Take another file.")
+            raise UserError(f"{path}: {name} is a {type(found[name]).__name__}, not an array. Use another file.")
         want, have = np.asarray(expected[name]), np.asarray(found[name])
         if want.shape != have.shape or want.dtype.kind != have.dtype.kind:
             raise UserError(
                 f"{path}: {name} is {list(have.shape)} {have.dtype}, but the network's is "
-                f"{list(want.shape)} {want.dtype}. Give the config it was trained with."
+                f"{list(want.shape)} {want.dtype}. Use the config it was trained with."
             )
         chosen[name] = have.astype(want.dtype)
     return chosen
@@ -142,7 +142,7 @@ def fit_optimizer(expected, found, path):
     if surplus:
         raise UserError(
             f"{path}: the optimizer has no {_some(surplus)}. It was saved by another optimizer or network; "
-            "give the config it was trained with."
+            "use the config it was trained with."
         )
     return fit(expected, found, path)
 
@@ -163,7 +163,7 @@ def fit_schedule(expected, found, path):
         there = _some(sorted(found)) or "nothing" if isinstance(found, dict) else f"a {type(found).__name__}"
         raise UserError(
             f"{path}: for the learning rate's schedule it has {there}, not {_some(sorted(expected)) or 'nothing'}. "
-            "Give the config it was trained with."
+            "Use the config it was trained with."
         )
     for name, mine in expected.items():
         if isinstance(mine, dict):
@@ -171,7 +171,7 @@ def fit_schedule(expected, found, path):
         elif not _is_position(found[name], mine, whole=name == "last_epoch"):
             raise UserError(
                 f"{path}: {name} of the learning rate's schedule is {shown(found[name])}, where the schedule has "
-                f"{shown(mine)}. Take another epoch."
+                f"{shown(mine)}. Use another epoch."
             )
     return found
 
