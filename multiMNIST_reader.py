@@ -157,7 +157,7 @@ def read_set(path, part=None, scale=None):
     try:
         content = array_files.read(path)
     except ValueError as error:
-        raise ValueError(f"{error} Or make the data anew: {HOW_TO_GET}") from error
+        raise ValueError(f"{error} Or make the data again: {HOW_TO_GET}") from error
     arrays = _named_arrays(path, content)
     if set(arrays) == set(FOUR):
         if part is None:

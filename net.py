@@ -406,7 +406,7 @@ class TopKGate(Gate):
         return paddle.squeeze(paddle.unsqueeze(F.softmax(values, axis=-1), axis=1) @ places, axis=1)
 
     def _chosen(self, clean, logits, scale):
-        """P(x, i), the probability that expert i is among the k largest if its noise is drawn anew: [B, n], or None.
+        """P(x, i), the probability that expert i is among the k largest if its noise is drawn again: [B, n], or None.
 
         That is Phi((clean_i - the k-th largest of the other logits) / scale_i).
         """

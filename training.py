@@ -121,7 +121,7 @@ def build_optimizer(network, hyper, learning_rate, parameters=None):
     common = {"learning_rate": learning_rate, "parameters": parameters, "grad_clip": clip}
     decay = hyper.optimizer_weight_decay
     if hyper.optimizer_class != "sgd" and paddle.framework.in_pir_mode():
-        # Paddle's defaults, made once a step; as numbers they would be made anew for each parameter
+        # Paddle's defaults, made once a step; as numbers they would be made again for each parameter
         common.update({name: paddle.full([1], x) for name, x in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8))})
     if hyper.optimizer_class == "adamw":
         spared = {p.name for p in network.gates.parameters()}

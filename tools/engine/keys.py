@@ -61,7 +61,9 @@ RUNNER_KEYS = {
     "steps_per_epoch": _key(
         None, int, "training steps an epoch; counted by the tool where it can be", job="train", low=1, steps=True
     ),
-    "resume": _key("off", str, "go on where a run ended: off, auto (from the newest save) or a folder", job="train"),
+    "resume": _key(
+        "off", str, "continue a run: off, auto (from the newest save), or the folder of a save", job="train"
+    ),
     "save_interval_steps": _key(
         0, int, "also save inside an epoch, every so many steps; 0: only after it", job="train", low=0
     ),

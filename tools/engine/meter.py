@@ -48,7 +48,7 @@ class Meter:
         self.step = 0
 
     def begin(self, state=None):
-        """Start an epoch, or go on in the middle of one from its ``state()``."""
+        """Start an epoch, or continue in the middle of one from its ``state()``."""
         self.started = time.perf_counter()
         state = state or {"sums": {}, "examples": {}, "newest": {}}
         self.sums, self.examples = dict(state["sums"]), dict(state["examples"])

@@ -82,7 +82,7 @@ class StaticGraph:
         return [*offered(self.model, "values_at_end"), *_accumulated_aucs(self.program, self.fetches)]
 
     def begin_epoch(self, counted=None):
-        """Begin an epoch, or go on in the middle of one if ``counted`` is what ``counted()`` gave there."""
+        """Begin an epoch, or continue in the middle of one if ``counted`` is what ``counted()`` gave there."""
         if self.settings.use_auc and counted is None:
             self._reset_auc()
         self._new_metrics()

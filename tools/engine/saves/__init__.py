@@ -1,1 +1,1 @@
-"""What a training leaves on the disk: saved folders, what is in them, and how a run goes on from one."""
+"""What a training leaves on the disk: saved folders, what is in them, and how a run is resumed."""

@@ -1,4 +1,4 @@
-"""Where a training goes on: from the save asked for, or the newest sound one of the newest run."""
+"""Where a training is resumed: from the save asked for, or from the newest sound save of the newest run."""
 
 import collections
 import logging
@@ -14,7 +14,7 @@ LOG = logging.getLogger("engine")
 LAST_STEP = "last_step"  # the folder saved inside an epoch; gone once the epoch is
 
 # so_far, counted: what the meter and the graph's metrics have counted of the epoch, None at its beginning;
-# run: the id of the run that goes on, None if training starts anew
+# run: the id of the resumed run, None if training starts from scratch
 Start = collections.namedtuple("Start", "epoch batch so_far counted run")
 
 
@@ -57,7 +57,7 @@ def start(graph, settings, config):
 
 
 def choose(settings):
-    """(folder, its manifest or None), or (None, None) if training starts anew."""
+    """(folder, its manifest or None), or (None, None) if training starts from scratch."""
     choice, parent = settings.resume, settings.model_save_path
     if choice == "off":
         return None, None
@@ -84,7 +84,7 @@ def _in_force(config, defaults):
 
 
 def _check_config(saved, config, folder, position):
-    """Refuse a config under which the training cannot go on to the same end; tell what else has changed."""
+    """Refuse a config under which the training would end elsewhere; log what else has changed."""
     epochs = "runner.epochs"
     if saved.get(epochs) != config.get(epochs):
         LOG.warning(

@@ -18,7 +18,7 @@ STOP_SIGNALS = [
 class Session:
     """Saves a training run and takes it up again.
 
-    Random states are not saved: paddle, numpy and random are seeded anew before each step, from the
+    Random states are not saved: paddle, numpy and random are seeded again before each step, from the
     seed and the position, in a resumed run as in any other.
 
     Args:

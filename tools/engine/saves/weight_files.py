@@ -137,7 +137,7 @@ def fit(expected, found, path, partly=False):
 
 
 def fit_optimizer(expected, found, path):
-    """``fit`` for an optimizer's state that a training goes on with: nothing may be missing, and nothing left over."""
+    """``fit`` for the optimizer's state of a resumed training: nothing may be missing or left over."""
     surplus = sorted(set(found) - set(expected))
     if surplus:
         raise UserError(

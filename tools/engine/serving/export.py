@@ -38,7 +38,7 @@ def write(folder, source, feed_names=(), fetch_names=()):
     """Export the outputs that are named, or all outputs of the tasks.
 
     A name is a key of the dict that the package's ``export_net`` returns or, failing that, a feed's
-    name or a key of the dicts ``infer_net`` returns and ``export_vars``, in a program built anew for
+    name or a key of the dicts ``infer_net`` returns and ``export_vars``, in a program built again for
     inference. Failing that too, in a legacy program, it may be any variable of the graph's own
     program, as in PaddleRec.
 
