@@ -126,8 +126,13 @@ def filled(readme, results):
     facts = machine["machine"]
     versions = {**facts.get("of PyTorch's process", {}), **facts["versions"]}
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("paddlepaddle", "torch") if name in versions)
-    where = f"batch {machine['sizes']['batch']}, {libraries}, {facts['cores']} cores of an {facts['cpu']}"
-    lines = [f"Measured with {where}.", "", "Examples a second in training, by experts in use:", ""]
+    where = f"{libraries}, on {facts['cores']} cores of an {facts['cpu']}"
+    lines = [
+        f"Measured at batch size {machine['sizes']['batch']} with {where}.",
+        "",
+        "Examples a second in training, by experts in use:",
+        "",
+    ]
     lines += _readme_table(STEPS, ACTIVE, records["step"])
     lines += ["", *ABOUT_TORCH, "", *_about_paddlerec(records["step"]), "", "Examples a second at inference:", ""]
     lines += _readme_table(INFERENCE, (8, 2), records["inference"])
