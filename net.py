@@ -555,16 +555,21 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
     """
     pairs = paddle.nonzero(needed)  # [P, 2]
     sizes = paddle.cast(paddle.einsum("nb->n", needed), "int64")
-    sizes = sizes.tolist() if paddle.in_dynamic_mode() else paddle.unbind(sizes)
     mixtures = [_zeros(x, expert_size) for _ in weights]
     rows = paddle.gather(x, pairs[:, 1])
-    if not paddle.in_dynamic_mode() and not all(map(_begins_with_a_convolution, experts)):
-        rows.stop_gradient = False  # Paddle 3.3.1: most layers' gradients fail without rows unless the input's is asked
-    called = list(zip(experts, paddle.split(rows, sizes)))
     if paddle.in_dynamic_mode():
-        called = [pair for pair, size in zip(called, sizes) if size]
+        # without empty parts, for which Paddle 2.6.2 finds no gradient
+        called = [(expert, size) for expert, size in zip(experts, sizes.tolist()) if size]
         if not called:  # all gates have lost all their weight
             return mixtures
+        experts, sizes = zip(*called)
+        sizes = list(sizes)
+    else:
+        sizes = paddle.unbind(sizes)
+        if not all(map(_begins_with_a_convolution, experts)):
+            # Paddle 3.3.1: most layers' gradients fail without rows unless the input's is asked for too
+            rows.stop_gradient = False
+    called = zip(experts, paddle.split(rows, sizes))
     outputs = paddle.concat([_checked_output(expert(chunk), expert_size) for expert, chunk in called])  # [P, H]
     return [_add_weighted(mixture, outputs, w, pairs) for mixture, w in zip(mixtures, weights)]
 
