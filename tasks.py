@@ -1,7 +1,7 @@
 """The kinds of task: how wide a task's output is, its loss, its metrics, its labels, what is exported of it.
 
-A label may be missing: below 0 for classes and binary tasks, NaN for any task. Such an example is left
-out of the task's loss and metrics; the others are as if it had not been there.
+A label may be missing: below 0 for classes (whole numbers) and binary tasks, NaN for binary tasks and
+regressions. Such an example is left out of the task's loss and metrics, which are as if it had not been there.
 
 Shapes in comments: B batch, C the width of a task's output.
 """

@@ -128,11 +128,6 @@ def is_standard(name):
         return spec is not None
     library, place = os.path.realpath(sysconfig.get_paths()["stdlib"]), os.path.realpath(spec.origin or "")
     return place.startswith(library + os.sep) and "site-packages" not in place
-    if sys.version_info >= (3, 10):
-        return name in sys.stdlib_module_names
-    # Python 3.9 has no list
-    older = "codecs dataclasses difflib gzip io itertools logging math os pickle pickletools re struct zipfile"
-    return name in older.split()
 
 
 def test_the_tree_keeps_the_rules():
