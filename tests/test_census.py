@@ -5,10 +5,11 @@ import csv
 import gzip
 import hashlib
 import json
+import math
 import os
+import pathlib
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 
@@ -93,14 +94,16 @@ def expected_arrays(parts):
     """The arrays by row and column, in plain Python; ``parts`` has the rows of each."""
     train = parts["train"]
     found = {}
-    means = {c: statistics.fmean(float(row[c]) for row in train) for c in NUMBERS}
-    deviations = {c: statistics.pstdev([float(row[c]) for row in train]) or 1.0 for c in NUMBERS}
+    means, deviations = {}, {}
+    for c in NUMBERS:
+        numbers = [float(row[c]) for row in train]
+        means[c] = math.fsum(numbers) / len(numbers)
+        deviations[c] = math.sqrt(math.fsum((x - means[c]) ** 2 for x in numbers) / len(numbers)) or 1.0
     seen = {c: sorted(collections.Counter(row[c].strip() for row in train)) for c in CATEGORIES}
+    id_of = {c: {value: i for i, value in enumerate(values, 1)} for c, values in seen.items()}
     for part, rows in parts.items():
         dense = [[(float(row[c]) - means[c]) / deviations[c] for c in NUMBERS] for row in rows]
-        ids = [
-            [([None, *seen[c]].index(v) if (v := row[c].strip()) in seen[c] else 0) for c in CATEGORIES] for row in rows
-        ]
+        ids = [[id_of[c].get(row[c].strip(), 0) for c in CATEGORIES] for row in rows]
         income = [int(row[INCOME].strip() == "50000+.") for row in rows]
         never_married = [int(row[MARITAL].strip() == "Never married") for row in rows]
         found[part] = dense, ids, income, never_married
@@ -283,15 +286,13 @@ def test_the_reader_refuses_what_does_not_go_together(change, words, made):
 
 
 @needs_official
-def test_the_official_file_is_taken_and_the_config_for_it_fits(tmp_path):
+def test_the_official_file_is_read_to_the_same_arrays(tmp_path):
     make_data.make(OFFICIAL, tmp_path)
     with gzip.open(OFFICIAL, "rt", newline="") as file:
         rows = list(csv.reader(file, skipinitialspace=True, quoting=csv.QUOTE_NONE))
     assert len(rows) == 99762
     parts = {"train": rows[:60000], "validation": rows[60000:79762], "test": rows[79762:]}
-    vocabulary = assert_as_expected(tmp_path, parts)
-    config = yaml.safe_load((EXAMPLE / "config_full.yaml").read_text(encoding="utf-8"))
-    assert config["hyper_parameters"]["input"]["vocabulary_sizes"] == make_data.vocabulary_sizes(vocabulary)
+    assert_as_expected(tmp_path, parts)
     assert FIRST.split(", ") == [value if i != 35 else value + " " for i, value in enumerate(map(str.strip, rows[0]))]
 
 
@@ -365,6 +366,43 @@ def test_data_of_another_vocabulary_are_refused_by_the_tools(tmp_path):
     assert_refused(run, "vocabulary.json", "[3, 4]", "vocabulary_sizes")
     run = run_here("trainer", CONFIG, "runner.train_data_dir=nowhere", cwd=tmp_path)
     assert_refused(run, "nowhere", "python make_data.py --test")
+
+
+def readme_commands():
+    """The commands that the example's README gives, without their remarks."""
+    text = (EXAMPLE / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"^    (python .*?)(?: +#.*)?$", text, re.MULTILINE)
+
+
+def test_make_runs_what_the_readme_says_by_hand():
+    run = subprocess.run(["make", "-n", "train-census"], cwd=ROOT, capture_output=True, text=True)
+    made = [line.split("/bin/", 1)[1] for line in run.stdout.splitlines() if "examples/census" in line]
+    assert made and made == readme_commands()[: len(made)], run.stderr
+
+
+@needs_official
+def test_the_readmes_commands_run(tmp_path, capsys, monkeypatch):
+    """In a copy of the example, as written but for one short epoch."""
+    shutil.copytree(EXAMPLE, tmp_path / "examples" / "census", ignore=shutil.ignore_patterns("full", "__pycache__"))
+    shutil.copy(OFFICIAL, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    commands = readme_commands()
+    assert {command.split()[1].rpartition("/")[0] for command in commands} == {"tools", "examples/census"}
+    for command in commands:
+        _, script, *arguments = command.split()
+        if script.startswith("tools/"):
+            (option, config) = arguments
+            short = ("runner.epochs=1", "runner.infer_end_epoch=1", "runner.train_batch_size=1000")
+            run = run_here(pathlib.Path(script).stem, tmp_path / config, *short, cwd=tmp_path)
+            assert option == "-m" and run.returncode == 0, f"{command}\n{run.stderr}"
+        else:
+            monkeypatch.setattr("sys.argv", [script, *arguments])
+            make_data.main()
+            printed = capsys.readouterr().out
+            sizes = re.search(r"vocabulary_sizes: (.*)", printed).group(1)
+            name = "config.yaml" if "--sample" in arguments else "config_full.yaml"
+            config = yaml.safe_load((EXAMPLE / name).read_text(encoding="utf-8"))
+            assert config["hyper_parameters"]["input"]["vocabulary_sizes"] == yaml.safe_load(sizes)
 
 
 def test_the_two_configs_have_the_same_keys():
