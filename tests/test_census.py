@@ -8,6 +8,7 @@ import json
 import math
 import os
 import pathlib
+import pickle
 import re
 import shutil
 import subprocess
@@ -256,6 +257,12 @@ WRONG_DATA = {
     "no file": (lambda out, config: (out / "train" / "train.npz").rename(out / "train" / "train.txt"), "no .npz"),
     "no arrays": (lambda out, config: (out / "train" / "train.npz").write_text("x"), "train.npz"),
     "other arrays": (lambda out, config: np.savez(out / "train" / "train.npz", x=np.ones(3)), "it holds x, not dense"),
+    "no array": (
+        lambda out, config: (out / "train" / "train.npz").write_bytes(
+            pickle.dumps({name: "x" for name in (*census_reader.ARRAYS, "vocabulary")})
+        ), "dense is a str, not an array",
+    ),
+    "one number": (lambda out, config: with_array(out / "train" / "train.npz", ids=np.array(3)), r"ids is \[\]"),
     "one array less wide": (
         lambda out, config: with_array(out / "train" / "train.npz", dense=np.ones([120, 6])), r"dense is \[120, 6\]"
     ),

@@ -90,9 +90,12 @@ def _read(path, sizes, digest, vocabulary_path):
     if not isinstance(arrays, dict) or set(arrays) != {*ARRAYS, "vocabulary"}:
         found = ", ".join(sorted(arrays)) if isinstance(arrays, dict) else f"a {type(arrays).__name__}"
         raise _refusal(path, f"it holds {found}, not {', '.join(ARRAYS)} and vocabulary")
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise _refusal(path, f"{name} is a {type(array).__name__}, not an array")
     for name, (shape, kinds) in ARRAYS.items():
         array = arrays[name]
-        if array.shape != (len(arrays["ids"]), *shape) or array.dtype.kind not in kinds:
+        if array.shape != (*arrays["dense"].shape[:1], *shape) or array.dtype.kind not in kinds:
             raise _refusal(path, f"{name} is {list(array.shape)} {array.dtype}")
     if arrays["vocabulary"].tobytes() != digest:
         raise _refusal(path, f"its ids are of another vocabulary than {vocabulary_path}")
