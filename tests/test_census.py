@@ -315,7 +315,8 @@ def test_the_sample_is_the_official_files_first_rows_of_each_part(tmp_path):
 
 # ------------------------------------------------------------------------------ under the tools
 
-TWO_EPOCHS = ("runner.epochs=2", "runner.infer_end_epoch=2")
+# without dropout, whose random numbers no Paddle release promises to be the same in both graphs
+TWO_EPOCHS = ("runner.epochs=2", "runner.infer_end_epoch=2", "hyper_parameters.expert_dropout=0.0")
 
 
 def done_lines(log):
