@@ -23,6 +23,12 @@ train: env  ## train on the sample data, then evaluate every epoch
 	$(VENV)/bin/python tools/trainer.py -m config.yaml
 	$(VENV)/bin/python tools/infer.py -m config.yaml
 
+train-census: env  ## the same on examples/census, a table, in both graphs
+	$(VENV)/bin/python tools/trainer.py -m examples/census/config.yaml
+	$(VENV)/bin/python tools/infer.py -m examples/census/config.yaml
+	$(VENV)/bin/python tools/static_trainer.py -m examples/census/config.yaml
+	$(VENV)/bin/python tools/static_infer.py -m examples/census/config.yaml
+
 bigdata: env  ## download MNIST (or MNIST=FOLDER), make the full set, train on it, evaluate every epoch
 	$(VENV)/bin/python data/make_multi_mnist.py $(if $(MNIST),--mnist '$(MNIST)',--download) --out data/full
 	$(VENV)/bin/python tools/static_trainer.py -m config_bigdata.yaml
@@ -61,7 +67,7 @@ results: env  ## all benchmarks into benchmarks/RESULTS.txt, and its figures int
 	$(VENV)/bin/python benchmarks/report.py
 
 clean:  ## remove the environments and what training wrote
-	rm -rf $(VENV) $(VENV26) output output_bigdata exported predictions.csv .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV26) output output_bigdata output_census output_census_full exported predictions.csv .pytest_cache .ruff_cache
 
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -81,4 +87,4 @@ $(VENV26)/onnx: $(VENV26)/ready
 	$(VENV26)/bin/python -m pip install --quiet 'paddle2onnx==1.3.1' 'numpy<2' '.[onnx]'
 	touch $@
 
-.PHONY: help env train bigdata test test-legacy test-paddle26 test-onnx stress check bench results clean
+.PHONY: help env train train-census bigdata test test-legacy test-paddle26 test-onnx stress check bench results clean

@@ -1,7 +1,8 @@
 """Every hook that the tools look for in a model package: what it must have, and what it may have.
 
 A package is a folder with a YAML file and the modules beside it: ``dygraph_model.py`` with ``DygraphModel``,
-``static_model.py`` with ``StaticModel`` (one of the two is enough), and a reader with ``RecDataset``. What they
+``static_model.py`` with ``StaticModel`` (one of the two is enough), and a reader with ``RecDataset``. A folder with
+no wrapper and no ``net.py`` gets the project's wrappers (see package.py; examples/census is such a one). What they
 must have is PaddleRec's interface, and any package that keeps it runs. What they may have is ours; ``offered``
 looks it up, and each hook's default is in one of the ``Optional…`` classes below.
 
