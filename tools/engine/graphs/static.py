@@ -1,5 +1,6 @@
 """The static graph: a package's ``StaticModel``, built once and run by Paddle's executor."""
 
+import contextlib
 import copy
 import json
 import logging
@@ -71,10 +72,8 @@ class StaticGraph:
 
     def for_evaluation(self, config, settings):
         """A graph for evaluation beside this one, whose program and variables are its own: see ``take``."""
-        main, startup = paddle.static.Program(), paddle.static.Program()
-        with paddle.static.program_guard(main, startup), paddle.static.scope_guard(paddle.static.Scope()):
-            with paddle.utils.unique_name.guard():  # the names of this graph's parameters
-                return StaticGraph(self.package, config, settings, "infer", self.place)
+        with apart():
+            return StaticGraph(self.package, config, settings, "infer", self.place)
 
     def take(self, parameters):
         """Copy what ``parameters()`` of another graph of this network gives; what it has beyond that is left out."""
@@ -290,6 +289,17 @@ class StaticGraph:
     def _set(self, values):
         for name, value in values.items():
             self.scope.find_var(name).get_tensor().set(value, self.place)
+
+
+@contextlib.contextmanager
+def apart():
+    """Programs and a scope of their own for what is built within; names are those that a new process would give."""
+    programs = [paddle.static.Program() for _ in range(2)]
+    # Under PIR paddle.create_parameter, paddle.static.nn.fc and the like have their names numbered by these.
+    others = [paddle.base.framework.Program() for _ in range(2)]
+    with paddle.static.scope_guard(paddle.static.Scope()), paddle.utils.unique_name.guard():
+        with paddle.static.program_guard(*programs), paddle.base.framework.program_guard(*others):
+            yield
 
 
 def _converted(array, dtype):
