@@ -34,7 +34,9 @@ class Net(paddle.nn.Layer):
     def __init__(self):
         super().__init__()
         self.weight = self.create_parameter([1], default_initializer=paddle.nn.initializer.Constant(0.0))
-        self.register_buffer("seen", paddle.zeros([1]))  # moved by evaluation as well
+        seen = paddle.zeros([1])
+        seen.name = "seen"
+        self.register_buffer("seen", seen)  # moved by evaluation as well
 
     def forward(self):
         self.seen.set_value(self.seen + 1)
@@ -68,7 +70,7 @@ import paddle
 
 class StaticModel:
     def __init__(self, config):
-        self.counts = "runner.job" in config  # not in an export, which Paddle could not write
+        self.counts = "runner.job" in config  # in an export Paddle could not write that
 
     def create_feeds(self, is_infer=False):
         return [paddle.static.data("x", [-1, 1], "float32")]

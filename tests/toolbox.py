@@ -19,7 +19,7 @@ from conftest import ROOT
 from engine import cli
 from engine.batches import Batches, find_reader, open_dataset
 from engine.config import load_config
-from engine.graphs import executor, process_settings, static
+from engine.graphs import executor, process_settings, programs
 from engine.graphs.device import set_seeds
 from engine.jobs import GRAPHS
 from engine.keys import read_settings
@@ -55,7 +55,7 @@ def apart(graph):
     """
     (paddle.enable_static if graph == "static" else paddle.disable_static)()
     try:
-        with static.apart():
+        with programs.apart():
             yield
     finally:
         paddle.disable_static()

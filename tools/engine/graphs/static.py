@@ -1,6 +1,5 @@
 """The static graph: a package's ``StaticModel``, built once and run by Paddle's executor."""
 
-import contextlib
 import copy
 import json
 import logging
@@ -11,7 +10,7 @@ import paddle
 from paddle.base.data_feeder import convert_dtype
 
 from engine.errors import UserError, user_errors, user_errors_raised_in
-from engine.graphs import executor, finite, metric_state
+from engine.graphs import executor, finite, metric_state, programs
 from engine.interface import offered
 from engine.meter import Step
 from engine.saves import folders, manifests, same_network, weight_files
@@ -72,7 +71,7 @@ class StaticGraph:
 
     def for_evaluation(self, config, settings):
         """A graph for evaluation beside this one, whose program and variables are its own: see ``take``."""
-        with apart():
+        with programs.apart():
             return StaticGraph(self.package, config, settings, "infer", self.place)
 
     def take(self, parameters):
@@ -289,17 +288,6 @@ class StaticGraph:
     def _set(self, values):
         for name, value in values.items():
             self.scope.find_var(name).get_tensor().set(value, self.place)
-
-
-@contextlib.contextmanager
-def apart():
-    """Programs and a scope of their own for what is built within; names are those that a new process would give."""
-    programs = [paddle.static.Program() for _ in range(2)]
-    # Under PIR paddle.create_parameter, paddle.static.nn.fc and the like have their names numbered by these.
-    others = [paddle.base.framework.Program() for _ in range(2)]
-    with paddle.static.scope_guard(paddle.static.Scope()), paddle.utils.unique_name.guard():
-        with paddle.static.program_guard(*programs), paddle.base.framework.program_guard(*others):
-            yield
 
 
 def _converted(array, dtype):
