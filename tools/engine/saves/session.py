@@ -114,7 +114,7 @@ class Session:
         if wanted is not None and wanted not in known:
             raise UserError(f"runner.keep_best is {wanted!r}, but the numbers of {whose} are: {', '.join(known)}.")
 
-    def after_epoch(self, epoch, numbers, validation):
+    def after_epoch(self, epoch, numbers, validation=None):
         """Save the epoch.
 
         Args:
