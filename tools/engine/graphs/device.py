@@ -56,13 +56,13 @@ def set_seeds(*numbers):
 @contextlib.contextmanager
 def random_states_kept():
     """After the block, paddle, numpy and random go on as if nothing had been drawn in it."""
-    places = {"cpu", paddle.get_device()}
-    states = {place: paddle.get_rng_state(place) for place in places}
+    on_cpu = paddle.base.core.default_cpu_generator()
+    paddles, of_cpu = paddle.get_rng_state(), on_cpu.get_state()  # the device's, and the CPU's, which it uses as well
     numpys, pythons = np.random.get_state(), random.getstate()
     try:
         yield
     finally:
-        for place, state in states.items():
-            paddle.set_rng_state(state, place)
+        paddle.set_rng_state(paddles)
+        on_cpu.set_state(of_cpu)
         np.random.set_state(numpys)
         random.setstate(pythons)
