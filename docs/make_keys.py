@@ -36,9 +36,9 @@ def runner_rows():
 
 
 def _kind(key):
-    if key.choices:
-        return ", ".join(_text(choice) for choice in key.choices)
-    return {bool: "true, false", str: "text", list: "list"}.get(key.kind) or f"whole number >= {key.low}"
+    kinds = {bool: "true, false", str: "text", list: "list", int: f"whole number >= {key.low}"}
+    kind = [kinds[key.kind]] if key.kind in kinds else []
+    return ", ".join(kind + [_text(choice) for choice in key.choices or ()])
 
 
 def _yes(value):

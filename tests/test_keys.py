@@ -18,10 +18,10 @@ RUNNER = {f"runner.{name}": key for name, key in RUNNER_KEYS.items()}
 
 def wrong_runner_values(key):
     """What a tool's key forbids: other types, and what is out of range."""
-    if key.choices:
-        return ["nonsense", 3, [True]]
     if key.kind is int:
         return ["x", 1.5, key.low - 1, True, [1]]
+    if key.choices:
+        return ["nonsense", 3, [True]]
     return {bool: ["maybe", 1], str: [[]], list: ["text", 3]}[key.kind]
 
 

@@ -251,24 +251,6 @@ def test_keep_best_keeps_the_best_epoch_beside_the_newest(base, tmp_path):
     assert greatest.returncode == 0, "any other number is best where it is greatest"
     refused = tool("static", tmp_path, data, *overrides, "runner.keep_best=loss7")
     assert_refused(refused, "runner.keep_best", "loss7", "loss1", "Accuracy1")
-    assert_refused(tool("static", tmp_path, data, "runner.keep_best=loss"), "runner.keep_best", "keep_last")
-
-
-def manifest_of(loss):
-    return None if loss is None else {"numbers": {"loss": loss, "Accuracy1": loss}}
-
-
-@pytest.mark.parametrize(
-    "losses,name,best",
-    [
-        ([3.0, 1.0, 2.0], "loss", 1), ([3.0, 1.0, 2.0], "Accuracy1", 0), ([1.0, 1.0], "loss", 1),
-        ([1.0, None, 2.0], "loss", 0), ([None, 2.0], "loss", 1), ([2.0], "auc", None),
-    ],
-)  # fmt: skip
-def test_the_best_epoch(losses, name, best):
-    from engine.saves.session import _best
-
-    assert _best({epoch: manifest_of(loss) for epoch, loss in enumerate(losses)}, name) == best
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -19,7 +19,7 @@ from conftest import ROOT
 from engine import cli
 from engine.batches import Batches, find_reader, open_dataset
 from engine.config import load_config
-from engine.graphs import executor, process_settings
+from engine.graphs import executor, process_settings, programs
 from engine.graphs.device import set_seeds
 from engine.jobs import GRAPHS
 from engine.keys import read_settings
@@ -54,11 +54,9 @@ def apart(graph):
     The mode is set first: leaving the dynamic mode leaves the program that was guarded within it.
     """
     (paddle.enable_static if graph == "static" else paddle.disable_static)()
-    main, startup = paddle.static.Program(), paddle.static.Program()
     try:
-        with paddle.static.scope_guard(paddle.static.Scope()), paddle.utils.unique_name.guard():
-            with paddle.static.program_guard(main, startup):
-                yield
+        with programs.apart():
+            yield
     finally:
         paddle.disable_static()
 

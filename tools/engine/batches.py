@@ -17,6 +17,8 @@ from engine.interface import offered
 
 LOG = logging.getLogger("engine")
 SHUFFLE_BUFFER = 4096  # examples an iterable reader is shuffled among
+# The key of the data's folder, for what is done with them
+FOLDERS = {"train": "train_data_dir", "infer": "test_data_dir", "validate": "validation_data_dir"}
 FAILURE = "reader failure"  # key of the batch that carries an exception's message
 
 
@@ -34,12 +36,12 @@ def open_dataset(reader, settings, config, job):
     Raises:
         UserError: the folder is missing or empty, or the reader refuses what is in it.
     """
-    folder = settings.train_data_dir if job == "train" else settings.test_data_dir
+    folder = getattr(settings, FOLDERS[job])
     try:
         names = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as error:
         raise UserError(
-            f"runner.{'train' if job == 'train' else 'test'}_data_dir: {folder} cannot be read "
+            f"runner.{FOLDERS[job]}: {folder} cannot be read "
             f"({error.strerror}). Point it at the folder of the data." + _how_to_get(reader, config)
         ) from error
     if not names:
@@ -49,6 +51,14 @@ def open_dataset(reader, settings, config, job):
         )
     with user_errors("reading", folder):
         return reader([os.path.join(folder, name) for name in names], config=config)
+
+
+def open_batches(reader, settings, config, job, place):
+    """(Batches of a reader over its data folder, the config for the package's wrapper); see ``Batches`` for errors."""
+    batches = Batches(open_dataset(reader, settings, config, job), settings, job, place)
+    if settings.steps_per_epoch is None:
+        config = {**config, "runner.steps_per_epoch": batches.steps()}  # for packages with a schedule
+    return batches, config
 
 
 def _how_to_get(reader, config):
@@ -68,13 +78,13 @@ class Batches:
     Args:
         dataset: map-style or iterable.
         settings: from ``engine.keys.read_settings``.
-        job: "train" or "infer".
+        job: "train", "infer" or "validate".
         place: where the batches go.
     """
 
     def __init__(self, dataset, settings, job, place):
         train = job == "train"
-        self.folder = settings.train_data_dir if train else settings.test_data_dir
+        self.folder = getattr(settings, FOLDERS[job])
         self.batch_size = settings.train_batch_size if train else settings.infer_batch_size
         self.drop_last = settings.drop_last if train else settings.infer_drop_last
         shuffle = settings.shuffle and train

@@ -4,7 +4,7 @@ import logging
 import os
 
 from engine import loop, visual
-from engine.batches import Batches, CustomBatches, find_reader, open_dataset
+from engine.batches import CustomBatches, find_reader, open_batches
 from engine.config import keys_in_force
 from engine.errors import UserError
 from engine.graphs import executor
@@ -15,10 +15,11 @@ from engine.interface import offered
 from engine.keys import check_unknown_keys
 from engine.meter import Meter
 from engine.package import Package
-from engine.saves import runs
+from engine.saves import choice
 from engine.saves.folders import new_folder
 from engine.saves.session import Session
 from engine.serving import export, predict, to_onnx
+from engine.validation import Validation
 
 LOG = logging.getLogger("engine")
 GRAPHS = {graph.name: graph for graph in (DynamicGraph, StaticGraph)}
@@ -55,76 +56,72 @@ def train_or_infer(graph_name, job, config, settings):
     if settings.tune_process:
         executor.keep_tensors(place)
     set_seeds(settings.seed)
-    reader = _reader(package, graph_name, job, config, settings)
+    reader, validation_reader = _readers(package, graph_name, job, config, settings)
     config = {**config, "runner.job": job}  # for readers whose files hold more than one part
-    batches = None
     if reader is not None:
-        batches = Batches(open_dataset(reader, settings, config, job), settings, job, place)
-        if settings.steps_per_epoch is None:
-            config["runner.steps_per_epoch"] = batches.steps()  # for packages with a schedule
+        batches, config = open_batches(reader, settings, config, job, place)
     set_seeds(settings.seed)  # again, for the reader may have drawn
     graph = GRAPHS[graph_name](package, config, settings, job, place)
-    if batches is None:
+    if reader is None:
         batches = CustomBatches(graph.model.create_data_loader())
-    scalars = visual.open_log(config["config_abs_dir"], job) if settings.use_visual else None
-    meter = Meter(graph.name, job, settings.print_interval, scalars, graph.values_at_end())
-    if job == "train":
-        _train(graph, batches, meter, settings, config)
-    else:
+    meter = Meter(graph.name, job, settings.print_interval, _scalars(config, settings, job), graph.values_at_end())
+    if job == "infer":
         _infer(graph, batches, meter, settings)
+        return
+    validation = None
+    if settings.validation_data_dir is not None:
+        scalars = _scalars(config, settings, "validation")
+        validation = Validation(graph, validation_reader, config, settings, scalars, place)
+    _train(graph, batches, meter, settings, config, validation)
 
 
-def _reader(package, graph_name, job, config, settings):
-    """The package's reader, its unknown keys told; None where the package makes its own batches."""
+def _scalars(config, settings, name):
+    """What records numbers for VisualDL as well, or None."""
+    return visual.open_log(config["config_abs_dir"], name) if settings.use_visual else None
+
+
+def _readers(package, graph_name, job, config, settings):
+    """The package's readers for the job and for validation in it, unknown keys told.
+
+    None stands for a package that makes its own batches, and for no validation.
+    """
     custom = graph_name == "static" and settings.reader_type == "CustomizeDataLoader"
-    reader = None if custom else find_reader(package, settings, job)
-    check_unknown_keys(config, settings.strict, offered(reader, "config_keys"))
-    return reader
+    validates = job == "train" and settings.validation_data_dir is not None
+    parts = ((job, not custom), ("validate", validates and not custom))
+    readers = [find_reader(package, settings, part) if is_read else None for part, is_read in parts]
+    declared = [name for reader in readers for name in offered(reader, "config_keys")]
+    check_unknown_keys(config, settings.strict, declared)
+    return readers
 
 
 def print_config(graph_name, job, config, settings, overrides):
     """Print every key in force, its value, and whether it is the default's, the file's or from ``-o``; valid YAML."""
     package = Package(config["config_abs_dir"])
-    reader = _reader(package, graph_name, job, config, settings)
-    defaults = dict.fromkeys((f"runner.{name}" for name in offered(reader, "config_keys")), None)
+    readers = _readers(package, graph_name, job, config, settings)
+    declared = [name for reader in readers for name in offered(reader, "config_keys")]
+    defaults = dict.fromkeys((f"runner.{name}" for name in declared), None)
     if graph_name in GRAPHS:  # an exported model has no wrapper
         defaults.update(offered(GRAPHS[graph_name].find_wrapper(package), "config_defaults"))
     for line in keys_in_force(config, overrides, defaults):
         print(line)
 
 
-def _train(graph, batches, meter, settings, config):
-    session = Session(graph, config, settings, meter)
+def _train(graph, batches, meter, settings, config, validation):
+    session = Session(graph, config, settings, meter, None if validation is None else validation.names())
     first = session.first()
     session.listen()
-    loop.train(graph, batches, first, settings.epochs, meter, session)
+    loop.train(graph, batches, first, settings.epochs, meter, session, validation)
 
 
 def _infer(graph, batches, meter, settings):
-    wanted = range(settings.infer_start_epoch, settings.infer_end_epoch)
-    there = runs.epochs(settings.infer_load_path, settings.infer_run)
-    found = [epoch for epoch in there if epoch in wanted]
-    if not found:
-        raise UserError(
-            f"runner.infer_load_path: {settings.infer_load_path} has none of the epochs "
-            f"{wanted.start} to {wanted.stop - 1} (infer_start_epoch, infer_end_epoch). It has: "
-            f"{', '.join(map(str, there)) or 'none'}."
-        )
-    missing = wanted.stop - wanted.start - len(found)  # len() has a limit
-    if missing:
-        first = next(epoch for epoch in wanted if epoch not in found)
-        LOG.warning(
-            "epoch %d%s is not in %s and left out",
-            first,
-            f" (and {missing - 1} more)" if missing > 1 else "",
-            settings.infer_load_path,
-        )
+    one = settings.infer_epoch
+    epochs = choice.evaluated(settings) if one is None else [choice.epoch(settings, "infer_epoch", "evaluate")]
 
     def load(epoch):
         LOG.info("load model epoch %d", epoch)
         graph.read(os.path.join(settings.infer_load_path, str(epoch)))
 
-    loop.infer(graph, batches, found, meter, load, lambda epoch: graph.write_data(settings.infer_load_path))
+    loop.infer(graph, batches, epochs, meter, load, lambda epoch: graph.write_data(settings.infer_load_path))
 
 
 def export_epoch(config, settings):
@@ -134,8 +131,8 @@ def export_epoch(config, settings):
         UserError: a mistake that the message explains.
     """
     package = Package(config["config_abs_dir"])
-    _reader(package, "static", "export", config, settings)
-    epoch = _epoch_to_export(settings)
+    _readers(package, "static", "export", config, settings)
+    epoch = choice.epoch(settings, "export_epoch", "export")
     path = os.path.realpath(settings.export_path)
     _check_replaceable(path)
     graph = StaticGraph(package, config, settings, "export", set_device(settings))
@@ -145,16 +142,6 @@ def export_epoch(config, settings):
         if settings.export_format == "onnx":
             to_onnx.write(folder)
     LOG.info("exported epoch %d", epoch)
-
-
-def _epoch_to_export(settings):
-    there, wanted = runs.epochs(settings.infer_load_path, settings.infer_run), settings.export_epoch
-    if wanted in there or (wanted is None and there):
-        return there[-1] if wanted is None else wanted
-    raise UserError(
-        f"runner.infer_load_path: {settings.infer_load_path} has no epoch {'at all' if wanted is None else wanted} "
-        f"to export (export_epoch). It has: {', '.join(map(str, there)) or 'none'}."
-    )
 
 
 def _check_replaceable(path):

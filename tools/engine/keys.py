@@ -11,9 +11,11 @@ from engine.errors import UserError
 LOG = logging.getLogger("engine")
 REQUIRED = object()
 CHOICE = "choice"  # a kind: one of ``choices``
+BEST = "best"  # stands for an epoch
 
 # One key. job: the one that needs it, "" for all; steps: whether it decides what a training step computes, so that
-# a resumed run is told of another value, or refused. kind, low and choices are as in a package's own table.
+# a resumed run is told of another value, or refused. kind, low and choices are as in a package's own table; a
+# number may have choices beside it.
 Key = collections.namedtuple("Key", "default kind meaning job low choices steps")
 
 
@@ -29,6 +31,9 @@ RUNNER_KEYS = {
     "use_npu": _key(False, bool, "use an NPU; wins over a GPU"),
     "train_data_dir": _key(REQUIRED, str, "folder of the training data, relative to the YAML's folder", job="train"),
     "test_data_dir": _key(REQUIRED, str, "folder of the test data, relative to the YAML's folder", job="infer"),
+    "validation_data_dir": _key(
+        None, str, "folder of data to evaluate on after each epoch, relative to the YAML's folder", job="train"
+    ),
     "train_batch_size": _key(REQUIRED, int, "examples in a training step", job="train", low=1, steps=True),
     "infer_batch_size": _key(REQUIRED, int, "examples in an evaluation step", job="infer", low=1),
     "train_reader_path": _key("reader", str, "module, beside the YAML, with RecDataset", job="train", steps=True),
@@ -45,6 +50,15 @@ RUNNER_KEYS = {
         "model_output", str, "folder of the epoch folders, relative to the working one", job="infer"
     ),
     "infer_run": _key("newest", str, "whose epochs to evaluate or export: newest, all, or the id of a run"),
+    "infer_epoch": _key(
+        None,
+        int,
+        "the one epoch to evaluate; best: the one with the validation's best keep_best; if not given, those from "
+        "infer_start_epoch on",
+        job="infer",
+        low=0,
+        choices=(BEST,),
+    ),
     "infer_start_epoch": _key(0, int, "first epoch to evaluate", job="infer", low=0),
     "infer_end_epoch": _key(10, int, "the epoch after the last one to evaluate", job="infer", low=0),
     "shuffle": _key(False, bool, "another order in each epoch, drawn from the seed", job="train", steps=True),
@@ -68,7 +82,20 @@ RUNNER_KEYS = {
         0, int, "also save inside an epoch, every so many steps; 0: only after it", job="train", low=0
     ),
     "keep_last": _key(0, int, "how many epochs' folders to keep; 0: all", job="train", low=0),
-    "keep_best": _key(None, str, "with keep_last: keep the epoch too whose mean of this number is best", job="train"),
+    "keep_best": _key(
+        None,
+        str,
+        "the number that says which epoch is best: of the validation, if there is one, else of the training; "
+        "keep_last keeps that epoch too",
+    ),
+    "patience": _key(
+        0,
+        int,
+        "end the training after so many epochs in a row in which the validation's keep_best has not been better; "
+        "0: never",
+        job="train",
+        low=0,
+    ),
     "skip_not_finite": _key(
         0, int, "not finite steps in a row that are undone before the run ends", job="train", low=0
     ),
@@ -99,7 +126,13 @@ RUNNER_KEYS = {
     "save_inference_feed_varnames": _key((), list, "names of the exported model's inputs; empty: what outputs need"),
     "save_inference_fetch_varnames": _key((), list, "names of its outputs; empty: all logits… and probabilities…"),
     "export_epoch": _key(
-        None, int, "saved epoch to export; if not given, the newest in infer_load_path", job="export", low=0
+        None,
+        int,
+        "saved epoch to export; best: the one with the validation's best keep_best; if not given, the newest in "
+        "infer_load_path",
+        job="export",
+        low=0,
+        choices=(BEST,),
     ),
     "export_path": _key("exported", str, "folder of the exported model, relative to the working one"),
     "export_format": _key(
@@ -131,7 +164,7 @@ def read_settings(config, job):
     settings = types.SimpleNamespace(
         **{name: _checked(name, given.get(name), key, job) for name, key in RUNNER_KEYS.items()}
     )
-    for name in ("train_data_dir", "test_data_dir"):
+    for name in ("train_data_dir", "test_data_dir", "validation_data_dir"):
         if getattr(settings, name) is not None:
             setattr(settings, name, os.path.join(config["config_abs_dir"], getattr(settings, name)))
     return settings
@@ -183,7 +216,9 @@ def _checked(name, value, key, job):
         whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
         if whole and not isinstance(value, bool) and value >= key.low:
             return int(value)
-        wanted = f"a whole number >= {key.low}"
+        if value in (key.choices or ()):
+            return value
+        wanted = " or ".join([f"a whole number >= {key.low}", *(key.choices or ())])
     raise UserError(f"runner.{name} is {repr(value)[:200]}, but must be {wanted}: {key.meaning}.")
 
 

@@ -5,30 +5,39 @@ import time
 from engine.errors import NotFinite, UserError
 
 
-def train(graph, batches, first, epochs, meter, session):
+def train(graph, batches, first, epochs, meter, session, validate=None):
     """Train from ``first`` up to ``epochs``; the session saves, and may end the run.
 
     Args:
         first: (epoch, batch, what the epoch has counted so far, for the meter and for the graph).
+        validate: called with each epoch's number at its end; gives the validation's numbers. Or None.
     """
     for epoch in range(first[0], epochs):
+        if session.is_over(epoch):
+            break
         begin, *so_far = first[1:] if epoch == first[0] else (0, None, None)
         meter.begin(so_far[0])
         graph.begin_epoch(so_far[1])
         _run(epoch, batches, graph.train_step, meter, begin, session)
         graph.end_epoch()
-        session.after_epoch(epoch, meter.close(epoch, graph.metrics()))
+        numbers = meter.close(epoch, graph.metrics())
+        session.after_epoch(epoch, numbers, None if validate is None else validate(epoch))
 
 
 def infer(graph, batches, epochs, meter, load, after_epoch):
     """Evaluate ``epochs``, calling ``load(epoch)`` before each and ``after_epoch(epoch)`` after it."""
     for epoch in epochs:
         load(epoch)
-        meter.begin()
-        graph.begin_evaluation()
-        _run(epoch, batches, graph.infer_step, meter)
+        evaluate(graph, batches, epoch, meter)
         meter.close(epoch, graph.metrics())
         after_epoch(epoch)
+
+
+def evaluate(graph, batches, epoch, meter):
+    """Evaluate on all batches once; ``meter`` and ``graph.metrics()`` have the numbers."""
+    meter.begin()
+    graph.begin_evaluation()
+    _run(epoch, batches, graph.infer_step, meter)
 
 
 def _run(epoch, batches, take_step, meter, begin=0, session=None):

@@ -2,8 +2,8 @@
 
 An interval's line is PaddleRec's: what the last step gave, and the package's metrics so far. The line
 ``epoch: N done`` is the same in both graphs, for training and evaluation, and each number on it is the
-epoch's: see ``Meter.close``. Paddle's scripts look for the words ``ips:`` and ``auc:``, each followed
-by a blank and the number.
+epoch's: see ``Meter.close``. ``epoch: N validation`` is such a line too. Paddle's scripts look for the
+words ``ips:`` and ``auc:``, each followed by a blank and the number.
 """
 
 import collections
@@ -36,16 +36,17 @@ class Meter:
     Args:
         graph_name: "dynamic", "static" or "exported".
         job: "train" or "infer".
-        interval: steps between two lines.
+        interval: steps between two lines; None: no such lines.
         scalars: function (name, value, step) that records a number elsewhere as well, or None.
         values_at_end: names of scalars that describe the model, not a batch. No mean is taken of
             them; an epoch's value is the one after its last step.
+        closing: the word after ``epoch: N`` on an epoch's line.
     """
 
-    def __init__(self, graph_name, job, interval, scalars=None, values_at_end=()):
+    def __init__(self, graph_name, job, interval, scalars=None, values_at_end=(), closing="done"):
         self.style = STYLES[graph_name, job]
         self.interval, self.scalars, self.values_at_end = interval, scalars, values_at_end
-        self.step = 0
+        self.closing, self.step = closing, 0
 
     def begin(self, state=None):
         """Start an epoch, or continue in the middle of one from its ``state()``."""
@@ -73,7 +74,7 @@ class Meter:
         self.reader_s += reader_s
         self.step_s += step_s
         self._add_to_epoch(step.tensors, examples)
-        if batch_id % self.interval == 0:
+        if self.interval is not None and batch_id % self.interval == 0:
             self._write_interval(epoch, batch_id, step)
         self.step += 1
 
@@ -141,8 +142,9 @@ class Meter:
         texts = {name: _rounded(value) for name, value in numbers.items()}
         texts.update((name, _text(self.newest[name], False)) for name in self.vectors)
         LOG.info(
-            "epoch: %d done, %sepoch time: %.2f s",
+            "epoch: %d %s, %sepoch time: %.2f s",
             epoch,
+            self.closing,
             "".join(f"{name}: {texts[name]}, " for name in self._in_order(metrics)),
             time.perf_counter() - self.started,
         )

@@ -1,5 +1,6 @@
 """Sets the device and the random seeds of the process."""
 
+import contextlib
 import logging
 import os
 import random
@@ -50,3 +51,18 @@ def set_seeds(*numbers):
     paddle.seed(seed % 2**63)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+@contextlib.contextmanager
+def random_states_kept():
+    """After the block, paddle, numpy and random go on as if nothing had been drawn in it."""
+    on_cpu = paddle.base.core.default_cpu_generator()
+    paddles, of_cpu = paddle.get_rng_state(), on_cpu.get_state()  # the device's, and the CPU's, which it uses as well
+    numpys, pythons = np.random.get_state(), random.getstate()
+    try:
+        yield
+    finally:
+        paddle.set_rng_state(paddles)
+        on_cpu.set_state(of_cpu)
+        np.random.set_state(numpys)
+        random.setstate(pythons)

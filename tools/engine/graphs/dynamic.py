@@ -31,7 +31,7 @@ class DynamicGraph:
     name = "dynamic"
 
     def __init__(self, package, config, settings, job, place):
-        self.package, self.config, self.settings = package, config, settings
+        self.package, self.config, self.settings, self.place = package, config, settings, place
         self.model = self.find_wrapper(package)()
         with user_errors(config["yaml_path"]):
             self.net = self.model.create_model(config)
@@ -50,6 +50,16 @@ class DynamicGraph:
     def find_wrapper(package):
         """The package's class for this graph."""
         return package.find("dygraph_model", "DygraphModel", "the wrapper for the dynamic graph")
+
+    def for_evaluation(self, config, settings):
+        """A graph for evaluation beside this one, whose network is its own: see ``take``."""
+        with paddle.utils.unique_name.guard():
+            return DynamicGraph(self.package, config, settings, "infer", self.place)
+
+    def take(self, parameters):
+        """Copy what ``parameters()`` of another graph of this network gives."""
+        for name, tensor in self.net.state_dict().items():
+            tensor.set_value(parameters[name])
 
     def values_at_end(self):
         """Names of the printed scalars that describe the model, not a batch (``DygraphModel.values_at_end``)."""

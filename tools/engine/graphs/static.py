@@ -10,7 +10,7 @@ import paddle
 from paddle.base.data_feeder import convert_dtype
 
 from engine.errors import UserError, user_errors, user_errors_raised_in
-from engine.graphs import executor, finite, metric_state
+from engine.graphs import executor, finite, metric_state, programs
 from engine.interface import offered
 from engine.meter import Step
 from engine.saves import folders, manifests, same_network, weight_files
@@ -36,7 +36,7 @@ class StaticGraph:
         paddle.enable_static()
         self.package, self.config, self.settings, self.job = package, config, settings, job
         self._build()
-        self.place = place
+        self.place, self.scope = place, paddle.static.global_scope()
         self.executor = paddle.static.Executor(place)
         paddle.seed(settings.seed)  # again, for the building may have drawn
         self.executor.run(paddle.static.default_startup_program())
@@ -68,6 +68,17 @@ class StaticGraph:
         # A package that keeps metrics over an epoch says what is to be observed for them.
         self.observed = list(offered(self.model, "observed")) if offered(self.model, "create_metrics") else []
         self.metrics_list, self.metric_names = [], []
+
+    def for_evaluation(self, config, settings):
+        """A graph for evaluation beside this one, whose program and variables are its own: see ``take``."""
+        with programs.apart():
+            return StaticGraph(self.package, config, settings, "infer", self.place)
+
+    def take(self, parameters):
+        """Copy what ``parameters()`` of another graph of this network gives; what it has beyond that is left out."""
+        mine = self._weights()
+        found = {name: parameters[name] for name in mine if name in parameters}
+        self._set(weight_files.fit(mine, found, "the network in training"))
 
     def _start_from_files(self):
         settings = self.settings
@@ -126,9 +137,9 @@ class StaticGraph:
 
     def _trained(self):
         """The parameters of floats: pairs (what to call it in a message, its ``ScopeTensor`` tensor)."""
-        labels, scope = offered(self.model, "parameter_labels"), paddle.static.global_scope()
+        labels = offered(self.model, "parameter_labels")
         return [
-            (labels.get(name, name), executor.ScopeTensor(scope.find_var(name).get_tensor(), self.place))
+            (labels.get(name, name), executor.ScopeTensor(self.scope.find_var(name).get_tensor(), self.place))
             for name, value in self._state("param").items()
             if value.dtype.kind == "f"
         ]
@@ -153,7 +164,8 @@ class StaticGraph:
     def _run(self, batch):
         """(Step, number of examples, function that counts the batch for the epoch)."""
         feed = self._feed(batch)
-        values = self.executor.run(self.to_run, feed=feed, fetch_list=[*self.fetches.values(), *self.observed])
+        fetches = [*self.fetches.values(), *self.observed]
+        values = self.executor.run(self.to_run, feed=feed, fetch_list=fetches, scope=self.scope)
         values = [np.asarray(value) for value in values]
         fetched, observed = values[: len(self.fetches)], values[len(self.fetches) :]
 
@@ -237,10 +249,11 @@ class StaticGraph:
 
     def _take(self, weights, partly=False):
         same_network.check(self.model, weights, self.config)
-        mine = {
-            name: value for name, value in self._state("param").items() if not name.startswith("learning_rate_")
-        }  # under PIR a schedule's rate counts as one
-        self._set(weight_files.fit(mine, weights.by_name, weights.path, partly))
+        self._set(weight_files.fit(self._weights(), weights.by_name, weights.path, partly))
+
+    def _weights(self):
+        """``parameters()`` without the rate of a schedule, which counts as one under PIR."""
+        return {name: value for name, value in self.parameters().items() if not name.startswith("learning_rate_")}
 
     def _start_optimizer(self, folder):
         path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC, needed=False)
@@ -266,17 +279,15 @@ class StaticGraph:
         return None if schedule is None else copy.deepcopy(schedule.state_dict())
 
     def _state(self, kind):
-        state = self.program.state_dict(kind, paddle.static.global_scope())
+        state = self.program.state_dict(kind, self.scope)
         return {name: np.asarray(value) for name, value in state.items()}
 
     def _values(self, names):
-        scope = paddle.static.global_scope()
-        return {name: np.asarray(scope.find_var(name).get_tensor()) for name in names}
+        return {name: np.asarray(self.scope.find_var(name).get_tensor()) for name in names}
 
     def _set(self, values):
-        scope = paddle.static.global_scope()
         for name, value in values.items():
-            scope.find_var(name).get_tensor().set(value, self.place)
+            self.scope.find_var(name).get_tensor().set(value, self.place)
 
 
 def _converted(array, dtype):

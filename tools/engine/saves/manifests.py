@@ -124,8 +124,9 @@ def _check_facts(manifest):
     for name, kind in kinds.items():
         if not isinstance(manifest[name], kind):
             raise ValueError(f"its {name} is {shown(manifest[name])}")
-    if not _are_numbers(manifest["numbers"]):
-        raise ValueError("its numbers are not all numbers")
+    for name in ("numbers", "validation"):  # saves of the first releases have no validation
+        if manifest.get(name) is not None and not _are_numbers(manifest[name]):
+            raise ValueError(f"its {name} are not all numbers")
     if manifest["so_far"] is not None:
         _check_so_far(**manifest["so_far"])
     if not isinstance(manifest.get("run", ""), str):  # saves of the first releases have no run

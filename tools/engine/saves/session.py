@@ -7,7 +7,7 @@ import signal
 
 from engine.errors import Stopped, UserError
 from engine.graphs.device import set_seeds
-from engine.saves import folders, manifests, resume, runs
+from engine.saves import best, folders, manifests, resume, runs
 
 LOG = logging.getLogger("engine")
 STOP_SIGNALS = [
@@ -26,14 +26,17 @@ class Session:
         config: flat config dict.
         settings: the tools' own settings.
         meter: Meter, whose means of the epoch so far are saved too.
+        validated: names of the validation's numbers; None where there is no validation.
     Raises:
-        UserError: the folder is in use, cannot be written, or has no room for a save.
+        UserError: the folder is in use, cannot be written, or has no room for a save; or keys do not fit together.
     """
 
-    def __init__(self, graph, config, settings, meter):
+    def __init__(self, graph, config, settings, meter, validated=None):
         self.graph, self.settings, self.meter = graph, settings, meter
-        if settings.keep_best and not settings.keep_last:
-            raise UserError("runner.keep_best is set, but keep_last is 0, which keeps every epoch. Set keep_last too.")
+        if settings.patience and (validated is None or not settings.keep_best):
+            missing = "validation_data_dir" if validated is None else "keep_best"
+            raise UserError(f"runner.patience is set, but {missing} is not: it ends by a number of the validation.")
+        self.source = best.TRAINING if validated is None else best.VALIDATION
         keys = {key: value for key, value in config.items() if key.startswith(("runner.", "hyper_parameters."))}
         self.config = manifests.as_saved(keys)
         self.parent = settings.model_save_path
@@ -41,7 +44,9 @@ class Session:
         folders.check_room(self.parent, graph.parameters())
         self.stop_signal = None
         self.undone = 0  # steps in a row
-        self.unchecked_best = settings.keep_best  # until a step has given numbers
+        self.unchecked_best = settings.keep_best  # until there are numbers
+        if validated is not None:
+            self._check_keep_best(validated, "the validation")
         self.run = runs.new_id()  # of a resumed run: the one it began with
 
     def first(self):
@@ -51,7 +56,21 @@ class Session:
         """
         start = resume.start(self.graph, self.settings, self.config)
         self.run = start.run or self.run
+        if self.settings.resume == "auto" and start.epoch and not start.batch:
+            self._clear_away(start.epoch - 1)  # or a run killed between its last save and this would keep too much
         return start[:4]
+
+    def is_over(self, epoch):
+        """Whether ``patience`` has run out before ``epoch`` begins, by the manifests of the epochs before it.
+
+        So a resumed run ends where an undisturbed one does.
+        """
+        patience, name = self.settings.patience, self.settings.keep_best
+        found = best.find(self.parent, self._own_epochs(epoch - 1), name, self.source) if patience else None
+        if found is None or epoch - 1 - found < patience:
+            return False
+        LOG.info("%s has not been better since epoch %d: training ends (runner.patience)", name, found)
+        return True
 
     # ---- saving
 
@@ -71,7 +90,8 @@ class Session:
             self._undo(not_finite, epoch, batch_id)
         else:
             self.undone = 0
-            self._check_keep_best()
+            if self.unchecked_best is not None:  # found out at the first step, not at the first epoch's end
+                self._check_keep_best(self.meter.numbers(self.graph.metrics()), "a step")
         interval, done = self.settings.save_interval_steps, batch_id + 1
         if self.stop_signal is not None or (interval and done % interval == 0):
             self._save(resume.LAST_STEP, epoch, done, so_far={**self.meter.state(), "counted": self.graph.counted()})
@@ -88,49 +108,51 @@ class Session:
         self.graph.restore(self.before)
         LOG.warning("%s. The step is undone, and training continues (runner.skip_not_finite)", where)
 
-    def _check_keep_best(self):
-        """Once there are numbers: find out at the first step, not at the first epoch's end."""
-        if self.unchecked_best is None:
-            return
-        known = self.meter.numbers(self.graph.metrics())
-        if self.unchecked_best not in known:
-            raise UserError(
-                f"runner.keep_best is {self.unchecked_best!r}, but the numbers of a step are: {', '.join(known)}."
-            )
-        self.unchecked_best = None
+    def _check_keep_best(self, known, whose):
+        wanted, self.unchecked_best = self.unchecked_best, None
+        if wanted is not None and wanted not in known:
+            raise UserError(f"runner.keep_best is {wanted!r}, but the numbers of {whose} are: {', '.join(known)}.")
 
-    def after_epoch(self, epoch, numbers):
+    def after_epoch(self, epoch, numbers, validation=None):
         """Save the epoch.
 
         Args:
             numbers: name -> float, over the epoch.
+            validation: the same of the validation after it, or None.
         """
-        self._save(epoch, epoch + 1, 0, numbers=numbers)
+        self._save(epoch, epoch + 1, 0, numbers=numbers, validation=validation)
+        self._clear_away(epoch)
+        self.graph.write_data(self.parent)
+
+    def _clear_away(self, newest):
+        """Delete what the save of the epoch ``newest`` has made superfluous."""
         folders.remove(self.parent, resume.LAST_STEP)
         if self.settings.keep_last:
-            self._delete_old(epoch)
-        self.graph.write_data(self.parent)
+            self._delete_old(newest)
 
     def _delete_old(self, newest):
         """Delete what ``keep_last`` and ``keep_best`` do not keep, if the newest epoch can be read back."""
         if manifests.read_if_sound(os.path.join(self.parent, str(newest))) is None:
             return
-        names = [str(epoch) for epoch in folders.saved_epochs(self.parent) if epoch <= newest]
-        epochs = [int(save.name) for save in runs.saves(self.parent, names) if save.run == self.run]
+        epochs = self._own_epochs(newest)
         kept = {epoch for epoch in epochs if epoch > newest - self.settings.keep_last}
         if self.settings.keep_best:
-            known = {epoch: manifests.read_if_sound(os.path.join(self.parent, str(epoch))) for epoch in epochs}
-            kept.add(_best(known, self.settings.keep_best))
+            kept.add(best.find(self.parent, epochs, self.settings.keep_best, self.source))
         for epoch in set(epochs) - kept:
             folders.remove(self.parent, epoch)
 
-    def _save(self, name, epoch, batch, numbers=None, so_far=None):
-        finite = {key: value for key, value in (numbers or {}).items() if math.isfinite(value)}
+    def _own_epochs(self, newest):
+        """The saved epochs of this run up to ``newest``."""
+        names = [str(epoch) for epoch in folders.saved_epochs(self.parent) if epoch <= newest]
+        return [int(save.name) for save in runs.saves(self.parent, names) if save.run == self.run]
+
+    def _save(self, name, epoch, batch, numbers=None, validation=None, so_far=None):
         with folders.new_folder(self.parent, name) as folder:
             self.graph.write(folder)
             manifests.write(
                 folder, self.graph.parameters(), graph=self.graph.name, run=self.run, epoch=epoch, batch=batch,
-                schedule=self.graph.schedule_state(), numbers=finite, so_far=so_far, config=self.config,
+                schedule=self.graph.schedule_state(), so_far=so_far, config=self.config,
+                numbers=_finite(numbers or {}), validation=None if validation is None else _finite(validation),
             )  # fmt: skip
 
     # ---- signals
@@ -148,8 +170,5 @@ class Session:
             signal.signal(each, signal.SIG_DFL)
 
 
-def _best(manifest_of, name):
-    """The epoch whose mean of ``name`` is the smallest, if it is a loss, else the greatest; the later of equals."""
-    sign = -1 if "loss" in name.lower() or "cost" in name.lower() else 1
-    known = {e: m["numbers"][name] for e, m in manifest_of.items() if m is not None and name in m["numbers"]}
-    return max(known, key=lambda epoch: (sign * known[epoch], epoch), default=None)
+def _finite(numbers):
+    return {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -17,6 +17,7 @@ import paddle
 from paddle.base.data_feeder import convert_dtype
 
 from engine.errors import UserError, user_errors
+from engine.graphs import programs
 from engine.interface import offered
 from engine.saves import folders, manifests
 
@@ -113,12 +114,10 @@ def _inference_programs(source):
 
 
 def _build(source, network):
-    program = paddle.static.Program()
-    with paddle.utils.unique_name.guard(), paddle.static.program_guard(program, paddle.static.Program()):
-        with user_errors(source.config["yaml_path"]):
-            model = type(source.model)(source.config)
-            feeds = list(model.create_feeds(is_infer=True))
-            outputs = network(model, feeds)
+    with programs.new_programs() as program, user_errors(source.config["yaml_path"]):
+        model = type(source.model)(source.config)
+        feeds = list(model.create_feeds(is_infer=True))
+        outputs = network(model, feeds)
     inputs = {variable.name: variable for variable in feeds}
     tasks = model.export_tasks() if offered(model, "export_tasks") else None
     return Built(program, feeds, inputs, {**inputs, **outputs}, tasks)
