@@ -2,7 +2,8 @@
 
 Keys whose meaning another file pins: resume, keep_best, skip_not_finite (test_resume, test_not_finite), drop_last
 (test_batches), use_auc, reader_type (test_foreign), tune_process (test_process, test_executor), strict (test_config),
-predict_path, export_format, save_inference_… (test_export), data_part, image_scale (test_reader).
+predict_path, export_format, save_inference_… (test_export), data_part, image_scale (test_reader),
+validation_data_dir, patience, infer_epoch (test_validation).
 """
 
 import logging
