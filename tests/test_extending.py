@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
         for path in ROOT.glob(pattern):
             shutil.copy(path, folder)
     shutil.copytree(ROOT / "tools", folder / "tools", ignore=shutil.ignore_patterns("__pycache__"))
-    small_data(folder / "data" / "sample", TEST_NUM)
+    small_data(folder / "data", TEST_NUM)
     return folder
 
 
