@@ -181,9 +181,7 @@ def _child(run, ready, said):
 def _paths(run):
     """Every path that a save may touch; strace takes no folders."""
     saves = ["0", "1", "2", LAST_STEP]
-    places = [
-        form.format(name) for name in saves for form in ("{}", ".{}.new", ".{}.old", ".{}.gone", "..{}.old.gone")
-    ]
+    places = [form.format(name) for name in saves for form in ("{}", ".{}.new", ".{}.old", ".{}.gone", "..{}.old.gone")]
     files = ["", *(os.sep + path.name for path in pathlib.Path(run.output, "1").iterdir())]
     found = [run.output, os.path.join(run.output, folders.LOCK)]
     return found + [os.path.join(run.output, folder) + file for folder in places for file in files]

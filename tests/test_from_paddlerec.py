@@ -1,0 +1,52 @@
+"""docs/from_paddlerec.md: its files are written, and its commands run, beside the package that it starts from."""
+
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+from test_extending import run
+
+PAGE = (ROOT / "docs" / "from_paddlerec.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """Command -> what it said."""
+    folder = tmp_path_factory.mktemp("moved")
+    shutil.copytree(ROOT / "tests" / "foreign" / "clicks", folder / "clicks")
+    (folder / "clicks_dselect_k").mkdir()
+    shutil.copy(folder / "clicks" / "click_reader.py", folder / "clicks_dselect_k")
+    for name, content in re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+        (folder / name).write_text(content, encoding="utf-8")
+    blocks = re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    return folder, {
+        command: run(command, folder, as_process=False) for block in blocks for command in block.split("\n") if command
+    }
+
+
+def test_the_package_runs_unchanged_and_with_a_mixture(logs):
+    _, said = logs
+    assert len(said) == 10
+    for package, metric in (("clicks/", "auc"), ("clicks_dselect_k/", "auc_click")):
+        for tool in ("infer", "static_infer"):
+            log = said[f"python tools/{tool}.py -m {package}config.yaml"]
+            areas = [float(area) for area in re.findall(rf"epoch: \d done, .*?\b{metric}: ([\d.]+)", log)]
+            assert len(areas) == 2 and all(0 <= area <= 1 for area in areas), log
+
+
+def test_the_exported_model_gives_probabilities(logs):
+    folder, _ = logs
+    lines = (folder / "predictions.csv").read_text().splitlines()
+    assert lines[0] == "index,label_click,prediction_click,probability_click"
+    examples = (folder / "clicks" / "data").glob("*.txt")
+    assert len(lines) - 1 == sum(len(path.read_text().splitlines()) for path in examples)
+    assert all(0 < float(line.split(",")[3]) < 1 for line in lines[1:])
+
+
+def test_every_key_of_ours_in_the_table_is_one():
+    keys = (ROOT / "docs" / "keys.md").read_text(encoding="utf-8")
+    table = PAGE[PAGE.index("## Keys") :]
+    ours = re.findall(r"^\| .*? \| (.*) \|$", table, re.MULTILINE)
+    named = [name for cell in ours for name in re.findall(r"`([\w.]+)`", cell)]
+    assert named and [name for name in named if f".{name}`" not in keys] == []
