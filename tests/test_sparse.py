@@ -275,3 +275,19 @@ def test_by_row_calls_an_expert_with_just_its_rows():
     (mixture,) = net.mix_needed_experts([expert, expert], x, [weights], 2, by_row=True)
     assert seen == [[1.0, 3.0]]
     assert mixture.numpy().tolist() == [[10.0, 10.0], [0.0, 0.0], [15.0, 15.0]]
+
+
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("weight", [1e-30, 1e-3])
+def test_a_weight_that_is_small_but_not_zero_counts(weight, by_row):
+    """Zero is exact, not small: the expert is computed on its row, and its output is there."""
+
+    def expert(x):
+        return paddle.ones([x.shape[0], 2]) * 1e30
+
+    x, weights = paddle.ones([2, 2]), paddle.to_tensor([[1.0, weight], [1.0, 0.0]])
+    first = paddle.nn.Linear(2, 2)
+    first.weight.set_value(np.zeros([2, 2], "float32"))
+    (mixture,) = net.mix_needed_experts([first, expert], x, [weights], 2, by_row=by_row)
+    np.testing.assert_allclose(mixture.numpy(), [[1e30 * np.float32(weight)] * 2, [0.0, 0.0]], rtol=1e-6)
+    assert int(net.experts_used([weights[0]])) == 2
