@@ -290,6 +290,22 @@ def test_experts_that_nobody_needs_read_data_that_need_no_gradient(way, keys, rn
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_dropout_leaves_out_its_share_of_hidden_numbers_in_training_alone(dropout):
+    """10000 hidden ones, averaged: those that stay are scaled up, so the mean stays, and its spread tells the share."""
+    mlp, width = net.MLP(1, [10000, 1], dropout=dropout), 10000
+    for layer, value in zip([mlp.layers[0], mlp.layers[-1]], [1.0, 1.0 / width]):
+        layer.weight.set_value(np.full(layer.weight.shape, value, "float32"))
+        layer.bias.set_value(np.zeros(layer.bias.shape, "float32"))
+    paddle.seed(1)
+    means = np.array([float(mlp(paddle.ones([1, 1]))) for _ in range(200)])
+    assert means.mean() == pytest.approx(1.0, abs=2e-3)
+    spread = math.sqrt(dropout / (1 - dropout) / width)  # of the mean of scaled Bernoulli draws
+    assert means.std() == pytest.approx(spread, rel=0.2, abs=1e-6)
+    mlp.eval()
+    assert float(mlp(paddle.ones([1, 1]))) == pytest.approx(1.0, abs=1e-5)
+
+
 def test_a_table_is_its_features_and_each_fields_row(rng):
     layer = net.TableInput(5, [4, 7], 3)
     dense, ids = table_batches(rng, 1)[0][:2]
