@@ -298,12 +298,12 @@ def test_dropout_leaves_out_its_share_of_hidden_numbers_in_training_alone(dropou
         layer.weight.set_value(np.full(layer.weight.shape, value, "float32"))
         layer.bias.set_value(np.zeros(layer.bias.shape, "float32"))
     paddle.seed(1)
-    means = np.array([float(mlp(paddle.ones([1, 1]))) for _ in range(200)])
+    means = np.array([mlp(paddle.ones([1, 1])).item() for _ in range(200)])
     assert means.mean() == pytest.approx(1.0, abs=2e-3)
     spread = math.sqrt(dropout / (1 - dropout) / width)  # of the mean of scaled Bernoulli draws
     assert means.std() == pytest.approx(spread, rel=0.2, abs=1e-6)
     mlp.eval()
-    assert float(mlp(paddle.ones([1, 1]))) == pytest.approx(1.0, abs=1e-5)
+    assert mlp(paddle.ones([1, 1])).item() == pytest.approx(1.0, abs=1e-5)
 
 
 def test_a_table_is_its_features_and_each_fields_row(rng):
