@@ -160,3 +160,14 @@ def test_schedules_stay_within_their_bounds_and_end(schedule):
         values.append(rate())
     assert max(values) == pytest.approx(hyper.optimizer_learning_rate, rel=0.01)  # its peak lies between two steps
     assert min(values) >= 0 and values[19] < values[10] and len(set(values[20:])) == 1
+
+
+def test_a_schedule_is_over_all_epochs():
+    hyper = hyper_parameters.HyperParameters.from_config({"hyper_parameters.optimizer.schedule": "cosine"})
+    rate = training.learning_rate(hyper, {"runner.epochs": 3, "runner.steps_per_epoch": 5})
+    values = []
+    for _ in range(17):
+        rate.step()
+        values.append(rate())
+    expected = [hyper.optimizer_learning_rate * (1 + np.cos(np.pi * min(t, 15) / 15)) / 2 for t in range(17)]
+    np.testing.assert_allclose(values, expected, atol=1e-9)

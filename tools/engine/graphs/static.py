@@ -191,8 +191,8 @@ class StaticGraph:
             with user_errors_raised_in(self.package.folder):
                 self.model.check_batch(batch)
         return {
-            name: _converted(np.asarray(value), dtype)
-            for name, value, dtype in zip(self.feed_names, batch, self.feed_dtypes)
+            name: _converted(np.asarray(value), dtype, len(variable.shape))
+            for name, value, dtype, variable in zip(self.feed_names, batch, self.feed_dtypes, self.feeds)
         }
 
     def end_epoch(self):
@@ -290,8 +290,10 @@ class StaticGraph:
             self.scope.find_var(name).get_tensor().set(value, self.place)
 
 
-def _converted(array, dtype):
-    """Whole numbers as floats, where a feed is of floats: Paddle's executor refuses them."""
+def _converted(array, dtype, rank):
+    """What Paddle's executor takes: whole numbers as floats for a feed of floats; [B, 1] as [B] (Paddle 2.6.2)."""
+    if rank == 1 and array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
     return array.astype(dtype) if array.dtype.kind in "iub" and dtype.startswith("float") else array
 
 
