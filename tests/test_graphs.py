@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from toolbox import opened
 from ways import LEGACY_3, code_logits, config, gate_values, is_running_statistic, make_batches, start
 
 import net
@@ -329,3 +330,19 @@ def test_too_few_labels_are_refused(rng):
 
 def test_digit_num_is_the_logarithm():
     assert [net.digit_num(n) for n in (1, 2, 3, 4, 5, 8, 9, 64)] == [0, 1, 2, 2, 3, 3, 4, 6]
+
+
+def test_a_static_warm_start_takes_over_the_optimizers_state(tmp_path, rng):
+    """As PaddleRec's static trainer does: Adam's moments go on, they do not begin at zero."""
+    overrides = ["hyper_parameters.expert_num=2", "hyper_parameters.expert_size=8"]
+    with opened("static", "train", overrides) as (graph, _, _):
+        fresh = graph._state("opt")
+        for batch in make_batches(rng, 2):
+            graph.train_step(batch)
+        graph.write(str(tmp_path))
+        saved = graph._state("opt")
+    with opened("static", "train", [*overrides, f"runner.model_init_path={tmp_path}"]) as (graph, _, _):
+        taken = graph._state("opt")
+    assert taken.keys() == saved.keys() and any((fresh[name] != saved[name]).any() for name in saved)
+    for name, value in saved.items():
+        np.testing.assert_array_equal(taken[name], value, name)

@@ -109,10 +109,10 @@ def test_a_scalar_that_some_steps_lack_is_averaged_over_those_that_have_it(done)
 
 
 def test_rounding_does_not_depend_on_the_order_of_a_sum(done):
-    """5 / 640 = 0.0078125, half way between two numbers of six decimals."""
-    for parts in ([1 / 7, 2 / 3, 2 / 630], [5 / 640]):
-        sizes = [7, 3, 630] if len(parts) == 3 else [640]
-        closed(Meter("static", "infer", 1), [({"acc": np.float64(x)}, n) for x, n in zip(parts, sizes)])
+    """5 / 640 = 0.0078125 is half way between two numbers of six decimals; a sum in another order may miss it."""
+    half = 5 / 640
+    for number in (np.nextafter(half, 0), half, np.nextafter(half, 1)):
+        closed(Meter("static", "infer", 1), [({"loss": np.float32(1)}, 1)], {"acc": float(number)})
         assert done()["acc"] == "0.007812"
 
 
