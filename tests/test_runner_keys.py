@@ -188,6 +188,16 @@ def test_resume_auto_takes_the_newest_save_and_not_the_furthest(toy, graph):
     )
 
 
+def test_resume_auto_takes_nothing_of_an_older_run(toy):
+    """Though the newest run's only save is broken: going on from another run would mix the two."""
+    toy("dynamic", "train", epochs=2)
+    toy("dynamic", "train", epochs=1)
+    with open(os.path.join("model_output", "0", "rec.pdparams"), "ab") as file:
+        file.write(b"damage")
+    log = toy("dynamic", "train", epochs=2, resume="auto")
+    assert any("nothing to resume from" in line for line in log) and not any("resumed from" in line for line in log)
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_shuffle_is_a_permutation_of_seed_and_epoch_alone(toy, graph):
     """That of NumPy's generator seeded with both: a resumed run, or another graph, has the same order."""
