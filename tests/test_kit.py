@@ -290,6 +290,16 @@ def test_experts_that_nobody_needs_read_data_that_need_no_gradient(way, keys, rn
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+def test_group_norm_takes_five_channels_together(rng):
+    block = net.CNN([1, 16, 16], "group").blocks[1]
+    x = rng.randn(3, 10, 12, 12).astype("float32")
+    convolved = block[0](paddle.to_tensor(x)).numpy().astype(float)  # [3, 20, 8, 8]
+    groups = convolved.reshape(3, 4, 5 * 8 * 8)
+    normed = (groups - groups.mean(axis=2, keepdims=True)) / np.sqrt(groups.var(axis=2, keepdims=True) + 1e-5)
+    pooled = normed.reshape(3, 20, 4, 2, 4, 2).max(axis=(3, 5))
+    np.testing.assert_allclose(block(paddle.to_tensor(x)).numpy(), np.maximum(pooled, 0), atol=1e-4)
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_dropout_leaves_out_its_share_of_hidden_numbers_in_training_alone(dropout):
     """10000 hidden ones, averaged: those that stay are scaled up, so the mean stays, and its spread tells the share."""
