@@ -9,6 +9,7 @@ validation_data_dir, patience, infer_epoch (test_validation).
 import logging
 import os
 import re
+import shutil
 import sys
 import types
 
@@ -172,6 +173,13 @@ def test_the_reader_gets_sorted_files_and_no_hidden_ones(toy, tmp_path):
         (tmp_path / "package" / "train" / name).write_text(str(row))
     log = toy("dynamic", "train")
     assert list(printed("first", log).values()) == [10, 11, 12, 13, 0, 1, 2, 3, 4]
+
+
+def test_the_packages_modules_win_over_others_of_their_name(toy, tmp_path, monkeypatch):
+    monkeypatch.delitem(sys.modules, "this", raising=False)  # which the standard library has too
+    shutil.copy(tmp_path / "package" / "reader.py", tmp_path / "package" / "this.py")
+    assert printed("first", toy("dynamic", "train", train_reader_path="this"))
+    monkeypatch.delitem(sys.modules, "this")
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
