@@ -121,3 +121,30 @@ def test_every_link_leads_to_a_file():
     prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", prose) if "://" not in link]
     assert links and [link for link in links if not (ROOT / link).exists()] == []
+
+
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
+
+
+def outline(text):
+    """What both languages must share: sections, programs, commands, files of the tree, links, figures of tables."""
+    text = re.sub(r"<!-- speed.*?speed ends -->", "", text, flags=re.DOTALL)  # the Chinese page points to these
+    lines = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL).splitlines()
+    commands = [re.split(r"  +#", line)[0].strip() for line in lines if re.match(r"    (make|python|pip) ", line)]
+    prose = " ".join(line for line in lines if not line.startswith("    "))
+    spans = {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)}
+    return {
+        "sections": sum(line.startswith("## ") for line in lines),
+        "programs": re.findall(r"^```.*?^```$", text, re.MULTILINE | re.DOTALL),
+        "commands": commands,
+        "files": [line.split()[0] for line in lines if re.match(r" {4,8}[\w/]+(\.\w+|/) ", line)],
+        "figures": re.findall(r"0\.\d{4}", prose),
+        "code": sorted(span for span in spans if re.search(r"[._/=]", span) and "TORCH_PYTHON" not in span),
+        "links": sorted(set(re.findall(r"\]\(([^)#]+)\)", prose)) - {"README.md", "README.zh-CN.md"}),
+    }
+
+
+@pytest.mark.parametrize("part", list(outline("")))
+def test_the_chinese_readme_has_what_the_english_one_has(part):
+    english, chinese = outline(README)[part], outline(CHINESE)[part]
+    assert english and chinese == english
