@@ -33,7 +33,7 @@ def main(graph, job):
     args = parser.parse_args()
     _start_log()
     try:
-        _run(graph, job, args)
+        _do(graph, job, args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
@@ -42,7 +42,7 @@ def main(graph, job):
         sys.exit(128 + stop.signal_number)
 
 
-def _run(graph, job, args):
+def _do(graph, job, args):
     config = load_config(args.config_yaml, args.opt)
     settings = read_settings(config, job)
     if settings.tune_process:

@@ -18,7 +18,7 @@ def train(graph, batches, first, epochs, meter, session, validate=None):
         begin, *so_far = first[1:] if epoch == first[0] else (0, None, None)
         meter.begin(so_far[0])
         graph.begin_epoch(so_far[1])
-        _run(epoch, batches, graph.train_step, meter, begin, session)
+        _take_steps(epoch, batches, graph.train_step, meter, begin, session)
         graph.end_epoch()
         numbers = meter.close(epoch, graph.metrics())
         session.after_epoch(epoch, numbers, None if validate is None else validate(epoch))
@@ -37,10 +37,10 @@ def evaluate(graph, batches, epoch, meter):
     """Evaluate on all batches once; ``meter`` and ``graph.metrics()`` have the numbers."""
     meter.begin()
     graph.begin_evaluation()
-    _run(epoch, batches, graph.infer_step, meter)
+    _take_steps(epoch, batches, graph.infer_step, meter)
 
 
-def _run(epoch, batches, take_step, meter, begin=0, session=None):
+def _take_steps(epoch, batches, take_step, meter, begin=0, session=None):
     asked = time.perf_counter()
     for batch_id, batch in enumerate(batches(epoch, begin), begin):
         loaded = time.perf_counter()

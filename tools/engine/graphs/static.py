@@ -127,7 +127,7 @@ class StaticGraph:
             NotFinite: a number among the fetches, or a parameter that the step has updated, is nan
                 or infinite.
         """
-        step, examples, count = self._run(batch)
+        step, examples, count = self._execute(batch)
         finite.check_scalars(step.tensors)
         updated = ((name, watched.array()) for name, watched in self.trained)
         finite.check(updated, "after the step, {name} is not finite: a gradient was not")
@@ -157,11 +157,11 @@ class StaticGraph:
 
     def infer_step(self, batch):
         """One step of evaluation: (Step, number of examples)."""
-        step, examples, count = self._run(batch)
+        step, examples, count = self._execute(batch)
         count()
         return step, examples
 
-    def _run(self, batch):
+    def _execute(self, batch):
         """(Step, number of examples, function that counts the batch for the epoch)."""
         feed = self._feed(batch)
         fetches = [*self.fetches.values(), *self.observed]

@@ -205,7 +205,7 @@ class ExportedModel:
             self.predictor = self._open(inputs)
             self.opened_at = time.perf_counter()
         started = time.perf_counter()
-        values = _run(self.predictor, inputs)
+        values = _compute(self.predictor, inputs)
         self.model_s += time.perf_counter() - started
         return {output["name"]: value for output, value in zip(self.signature["outputs"], values)}
 
@@ -227,7 +227,7 @@ class ExportedModel:
 
     def _try(self, inputs, onednn):
         opened = predictor(self.folder, self.threads, onednn)
-        return opened, _run(opened, inputs)
+        return opened, _compute(opened, inputs)
 
 
 def _last_line(error):
@@ -275,7 +275,7 @@ def predictor(folder, threads, onednn):
     return inference.create_predictor(config)
 
 
-def _run(opened, inputs):
+def _compute(opened, inputs):
     for name, value in inputs.items():
         handle = opened.get_input_handle(name)
         handle.reshape(value.shape)
