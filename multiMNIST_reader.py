@@ -7,7 +7,7 @@ Python 2 or 3 and NumPy 1 or 2, a gzip of one, or an .npz. array_files.py reads 
 - the four arrays (trainX, trainLabel, testX, testLabel) of the Pareto-MTL data sets, of which
   the half is taken that the config's role asks for.
 
-Files come from strangers: no code of theirs runs, and whatever cannot be meant is refused by file,
+Files may come from strangers. Their code never runs, and content that makes no sense is refused, naming file,
 index and reason.
 """
 
@@ -193,7 +193,8 @@ def _named_arrays(path, content):
         size = f" of {len(content)}" if isinstance(content, (tuple, list, dict)) else ""
         raise _refusal(
             path,
-            f"it holds a {type(content).__name__}{size}, no pair (images, labels) nor four arrays ({', '.join(FOUR)})",
+            f"it holds a {type(content).__name__}{size}, neither a pair (images, labels) nor four arrays "
+            f"({', '.join(FOUR)})",
         )
     for name, value in names.items():
         if not isinstance(value, np.ndarray) or value.ndim == 0:

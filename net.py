@@ -496,7 +496,7 @@ def experts_used(weights: Sequence[Tensor]) -> Tensor:
     """
     used = paddle.cast(paddle.add_n([paddle.cast(w > 0, "float32") for w in weights]) > 0, "float32")
     number = paddle.mean(used) * float(used.shape[-1])
-    return number if len(used.shape) == 2 else paddle.cast(number + 0.5, "int64")  # a cast cuts off what follows
+    return number if len(used.shape) == 2 else paddle.cast(number + 0.5, "int64")  # a cast truncates
 
 
 def mix_needed_experts(
@@ -620,7 +620,7 @@ def _add_weighted(mixture, outputs, weights, pairs):
 def _sum_weighted(outputs, weights):
     """The same for n ``outputs`` [B, H]: in the same order, forward and backward, and so rounded alike.
 
-    (A matrix product would do, but Adam makes steps of what it rounds otherwise.)
+    (A matrix product would be shorter, but it rounds differently, and Adam turns that into other steps.)
     """
     mixture = None
     for i, output in enumerate(outputs):

@@ -73,7 +73,7 @@ def read_part(collection, folder, part, unchecked=False):
     if images.shape[1:] != (28, 28):
         raise ValueError(f"{folder}: the images of {part} are {list(images.shape[1:])}, expected 28 x 28.")
     if len(images) != len(labels):
-        raise ValueError(f"{folder}: {len(images)} images but {len(labels)} labels in {part}. Get the files anew.")
+        raise ValueError(f"{folder}: {len(images)} images but {len(labels)} labels in {part}. Get the files again.")
     return images, labels
 
 
@@ -88,7 +88,7 @@ def _read_idx(collection, folder, name, dims, unchecked):
     header = 4 + 4 * dims
     shape = np.frombuffer(content[4:header].ljust(4 * dims, b"\0"), ">u4").astype(int)
     if content[:4] != bytes([0, 0, 8, dims]) or len(content) != header + shape.prod():
-        raise ValueError(f"{path}: this is no whole IDX file of {dims} dimensions. Get it anew.")
+        raise ValueError(f"{path}: this is no whole IDX file of {dims} dimensions. Get it again.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -107,14 +107,14 @@ def _checked_content(collection, path, name, unchecked):
             raw = file.read()
         content = gzip.decompress(raw) if path.endswith(".gz") else raw
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: cannot be read ({error}). Get it anew.") from error
+        raise ValueError(f"{path}: cannot be read ({error}). Get it again.") from error
     of_file, of_content = collection.known[name]
     if unchecked or _digest(raw) == of_file or _digest(content) == of_content:
         return content
     raise ValueError(
         f"{path}: this is not {collection.name}'s file: its SHA-256 is {_digest(raw)}, expected {of_file} for the .gz"
         + (f" or {of_content} for what is in it" if of_content else " as it is distributed")
-        + ". Get it anew, or give --unchecked if you mean it."
+        + ". Get it again, or give --unchecked if you mean it."
     )
 
 
