@@ -339,7 +339,7 @@ class _Dtype:
 
     def build(self, _, state):
         if state[1] not in ("<", ">", "|", "="):
-            raise Unreadable("an array's byte order is none")
+            raise Unreadable("an array's byte order is unknown")
         self.dtype = self.dtype.newbyteorder(state[1])
 
 

@@ -51,7 +51,7 @@ class RecDataset(Dataset):
     """
 
     config_keys = ("data_part", "image_scale")  # runner.* keys of this reader, for tools that ask
-    how_to_get_data = HOW_TO_GET  # likewise: told where the data are missing
+    how_to_get_data = HOW_TO_GET  # likewise: for the message about missing data
 
     def __init__(self, file_list, config):
         super().__init__()
@@ -110,7 +110,7 @@ def _choice(config, key, choices):
 
 
 def _class_num(config):
-    """The number of classes; infinite where the value is none, which the network, not the reader, is to refuse."""
+    """The number of classes; infinite if the value is not one, for it is the network that refuses it."""
     value = config.get("hyper_parameters.class_num", CLASS_NUM)
     return value if type(value) is int and value >= 1 else math.inf
 

@@ -1,4 +1,4 @@
-"""The user's mistakes, told apart from ours."""
+"""Errors: the user's mistakes, kept apart from our own bugs."""
 
 import contextlib
 import os

@@ -81,7 +81,7 @@ def _scalars(config, settings, name):
 
 
 def _readers(package, graph_name, job, config, settings):
-    """The package's readers for the job and for validation in it, unknown keys told.
+    """The package's readers for the job and for validation in it; unknown keys are reported.
 
     None stands for a package that makes its own batches, and for no validation.
     """

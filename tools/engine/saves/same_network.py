@@ -14,7 +14,7 @@ def check(model, weights, config):
     """Compare the config that a save was trained under with the one at hand.
 
     A package says by ``network_config(config)`` which keys, and their values in force, decide what its
-    network computes; where it does not say, a difference is only told.
+    network computes; if it does not, a difference is only logged.
 
     Args:
         model: the package's wrapper.
