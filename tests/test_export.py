@@ -14,6 +14,7 @@ from conftest import ROOT
 from toolbox import TEST_NUM, assert_refused, run_tool, small_data
 from ways import LEGACY_3, StaticRun, code_logits, config, start
 
+import net
 from engine import jobs
 from engine.config import load_config
 from engine.errors import UserError
@@ -153,6 +154,31 @@ def test_a_gate_of_ones_own_is_pruned_by_its_weights_in_evaluation(tmp_path, rng
     for t, logits in enumerate(static.predict(batch)):
         np.testing.assert_allclose(ours[f"logits{t + 1}"], logits, atol=1e-4)
     assert ours["gate_weights1"].tolist() == [0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("gate,needed", [("dselect_k", 2), ("random", None), ("shared_bottom", 1), ("single_task", 2)])
+def test_every_static_gate_is_exported_with_the_experts_it_needs_alone(gate, needed, tmp_path, rng):
+    """On a table, two kinds of task; fixed gates have their zeros from the start, DSelect-k once it has settled."""
+    tasks = [{"kind": "binary"}, {"kind": "regression"}]
+    keys = {**SMALL, "gate": gate, "top_k": 1, "input__dense_size": 5, "expert_norm": "none", "tasks": tasks}
+    run = start("static", config(**keys))
+    if gate == "dselect_k":
+        set_gates(run, [code_logits([0], 2, 0.7), code_logits([3], 2, 0.7)])
+    if gate == "random":
+        drawn = [net.FixedGate.of_random_experts(EXPERTS, 1, seed=task).weights for task in range(2)]
+        needed = int((np.sum(drawn, axis=0) > 0).sum())
+    batch = [rng.randn(7, 5).astype("float32"), np.zeros(7, "float32"), np.zeros(7, "float32")]
+    whole = run.outputs(batch)
+    folder = exported(run, tmp_path / "model", outputs=["logits1", "value2"])
+    served = predict.ExportedModel(str(folder), 1).outputs({"dense": batch[0]})
+    for mine, name in zip(whole, ("logits1", "value2")):
+        np.testing.assert_allclose(served[name], mine, atol=1e-5)
+    with paddle.static.scope_guard(paddle.static.Scope()):
+        program, _, _ = opened(folder)
+        names = {name for name in program.state_dict("all", paddle.static.global_scope())}
+    paddle.disable_static()
+    experts = {key.split(".")[1] for key, name in run.names.items() if key.startswith("experts.") and name in names}
+    assert len(experts) == needed
 
 
 def test_an_output_of_one_task_needs_that_tasks_experts_alone(tmp_path):

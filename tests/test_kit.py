@@ -61,6 +61,22 @@ def test_every_gate_gives_the_same_in_both_graphs(gate, rng):
     assert_close(dynamic.state(), static.state(), 2e-5)
 
 
+@pytest.mark.parametrize("way", ["eager", "static"])
+@pytest.mark.parametrize("gate", GATES)
+def test_every_gate_and_task_goes_on_from_a_save_as_if_uninterrupted(way, gate, tmp_path, rng):
+    flat = config(**{**SMALL, **TABLE, "tasks": DESCRIBED, "gate": gate, "optimizer__learning_rate": 0.01})
+    batches = table_batches(rng, 4, missing=True)
+    whole, run = start(way, flat), start(way, flat)
+    for batch in batches:
+        whole.step(batch)
+    for batch in batches[:2]:
+        run.step(batch)
+    run = run.reopened(str(tmp_path))
+    for batch in batches[2:]:
+        run.step(batch)
+    assert_close(run.state(), whole.state(), 1e-7)
+
+
 @pytest.mark.parametrize("top_k", [1, 2, 4])
 def test_top_k_weights_are_a_softmax_over_the_largest_and_zero_elsewhere(top_k, rng):
     gate = net.TopKGate(4, top_k, 6)
