@@ -143,7 +143,7 @@ class StaticModel:
         """
         paddle.disable_static()
         try:
-            with paddle.utils.unique_name.guard():  # the program's own names go on as if nothing had been
+            with paddle.utils.unique_name.guard():  # so that the program's own names are not used up
                 gates = hyper_parameters.build(self.hyper).gates
             gates.eval()  # a gate may be noisy in training
             for parameter in gates.parameters():

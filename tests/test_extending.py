@@ -20,15 +20,23 @@ GATE = "A gate of your own"
 TEST_NUM = 50
 
 
+def files_in(text):
+    """The files that a page, or a section of it, shows: name -> content."""
+    return dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+def commands_in(text):
+    """Its commands, in order."""
+    return "".join(re.findall(r"^```console\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)).splitlines()
+
+
 def files_of(title):
-    """The files that a section shows: name -> content."""
-    return dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", SECTIONS[title], re.MULTILINE | re.DOTALL))
+    return files_in(SECTIONS[title])
 
 
 def commands_of(title):
-    """Its commands, in order."""
-    (block,) = re.findall(r"^```console\n(.*?)^```$", SECTIONS[title], re.MULTILINE | re.DOTALL)
-    return block.splitlines()
+    assert SECTIONS[title].count("```console\n") == 1
+    return commands_in(SECTIONS[title])
 
 
 @pytest.fixture(scope="module")

@@ -5,24 +5,21 @@ import shutil
 
 import pytest
 from conftest import ROOT
-from test_extending import run
+from test_extending import commands_in, files_in, run
 
 PAGE = (ROOT / "docs" / "from_paddlerec.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
 def logs(tmp_path_factory):
-    """Command -> what it said."""
+    """(Folder, command -> what it said)."""
     folder = tmp_path_factory.mktemp("moved")
     shutil.copytree(ROOT / "tests" / "foreign" / "clicks", folder / "clicks")
     (folder / "clicks_dselect_k").mkdir()
     shutil.copy(folder / "clicks" / "click_reader.py", folder / "clicks_dselect_k")
-    for name, content in re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL):
+    for name, content in files_in(PAGE).items():
         (folder / name).write_text(content, encoding="utf-8")
-    blocks = re.findall(r"^```console\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
-    return folder, {
-        command: run(command, folder, as_process=False) for block in blocks for command in block.split("\n") if command
-    }
+    return folder, {command: run(command, folder, as_process=False) for command in commands_in(PAGE)}
 
 
 def test_the_package_runs_unchanged_and_with_a_mixture(logs):

@@ -55,7 +55,7 @@ def set_seeds(*numbers):
 
 @contextlib.contextmanager
 def random_states_kept():
-    """After the block, paddle, numpy and random go on as if nothing had been drawn in it."""
+    """Restore the random states of paddle, numpy and random after the block."""
     on_cpu = paddle.base.core.default_cpu_generator()
     paddles, of_cpu = paddle.get_rng_state(), on_cpu.get_state()  # the device's, and the CPU's, which it uses as well
     numpys, pythons = np.random.get_state(), random.getstate()

@@ -1,4 +1,4 @@
-"""New programs to build into, with names that begin anew."""
+"""New programs to build into, whose parameters get the names that a new process would give them."""
 
 import contextlib
 
