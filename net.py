@@ -60,6 +60,11 @@ def _check_shape(name, tensor, *wanted):
 # exp, maximum, sigmoid and others do not build there, nor do branches. This file makes do with what
 # every mode builds: operators, clip, max, einsum, @, log_sigmoid, erf, cross_entropy.
 
+TRIED_WITHOUT_ROWS = (
+    nn.Sequential, nn.Conv2D, nn.Linear, nn.BatchNorm1D, nn.BatchNorm2D, nn.GroupNorm, nn.LayerNorm, nn.ReLU, nn.Silu,
+    nn.Dropout, nn.Flatten,
+)  # fmt: skip
+
 
 def _can_branch():
     """Whether ``paddle.static.nn.cond`` builds here: not in the legacy programs of Paddle 3.x."""
@@ -68,10 +73,49 @@ def _can_branch():
     return int(paddle.__version__.split(".")[0]) < 3
 
 
-def _runs_empty_batches():
-    """Whether a program here computes a layer of no rows, and its gradients: since Paddle 3.1.1. Tried on CPUs only."""
+def _run_without_rows(experts):
+    """Whether a program here can give these experts an empty batch, with gradients.
+
+    PIR programs can since Paddle 3.1.1, tried on CPUs only; with this file's layers and Paddle's in
+    ``TRIED_WITHOUT_ROWS``. Others fail (3.3.1: recurrent layers, attention), or a user's own forward may.
+    """
     version = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]]
-    return paddle.framework.in_pir_mode() and version >= [3, 1, 1] and paddle.get_device().startswith("cpu")
+    if not paddle.framework.in_pir_mode() or version < [3, 1, 1] or not paddle.get_device().startswith("cpu"):
+        return False
+    return all(
+        type(layer).__module__ == __name__ or type(layer) in TRIED_WITHOUT_ROWS
+        for expert in experts
+        for layer in expert.sublayers(True)
+    )
+
+
+def _ask_for_gradient(rows, experts):
+    """Have a program compute the gradient of ``rows`` too, unless all experts begin with a convolution.
+
+    Paddle 3.3.1: without rows, most layers' gradients fail unless the input's is asked for. A
+    convolution's do not, and its input's gradient takes time.
+    """
+    first = [next(layer for layer in expert.sublayers(True) if not layer.sublayers()) for expert in experts]
+    if not all(isinstance(layer, nn.Conv2D) for layer in first):
+        rows.stop_gradient = False
+
+
+def _product(factors):
+    """Multiply tensors one by one: the gradient of ``paddle.prod`` is NaN where a factor is 0 (2.6.2, 3.3.1)."""
+    factors = iter(factors)
+    product = next(factors)
+    for factor in factors:
+        product = product * factor
+    return product
+
+
+def _with_shape_stated(tensor):
+    """The same tensor, its shape stated anew.
+
+    oneDNN's matmul (Paddle Inference, 2.6.2 and 3.3.1) misreads what products by broadcasting have
+    left, and gives wrong numbers.
+    """
+    return paddle.reshape(tensor, [-1, *tensor.shape[1:]])
 
 
 def _numpy_dtype(tensor):
@@ -140,11 +184,7 @@ def single_expert_selectors(selector_logits: Tensor, expert_num: int, gamma: flo
     place = 2 ** np.arange(digits - 1, -1, -1)[:, None]  # the most significant digit first
     bits = np.arange(expert_num)[None, :] // place % 2  # [m, n]
     sign = paddle.assign((2 * bits - 1).astype(_numpy_dtype(selector_logits)))
-    # Digit by digit: paddle.prod's gradient is NaN where a factor is exactly 0 (2.6.2, 3.3.1).
-    selectors = smooth_step(selector_logits[..., 0:1] * sign[0], gamma)
-    for j in range(1, digits):
-        selectors = selectors * smooth_step(selector_logits[..., j : j + 1] * sign[j], gamma)
-    return selectors
+    return _product(smooth_step(selector_logits[..., j : j + 1] * sign[j], gamma) for j in range(digits))
 
 
 def gate_weights(selectors: Tensor, mixing_logits: Tensor) -> Tensor:
@@ -160,10 +200,7 @@ def gate_weights(selectors: Tensor, mixing_logits: Tensor) -> Tensor:
     """
     _check_shape("mixing_logits", mixing_logits, *selectors.shape[:-1])
     mixture = paddle.unsqueeze(F.softmax(mixing_logits, axis=-1), axis=-2)  # [..., 1, k]
-    # Its own shape again: without this, oneDNN's matmul (Paddle Inference, 2.6.2 and 3.3.1) misreads
-    # what products by broadcasting have left, and gives wrong weights.
-    selectors = paddle.reshape(selectors, [-1, *selectors.shape[1:]])
-    return paddle.squeeze(mixture @ selectors, axis=-2)
+    return paddle.squeeze(mixture @ _with_shape_stated(selectors), axis=-2)
 
 
 def selector_entropy(selectors: Tensor) -> Tensor:
@@ -531,7 +568,7 @@ def mix_needed_experts(
     for w in weights:
         _check_shape("a gate's weights", w, *[-1] * (len(w.shape) == 2), len(experts))
     needed = needed_rows(x, weights, by_row)
-    if paddle.in_dynamic_mode() or (not branch and _runs_empty_batches() and all(map(_takes_no_rows, experts))):
+    if paddle.in_dynamic_mode() or (not branch and _run_without_rows(experts)):
         return _mix_by_dispatch(experts, x, weights, expert_size, needed)
     return _mix_past_branches(experts, x, weights, expert_size, needed)
 
@@ -558,7 +595,6 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
     mixtures = [_zeros(x, expert_size) for _ in weights]
     rows = paddle.gather(x, pairs[:, 1])
     if paddle.in_dynamic_mode():
-        # without empty parts, for which Paddle 2.6.2 finds no gradient
         called = [(expert, size) for expert, size in zip(experts, sizes.tolist()) if size]
         if not called:  # all gates have lost all their weight
             return mixtures
@@ -566,9 +602,7 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
         sizes = list(sizes)
     else:
         sizes = paddle.unbind(sizes)
-        if not all(map(_begins_with_a_convolution, experts)):
-            # Paddle 3.3.1: most layers' gradients fail without rows unless the input's is asked for too
-            rows.stop_gradient = False
+        _ask_for_gradient(rows, experts)
     called = zip(experts, paddle.split(rows, sizes))
     outputs = paddle.concat([_checked_output(expert(chunk), expert_size) for expert, chunk in called])  # [P, H]
     return [_add_weighted(mixture, outputs, w, pairs) for mixture, w in zip(mixtures, weights)]
@@ -732,19 +766,6 @@ class SparseMixture(nn.Layer):
 
 def _is_batch_norm(layer):
     return "BatchNorm" in type(layer).__name__
-
-
-def _takes_no_rows(expert):
-    """Whether an expert is made of layers alone that were tried on an empty batch, with gradients.
-
-    Others fail (Paddle 3.3.1: recurrent layers, attention), or a user's own forward may.
-    """
-    return isinstance(expert, nn.Layer) and all(type(layer) in TRIED_EMPTY for layer in expert.sublayers(True))
-
-
-def _begins_with_a_convolution(expert):
-    leaves = (layer for layer in expert.sublayers(True) if not layer.sublayers())
-    return isinstance(next(leaves), nn.Conv2D)
 
 
 # ------------------------------------------------------------- layers for experts, inputs, towers
@@ -944,11 +965,6 @@ class TableInput(nn.Layer):
     def extra_repr(self):
         return f"dense_size={self.dense_size}, field_num={self.field_num}, out_size={self.out_size}"
 
-
-TRIED_EMPTY = (
-    CNN, CNNExpert, MLP, MaxPool, nn.Sequential, nn.Conv2D, nn.Linear, nn.BatchNorm1D, nn.BatchNorm2D, nn.GroupNorm,
-    nn.LayerNorm, nn.ReLU, nn.Silu, nn.Dropout, nn.Flatten,
-)  # fmt: skip
 
 # ---------------------------------------------------------------------------------- the network
 

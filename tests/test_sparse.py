@@ -221,7 +221,7 @@ def test_branches_equal_empty_batches(way, gate, rng):
     flat = config(**PLAIN, gate=gate, expert_norm="none")
     batches = make_batches(rng, 3)
     ours = start(way, flat)
-    with mock.patch.object(net, "_runs_empty_batches", lambda: False):
+    with mock.patch.object(net, "_run_without_rows", lambda experts: False):
         theirs = start(way, flat)
         for run in (ours, theirs):
             reset_gates(run, 5)  # experts 0 and 2
