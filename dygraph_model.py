@@ -29,7 +29,7 @@ class DygraphModel:
         network = hyper_parameters.build(self.hyper)
         self.parameter_labels = network.parameter_labels()  # for tools that name a parameter
         self.values_at_end = hyper_parameters.values_at_end(network)  # for tools that take means over an epoch
-        self.log_variances = network.log_variances
+        self.log_variances, self.per_example = network.log_variances, network.per_example
         return network
 
     def create_feeds(self, batch_data, config):
@@ -54,7 +54,14 @@ class DygraphModel:
         Returns:
             (metrics, names).
         """
+        self.mean_weights = tasks.MeanWeights()
         return tasks.create_metrics(self.tasks)
+
+    def status(self, dy_model):
+        """The experts that each task uses, for tools that tell: title -> expert's number -> weight."""
+        if self.per_example:
+            return self.mean_weights.of_tasks(self.tasks)
+        return tasks.experts_of_tasks(self.tasks, net.constant_weights(dy_model.gates))
 
     def train_forward(self, dy_model, metrics_list, batch_data, config):
         """One training step's forward pass.
@@ -80,6 +87,9 @@ class DygraphModel:
         inputs, labels = self.create_feeds(batch_data, config)
         outputs, gate_weights, penalty = dy_model(*inputs, details=True)
         tasks.update_metrics(self.tasks, metrics_list, outputs, labels)
+        if self.per_example:
+            means = [w.numpy().mean(axis=0) for w in gate_weights]
+            self.mean_weights.count(means, len(labels[0]), training)
         if training:
             losses = tasks.losses(self.tasks, outputs, labels, penalty, self.log_variances)
         else:

@@ -506,6 +506,17 @@ class FixedGate(Gate):
         return f"expert_num={self.expert_num}, weights={used}"
 
 
+def constant_weights(gates: nn.LayerList) -> list[np.ndarray]:
+    """The weights [n] of each gate, as in evaluation, if they are the same for every example. In the dynamic graph."""
+    was_training = gates.training
+    gates.eval()  # a gate may be noisy in training
+    with paddle.no_grad():
+        weights = [gate()[0].numpy() for gate in gates]
+    if was_training:
+        gates.train()
+    return weights
+
+
 # ----------------------------------------------------------------------------- sparse execution
 
 

@@ -24,6 +24,7 @@ class StaticModel:
         self.config = config
         self.hyper = hyper_parameters.HyperParameters.from_config(config)
         self.tasks = self.hyper.task_list()
+        self.eager_gates = None  # of _constant_weights
 
     def create_feeds(self, is_infer=False):
         """Variables of a batch, in the reader's order: the inputs, then each task's label [-1]."""
@@ -54,7 +55,10 @@ class StaticModel:
             losses = tasks.losses(self.tasks, outputs, labels, penalty, self.network.log_variances)
         self.loss = losses["loss"]
         self.export_vars = self._offered(outputs, gate_weights)
-        self.observed = outputs
+        self.is_infer = is_infer
+        self.observed = [*outputs]
+        if self.network.per_example:
+            self.observed += [paddle.mean(w, axis=0) for w in gate_weights]
         accuracies = tasks.batch_accuracies(self.tasks, outputs, labels)
         return {**accuracies, **losses, "experts_used": net.experts_used(gate_weights)}
 
@@ -64,11 +68,26 @@ class StaticModel:
 
     def create_metrics(self):
         """The tasks' metrics, over all labelled examples, for tools that keep them: (metrics, names)."""
+        self.mean_weights = tasks.MeanWeights()
         return tasks.create_metrics(self.tasks)
 
     def update_metrics(self, metrics_list, observed, batch_data):
         """Count a batch: what ``observed`` was in it, as arrays, and the batch in the reader's order."""
-        tasks.update_metrics(self.tasks, metrics_list, observed, self.hyper.split(batch_data)[1])
+        labels = self.hyper.split(batch_data)[1]
+        outputs, means = observed[: len(self.tasks)], observed[len(self.tasks) :]
+        tasks.update_metrics(self.tasks, metrics_list, outputs, labels)
+        if means:
+            self.mean_weights.count(means, len(labels[0]), training=not self.is_infer)
+
+    def status(self, parameters):
+        """The experts that each task uses, for tools that tell: title -> expert's number -> weight.
+
+        Args:
+            parameters: parameter name -> array.
+        """
+        if self.network.per_example:
+            return self.mean_weights.of_tasks(self.tasks)
+        return tasks.experts_of_tasks(self.tasks, self._constant_weights(parameters))
 
     def export_net(self, feeds, parameters):
         """Build the network for good, for the weights it has: what an exported model may offer.
@@ -143,12 +162,12 @@ class StaticModel:
         """
         paddle.disable_static()
         try:
-            with paddle.utils.unique_name.guard():  # so that the program's own names are not used up
-                gates = hyper_parameters.build(self.hyper).gates
-            gates.eval()  # a gate may be noisy in training
-            for parameter in gates.parameters():
+            if self.eager_gates is None:
+                with paddle.utils.unique_name.guard():  # so that the program's own names are not used up
+                    self.eager_gates = hyper_parameters.build(self.hyper).gates
+            for parameter in self.eager_gates.parameters():
                 parameter.set_value(parameters[parameter.name])
-            return [gate()[0].numpy() for gate in gates]
+            return net.constant_weights(self.eager_gates)
         finally:
             paddle.enable_static()
 

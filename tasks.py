@@ -303,3 +303,41 @@ def update_metrics(tasks, metrics, outputs, labels):
         for metric in metrics:
             if metric.task == t:
                 metric.update(output, label[there])
+
+
+# ----------------------------------------------------------------- the experts that they use
+
+
+def experts_of_tasks(tasks, weights, over=""):
+    """The experts that each task uses, for a log: title -> expert's number, from 0, as text -> weight.
+
+    Args:
+        tasks: Tasks.
+        weights: by task, array [n].
+        over: what a weight is a mean over, if it is one.
+    """
+    return {
+        f"task {task.suffix.strip('_')} experts{over}": {str(i): float(w) for i, w in enumerate(of_task) if w > 0}
+        for task, of_task in zip(tasks, weights)
+    }
+
+
+class MeanWeights:
+    """Mean weights of per-example gates, over all examples of an evaluation, or over the last batch of training."""
+
+    def __init__(self):
+        self.sums, self.examples = (), 0
+
+    def count(self, weights, examples, training):
+        """Count a batch: by task, the experts' mean weights, array [n]; in training it replaces the last one."""
+        sums = [np.asarray(w, "float64") * examples for w in weights]
+        if self.examples and not training:
+            sums, examples = [a + b for a, b in zip(self.sums, sums)], self.examples + examples
+        self.sums, self.examples, self.training = sums, examples, training
+
+    def of_tasks(self, tasks):
+        """See ``experts_of_tasks``; {} before the first batch."""
+        if not self.examples:
+            return {}
+        over = f", mean weights over {'the last batch' if self.training else 'all examples'}"
+        return experts_of_tasks(tasks, [total / self.examples for total in self.sums], over)

@@ -57,8 +57,11 @@ def test_a_signal_saves_and_the_run_goes_on_to_the_same_bits(base, tmp_path, gra
     assert process.wait(60) == code
     assert (tmp_path / "output" / "last_step" / "manifest.json").exists()
     log = (tmp_path / "log").read_text()
-    assert "Traceback" not in log and "runner.resume=auto" in log
-    assert tool(graph, tmp_path, data, "runner.resume=auto").returncode == 0
+    name = signal.Signals(number).name
+    assert "Traceback" not in log and f"stopped by {name} after a step, which is saved in output/last_step" in log
+    (command,) = re.findall(r"next: (.*)", log)
+    assert "runner.resume=auto" in command
+    assert subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, timeout=120).returncode == 0
     assert not kill_resume.differences(kill_resume.state(tmp_path), kill_resume.state(undisturbed[graph]))
     assert sorted(os.listdir(tmp_path / "output")) == [".lock", "0", "1"]
 

@@ -38,7 +38,6 @@ def main(graph, job):
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except Stopped as stop:
-        LOG.info("stopped; continue with -o runner.resume=auto")
         sys.exit(128 + stop.signal_number)
 
 
@@ -55,7 +54,7 @@ def _do(graph, job, args):
     if args.print_config:
         jobs.print_config(graph, job, config, settings, args.opt)
     else:
-        jobs.run(graph, job, config, settings)
+        jobs.run(graph, job, config, settings, args.opt)
 
 
 def _start_log():

@@ -87,6 +87,9 @@ class OptionalOfModel:
     parameter_labels: dict[str, str] = {}
     # names of printed numbers that describe the network, not a batch: an epoch's is the one at its end
     values_at_end: Names = ()
+    # what the log says of the network after an epoch's line: (network) in the dynamic graph, (parameter's name ->
+    # array) in the static one -> {title: {name: number}}, such as {"task 1 experts": {"2": 0.62, "5": 0.38}}
+    status: Optional[Callable] = None
 
 
 class OptionalOfStaticModel(OptionalOfModel):

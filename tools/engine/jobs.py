@@ -1,12 +1,14 @@
 """What each tool does: package, device, data, graph and loop put together, once for all tools."""
 
+import contextlib
 import logging
 import os
 
-from engine import loop, visual
+from engine import loop, progress, visual
 from engine.batches import CustomBatches, find_reader, open_batches
+from engine.commands import Commands
 from engine.config import keys_in_force
-from engine.errors import UserError
+from engine.errors import Stopped, UserError
 from engine.graphs import executor
 from engine.graphs.device import set_device, set_seeds
 from engine.graphs.dynamic import DynamicGraph
@@ -15,6 +17,7 @@ from engine.interface import offered
 from engine.keys import check_unknown_keys
 from engine.meter import Meter
 from engine.package import Package
+from engine.report import Report
 from engine.saves import choice
 from engine.saves.folders import new_folder
 from engine.saves.session import Session
@@ -26,7 +29,7 @@ GRAPHS = {graph.name: graph for graph in (DynamicGraph, StaticGraph)}
 BANNER = "**************common.configs**********"
 
 
-def run(graph_name, job, config, settings):
+def run(graph_name, job, config, settings, overrides=()):
     """Do what a tool is for.
 
     Args:
@@ -34,19 +37,25 @@ def run(graph_name, job, config, settings):
         job: "train", "infer" or "export".
         config: flat config dict.
         settings: the tools' own settings.
+        overrides: texts KEY=VALUE, as given to ``load_config``.
     Raises:
         UserError: a mistake that the message explains.
         Stopped: a signal ended the training, which has been saved.
     """
-    if graph_name == "exported":
-        predict.predict_folder(config, settings)
-    elif job == "export":
-        export_epoch(config, settings)
-    else:
-        train_or_infer(graph_name, job, config, settings)
+    with Report(Commands(graph_name, job, config["yaml_path"], overrides), config, settings) as report:
+        if graph_name == "exported":
+            report.begin()
+            predict.predict_folder(config, settings, report.journal)
+            report.end()
+        elif job == "export":
+            report.begin()
+            export_epoch(config, settings)
+            report.end_of_export()
+        else:
+            train_or_infer(graph_name, job, config, settings, report)
 
 
-def train_or_infer(graph_name, job, config, settings):
+def train_or_infer(graph_name, job, config, settings, report):
     """Train, or evaluate saved epochs. Arguments and errors: see ``run``."""
     if graph_name == "static":
         os.environ["CPU_NUM"] = str(settings.thread_num)
@@ -64,15 +73,19 @@ def train_or_infer(graph_name, job, config, settings):
     graph = GRAPHS[graph_name](package, config, settings, job, place)
     if reader is None:
         batches = CustomBatches(graph.model.create_data_loader())
-    meter = Meter(graph.name, job, settings.print_interval, _scalars(config, settings, job), graph.values_at_end())
+    steps = None if reader is None else batches.steps()
+    meter = Meter(
+        graph.name, job, settings.print_interval, _scalars(config, settings, job), graph.values_at_end(),
+        open_bar=progress.bars(settings.progress, steps), journal=report.journal,
+    )  # fmt: skip
     if job == "infer":
-        _infer(graph, batches, meter, settings)
+        _infer(graph, batches, meter, settings, report)
         return
     validation = None
     if settings.validation_data_dir is not None:
         scalars = _scalars(config, settings, "validation")
-        validation = Validation(graph, validation_reader, config, settings, scalars, place)
-    _train(graph, batches, meter, settings, config, validation)
+        validation = Validation(graph, validation_reader, config, settings, scalars, place, report.journal)
+    _train(graph, batches, meter, settings, config, validation, report)
 
 
 def _scalars(config, settings, name):
@@ -106,14 +119,23 @@ def print_config(graph_name, job, config, settings, overrides):
         print(line)
 
 
-def _train(graph, batches, meter, settings, config, validation):
-    session = Session(graph, config, settings, meter, None if validation is None else validation.names())
+def _train(graph, batches, meter, settings, config, validation, report):
+    names = None if validation is None else validation.names()
+    session = Session(graph, config, settings, meter, names, report.journal)
     first = session.first()
+    report.begin(run=session.run)
     session.listen()
-    loop.train(graph, batches, first, settings.epochs, meter, session, validation)
+    whose = "training" if validation is None else "validation"
+    try:
+        loop.train(graph, batches, first, settings.epochs, meter, session, validation)
+    except Stopped as stop:
+        report.end_of_training(session.results(), whose, stop)
+        raise
+    report.end_of_training(session.results(), whose)
 
 
-def _infer(graph, batches, meter, settings):
+def _infer(graph, batches, meter, settings, report):
+    report.begin()
     one = settings.infer_epoch
     epochs = choice.evaluated(settings) if one is None else [choice.epoch(settings, "infer_epoch", "evaluate")]
 
@@ -121,7 +143,20 @@ def _infer(graph, batches, meter, settings):
         LOG.info("load model epoch %d", epoch)
         graph.read(os.path.join(settings.infer_load_path, str(epoch)))
 
-    loop.infer(graph, batches, epochs, meter, load, lambda epoch: graph.write_data(settings.infer_load_path))
+    write_data = lambda epoch: graph.write_data(settings.infer_load_path)  # noqa: E731 (a callback)
+    numbers = loop.infer(graph, batches, epochs, meter, load, write_data)
+    report.end_of_evaluation(numbers, _can_be_exported(graph.package, settings))
+
+
+def _can_be_exported(package, settings):
+    """Whether tools/export.py knows what to export of a package."""
+    if not package.has_part("static_model"):
+        return False
+    if settings.save_inference_fetch_varnames:
+        return True
+    with contextlib.suppress(UserError):  # its module needs another that is not installed
+        return offered(StaticGraph.find_wrapper(package), "export_tasks") is not None
+    return False
 
 
 def export_epoch(config, settings):

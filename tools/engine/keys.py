@@ -41,6 +41,18 @@ RUNNER_KEYS = {
     "num_workers": _key(0, int, "processes that read data; 0: the tool itself reads", low=0),
     "epochs": _key(REQUIRED, int, "passes over the training data", job="train", low=1),
     "print_interval": _key(REQUIRED, int, "steps between two lines of the log", low=1),
+    "progress": _key(
+        "auto",
+        CHOICE,
+        "a bar instead of those lines (pip install tqdm); auto: on a terminal, if tqdm is installed",
+        choices=(True, False, "auto"),
+    ),
+    "log_json": _key(
+        None,
+        str,
+        "file to append the log to as lines of JSON, relative to the working folder; a resumed run goes on in the same "
+        "file, and steps that it takes again come again",
+    ),
     "seed": _key(12345, int, "of paddle, numpy and random", low=0, steps=True),
     "model_save_path": _key(
         "model_output", str, "folder of the epoch folders, relative to the working one", job="train"

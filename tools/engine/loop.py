@@ -18,26 +18,34 @@ def train(graph, batches, first, epochs, meter, session, validate=None):
         begin, *so_far = first[1:] if epoch == first[0] else (0, None, None)
         meter.begin(so_far[0])
         graph.begin_epoch(so_far[1])
-        _take_steps(epoch, batches, graph.train_step, meter, begin, session)
+        with meter.on_screen(epoch, begin):
+            _take_steps(epoch, batches, graph.train_step, meter, begin, session)
         graph.end_epoch()
-        numbers = meter.close(epoch, graph.metrics())
+        numbers = meter.close(epoch, graph.metrics(), graph.status())
         session.after_epoch(epoch, numbers, None if validate is None else validate(epoch))
 
 
 def infer(graph, batches, epochs, meter, load, after_epoch):
-    """Evaluate ``epochs``, calling ``load(epoch)`` before each and ``after_epoch(epoch)`` after it."""
+    """Evaluate ``epochs``, calling ``load(epoch)`` before each and ``after_epoch(epoch)`` after it.
+
+    Returns:
+        epoch -> its numbers.
+    """
+    numbers = {}
     for epoch in epochs:
         load(epoch)
         evaluate(graph, batches, epoch, meter)
-        meter.close(epoch, graph.metrics())
+        numbers[epoch] = meter.close(epoch, graph.metrics(), graph.status())
         after_epoch(epoch)
+    return numbers
 
 
 def evaluate(graph, batches, epoch, meter):
     """Evaluate on all batches once; ``meter`` and ``graph.metrics()`` have the numbers."""
     meter.begin()
     graph.begin_evaluation()
-    _take_steps(epoch, batches, graph.infer_step, meter)
+    with meter.on_screen(epoch):
+        _take_steps(epoch, batches, graph.infer_step, meter)
 
 
 def _take_steps(epoch, batches, take_step, meter, begin=0, session=None):

@@ -3,14 +3,18 @@
 An interval's line is PaddleRec's: what the last step gave, and the package's metrics so far. The line
 ``epoch: N done`` is the same in both graphs, for training and evaluation, and each number on it is the
 epoch's: see ``Meter.close``. ``epoch: N validation`` is such a line too. Paddle's scripts look for the
-words ``ips:`` and ``auc:``, each followed by a blank and the number.
+words ``ips:`` and ``auc:``, each followed by a blank and the number. On a terminal a bar stands in place of an
+interval's lines, with the same numbers.
 """
 
 import collections
+import contextlib
 import logging
 import time
 
 import numpy as np
+
+from engine.journal import SILENT
 
 LOG = logging.getLogger("engine")
 
@@ -28,6 +32,7 @@ STYLES = {
 # What a graph gives for a step: name -> tensor, and a function without arguments for the metrics so
 # far (name -> float), which is called only when a line is due.
 Step = collections.namedtuple("Step", "tensors metrics")
+SHOWN_OF_STATUS = 8  # numbers on a line of the package's own
 
 
 class Meter:
@@ -41,12 +46,27 @@ class Meter:
         values_at_end: names of scalars that describe the model, not a batch. No mean is taken of
             them; an epoch's value is the one after its last step.
         closing: the word after ``epoch: N`` on an epoch's line.
+        open_bar: what ``progress.bars`` gives: bars instead of the intervals' lines, or None.
+        journal: takes each interval and each epoch as well.
     """
 
-    def __init__(self, graph_name, job, interval, scalars=None, values_at_end=(), closing="done"):
+    def __init__(
+        self, graph_name, job, interval, scalars=None, values_at_end=(), closing="done", open_bar=None, journal=SILENT
+    ):
         self.style = STYLES[graph_name, job]
         self.interval, self.scalars, self.values_at_end = interval, scalars, values_at_end
         self.closing, self.step = closing, 0
+        self.open_bar, self.bar, self.journal = open_bar, None, journal
+
+    @contextlib.contextmanager
+    def on_screen(self, epoch, begin=0):
+        """Show a bar meanwhile, if the run shows bars, for the epoch's steps from ``begin`` on."""
+        title = f"epoch {epoch}" if self.closing == "done" else f"epoch {epoch} {self.closing}"
+        with self.open_bar(title, begin) if self.open_bar else contextlib.nullcontext() as self.bar:
+            try:
+                yield
+            finally:
+                self.bar = None
 
     def begin(self, state=None):
         """Start an epoch, or continue in the middle of one from its ``state()``."""
@@ -75,7 +95,9 @@ class Meter:
         self.step_s += step_s
         self._add_to_epoch(step.tensors, examples)
         if self.interval is not None and batch_id % self.interval == 0:
-            self._write_interval(epoch, batch_id, step)
+            self._end_interval(epoch, batch_id, step)
+        if self.bar is not None:
+            self.bar.step(examples)
         self.step += 1
 
     def state(self):
@@ -94,8 +116,29 @@ class Meter:
                 self.sums[name] = self.sums.get(name, 0.0) + number * examples
                 self.examples[name] = self.examples.get(name, 0) + examples
 
-    def _write_interval(self, epoch, batch_id, step):
-        style, cost, metrics = self.style, self.reader_s + self.step_s, step.metrics()
+    def _end_interval(self, epoch, batch_id, step):
+        metrics = step.metrics()
+        values = {**{name: value for name, value in metrics.items() if name not in step.tensors}, **step.tensors}
+        numbers = {name: _number(value) for name, value in values.items() if _is_number(value)}
+        if self.bar is None:
+            self._write_interval(epoch, batch_id, step, metrics)
+        else:
+            # first what describes the model, for a narrow terminal cuts off the end
+            names = sorted(numbers, key=lambda name: name not in self.values_at_end)
+            self.bar.set_postfix_str(", ".join(f"{name} {numbers[name]:.4g}" for name in names), refresh=False)
+        if self.scalars is not None:
+            for name, value in numbers.items():
+                self.scalars(name, value, self.step)
+        cost = self.reader_s + self.step_s
+        self.journal.record(
+            "interval", epoch=epoch, batch=batch_id, numbers=numbers, examples=self.interval_examples,
+            reader_s=self.reader_s / self.batches, batch_s=cost / self.batches,
+            examples_per_s=self.interval_examples / max(cost, 1e-9),
+        )  # fmt: skip
+        self._begin_interval()
+
+    def _write_interval(self, epoch, batch_id, step, metrics):
+        style, cost = self.style, self.reader_s + self.step_s
         LOG.info(
             "epoch: %d, batch_id: %d, %s%s%savg_reader_cost: %.5f sec, avg_batch_cost: %.5f sec, "
             "avg_samples: %.5f, ips: %s ins/s",
@@ -109,25 +152,19 @@ class Meter:
             self.interval_examples / self.batches,
             style.ips.format(self.interval_examples / max(cost, 1e-9)),
         )
-        if self.scalars is not None:
-            for name, value in {**metrics, **step.tensors}.items():
-                if _is_number(value):
-                    self.scalars(name, _number(value), self.step)
-        self._begin_interval()
 
     def _in_order(self, metrics):
-        """Names on a done line: metrics that no step gives, then what the steps give."""
+        """Names as on a done line: metrics that no step gives, then what the steps give."""
         return [*(name for name in metrics if name not in self.newest), *self.newest]
 
     def numbers(self, metrics):
         """The epoch's numbers so far, name -> float or int: see ``close``."""
         means = {name: total / self.examples[name] for name, total in self.sums.items()}
-        known = {**self.newest, **means}
-        known = {name: value for name, value in known.items() if name not in self.vectors}
-        return {**known, **metrics}  # a metric is exact where a mean of batches may not be
+        known = {**self.newest, **means, **metrics}  # a metric is exact where a mean of batches may not be
+        return {name: known[name] for name in self._in_order(metrics) if name in metrics or name not in self.vectors}
 
-    def close(self, epoch, metrics):
-        """End an epoch and write its line.
+    def close(self, epoch, metrics, status=None):
+        """End an epoch and write its line, and those of what the package says of the network then.
 
         A number on it is a metric as the package has kept it over the epoch, or the mean of a scalar
         over the epoch's examples, or a scalar of ``values_at_end`` after the last step. What has
@@ -135,19 +172,24 @@ class Meter:
 
         Args:
             metrics: name -> float, over the epoch.
+            status: title -> name -> number, as the hook ``status`` of a package gives it; a line for each title.
         Returns:
             name -> number: all of them.
         """
-        numbers = self.numbers(metrics)
-        texts = {name: _rounded(value) for name, value in numbers.items()}
+        numbers, seconds = self.numbers(metrics), time.perf_counter() - self.started
+        texts = {name: rounded(value) for name, value in numbers.items()}
         texts.update((name, _text(self.newest[name], False)) for name in self.vectors)
         LOG.info(
             "epoch: %d %s, %sepoch time: %.2f s",
             epoch,
             self.closing,
             "".join(f"{name}: {texts[name]}, " for name in self._in_order(metrics)),
-            time.perf_counter() - self.started,
+            seconds,
         )
+        for title, values in (status or {}).items():
+            LOG.info("epoch: %d %s: %s", epoch, title, _greatest(values))
+        event = "epoch" if self.closing == "done" else self.closing
+        self.journal.record(event, epoch=epoch, numbers=numbers, seconds=seconds, status=status or {})
         return numbers
 
 
@@ -161,7 +203,15 @@ def _number(value):
     return np.asarray(value).reshape([]).item()
 
 
-def _rounded(number):
+def _greatest(values):
+    """The greatest of named numbers, such as 2 (0.62), 5 (0.38)."""
+    names = sorted(values, key=values.get, reverse=True)
+    shown = [f"{name} ({values[name]:.3g})" for name in names[:SHOWN_OF_STATUS]]
+    left_out = len(names) - len(shown)
+    return ", ".join(shown + [f"and {left_out} more"] * bool(left_out)) or "none"
+
+
+def rounded(number):
     """Six decimals. Nine first: two sums of the same numbers in another order may lie on both sides of a half."""
     return str(number) if isinstance(number, int) else f"{round(number, 9):.6f}"
 

@@ -34,7 +34,7 @@ class Package:
                 f"{module_name!r} is not a module name, {what}. Give it as in an import statement, without .py."
             )
         missing = f"{self.folder}: there is no {module_name}.py, {what}."
-        if module_name in MODEL and not self._has(module_name) and any(map(self._has, MODEL)):
+        if module_name in MODEL and not self.has_part(module_name):
             raise UserError(missing)
         try:
             module = importlib.import_module(module_name)
@@ -48,6 +48,10 @@ class Package:
         if not hasattr(module, class_name):
             raise UserError(f"{module.__file__}: there is no class {class_name}, {what}.")
         return getattr(module, class_name)
+
+    def has_part(self, module_name):
+        """Whether the package has this one of ``MODEL``, its own or, where it has none of them, the project's."""
+        return self._has(module_name) or not any(map(self._has, MODEL))
 
     def _has(self, module_name):
         path = os.path.join(self.folder, module_name)

@@ -4,10 +4,11 @@ import contextlib
 import itertools
 import types
 
-from engine import loop
+from engine import loop, progress
 from engine.batches import CustomBatches, open_batches
 from engine.errors import UserError
 from engine.graphs.device import random_states_kept, set_seeds
+from engine.journal import SILENT
 from engine.meter import Meter
 
 
@@ -21,11 +22,12 @@ class Validation:
         settings: the tools' own settings.
         scalars: function (name, value, epoch) that records a number elsewhere as well, or None.
         place: Paddle's place.
+        journal: takes the numbers as well.
     Raises:
         UserError: the data or the package's wrapper do not do for an evaluation.
     """
 
-    def __init__(self, graph, reader, config, settings, scalars, place):
+    def __init__(self, graph, reader, config, settings, scalars, place, journal):
         if settings.infer_batch_size is None:
             raise UserError("runner.infer_batch_size is missing: validation_data_dir is set, and needs it.")
         config = {**config, "runner.job": "infer", "runner.test_data_dir": config["runner.validation_data_dir"]}
@@ -37,13 +39,19 @@ class Validation:
             self.graph = graph.for_evaluation(config, settings)
             if reader is None:
                 self.batches = CustomBatches(self.graph.model.create_data_loader())
-        self.meter = Meter(graph.name, "infer", None, None, self.graph.values_at_end(), closing="validation")
+        open_bar = progress.bars(settings.progress, None if reader is None else self.batches.steps())
+        self.meter = self._new_meter(open_bar, journal)
+
+    def _new_meter(self, open_bar=None, journal=SILENT):
+        at_end = self.graph.values_at_end()
+        return Meter(self.graph.name, "infer", None, None, at_end, "validation", open_bar, journal)
 
     def names(self):
         """Names of its numbers. One batch is evaluated: what is wrong shows before the training, not an epoch later."""
+        meter = self._new_meter()
         with self._brought_up_to_date():
-            loop.evaluate(self.graph, lambda *_: itertools.islice(self.batches(0), 1), 0, self.meter)
-        return list(self.meter.numbers(self.graph.metrics()))
+            loop.evaluate(self.graph, lambda *_: itertools.islice(self.batches(0), 1), 0, meter)
+        return list(meter.numbers(self.graph.metrics()))
 
     def __call__(self, epoch):
         """Evaluate after an epoch, and write the line: the numbers by name."""

@@ -148,6 +148,11 @@ class DynamicGraph:
         """The metrics so far: name -> float."""
         return {name: float(metric.accumulate()) for name, metric in zip(self.metric_names, self.metrics_list)}
 
+    def status(self):
+        """What the package says of the network: title -> name -> number; {} if it says nothing."""
+        describe = offered(self.model, "status")
+        return {} if describe is None else describe(self.net)
+
     def parameters(self):
         """Weights and running statistics by the names they are saved under."""
         return self.net.state_dict()

@@ -11,6 +11,7 @@ from paddle.base.data_feeder import convert_dtype
 
 from engine.errors import UserError, user_errors, user_errors_raised_in
 from engine.graphs import executor, finite, metric_state, programs
+from engine.graphs.device import random_states_kept
 from engine.interface import offered
 from engine.meter import Step
 from engine.saves import folders, manifests, same_network, weight_files
@@ -206,6 +207,14 @@ class StaticGraph:
     def metrics(self):
         """The package's metrics so far: name -> float; {} where it keeps none and its numbers are fetched."""
         return {name: float(metric.accumulate()) for name, metric in zip(self.metric_names, self.metrics_list)}
+
+    def status(self):
+        """What the package says of the network: title -> name -> number; {} if it says nothing."""
+        describe = offered(self.model, "status")
+        if describe is None:
+            return {}
+        with random_states_kept():  # it may build a network, whose initial values are drawn
+            return describe(self._state("param"))
 
     def parameters(self):
         """Weights and running statistics by the names they are saved under."""

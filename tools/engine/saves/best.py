@@ -19,13 +19,23 @@ def find(parent, epochs, name, source):
         name: of the number.
         source: ``TRAINING`` or ``VALIDATION``.
     """
-    sign = -1 if any(word in name.lower() for word in LESS_IS_BETTER) else 1
-    known = {epoch: sign * value[name] for epoch, value in numbers(parent, epochs, source).items() if name in value}
-    known = {epoch: value for epoch, value in known.items() if math.isfinite(value)}
-    for epoch in sorted(known, key=lambda epoch: (-known[epoch], epoch)):
+    for epoch in in_order(numbers(parent, epochs, source), name):
         if manifests.read_if_sound(os.path.join(parent, str(epoch))) is not None:
             return epoch
     return None
+
+
+def in_order(found, name):
+    """The epochs that have the number, the best one first.
+
+    Args:
+        found: epoch -> its numbers, name -> number.
+        name: of the number.
+    """
+    sign = -1 if any(word in name.lower() for word in LESS_IS_BETTER) else 1
+    known = {epoch: sign * value[name] for epoch, value in found.items() if name in value}
+    known = {epoch: value for epoch, value in known.items() if math.isfinite(value)}
+    return sorted(known, key=lambda epoch: (-known[epoch], epoch))
 
 
 def numbers(parent, epochs, source):

@@ -28,9 +28,14 @@ def write(folder, parameters, **facts):
     """
     facts["parameters"] = {name: described(array) for name, array in parameters.items()}
     facts.update(format=FORMAT, saved_at=time.time(), files=digests(folder))
-    facts["versions"] = {"tools": VERSION, "paddle": paddle.__version__, "numpy": np.__version__}
+    facts["versions"] = versions()
     with open(os.path.join(folder, MANIFEST), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
+
+
+def versions():
+    """Of the tools and of what computes: name -> version."""
+    return {"tools": VERSION, "paddle": paddle.__version__, "numpy": np.__version__}
 
 
 def as_saved(config):

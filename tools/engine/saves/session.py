@@ -7,6 +7,7 @@ import signal
 
 from engine.errors import Stopped, UserError
 from engine.graphs.device import set_seeds
+from engine.journal import SILENT
 from engine.saves import best, folders, manifests, resume, runs
 
 LOG = logging.getLogger("engine")
@@ -27,12 +28,13 @@ class Session:
         settings: the tools' own settings.
         meter: Meter, whose means of the epoch so far are saved too.
         validated: names of the validation's numbers; None where there is no validation.
+        journal: is told of each save.
     Raises:
         UserError: the folder is in use, cannot be written, or has no room for a save; or keys do not fit together.
     """
 
-    def __init__(self, graph, config, settings, meter, validated=None):
-        self.graph, self.settings, self.meter = graph, settings, meter
+    def __init__(self, graph, config, settings, meter, validated=None, journal=SILENT):
+        self.graph, self.settings, self.meter, self.journal = graph, settings, meter, journal
         if settings.patience and (validated is None or not settings.keep_best):
             missing = "validation_data_dir" if validated is None else "keep_best"
             raise UserError(f"runner.patience is set, but {missing} is not: it ends by a number of the validation.")
@@ -141,6 +143,14 @@ class Session:
         for epoch in set(epochs) - kept:
             folders.remove(self.parent, epoch)
 
+    def results(self):
+        """The numbers that tell which epoch is best, of each saved epoch of this run: epoch -> name -> number.
+
+        An epoch saved without a validation has none, if they are the validation's.
+        """
+        epochs = self._own_epochs(math.inf)
+        return {**{epoch: {} for epoch in epochs}, **best.numbers(self.parent, epochs, self.source)}
+
     def _own_epochs(self, newest):
         """The saved epochs of this run up to ``newest``."""
         names = [str(epoch) for epoch in folders.saved_epochs(self.parent) if epoch <= newest]
@@ -154,6 +164,8 @@ class Session:
                 schedule=self.graph.schedule_state(), so_far=so_far, config=self.config,
                 numbers=_finite(numbers or {}), validation=None if validation is None else _finite(validation),
             )  # fmt: skip
+        where = {"folder": os.path.join(self.parent, str(name)), "next_epoch": epoch, "next_batch": batch}
+        self.journal.record("save", **where)
 
     # ---- signals
 

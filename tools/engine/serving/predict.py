@@ -9,11 +9,12 @@ import numpy as np
 import paddle
 from paddle import inference
 
-from engine import loop, visual
+from engine import loop, progress, visual
 from engine.batches import Batches, find_reader, open_dataset
 from engine.errors import UserError
 from engine.graphs.device import set_seeds
 from engine.interface import offered
+from engine.journal import SILENT
 from engine.keys import check_unknown_keys
 from engine.meter import Meter, Step
 from engine.package import Package
@@ -27,9 +28,13 @@ PARTS = {  # kind of a task -> the outputs it may have
 }  # fmt: skip
 
 
-def predict_folder(config, settings):
+def predict_folder(config, settings, journal=SILENT):
     """Predict every example of ``test_data_dir``, in order, and write ``predict_path``, whole or not at all.
 
+    Args:
+        config: flat config dict.
+        settings: the tools' own settings.
+        journal: takes the numbers as well.
     Raises:
         UserError: a mistake that the message explains.
     """
@@ -49,7 +54,8 @@ def predict_folder(config, settings):
     def predict_into(file):
         model.table = file_kind(file, model.signature)
         scalars = visual.open_log(config["config_abs_dir"], "infer") if settings.use_visual else None
-        meter = Meter(model.name, "infer", settings.print_interval, scalars)
+        open_bar = progress.bars(settings.progress, batches.steps())
+        meter = Meter(model.name, "infer", settings.print_interval, scalars, open_bar=open_bar, journal=journal)
         loop.infer(model, batches, [0], meter, lambda epoch: None, lambda epoch: model.table.close())
 
     folders.write_file(settings.predict_path, predict_into)
@@ -132,6 +138,10 @@ class ExportedModel:
 
     def begin_evaluation(self):
         self.examples, self.totals = 0, {}
+
+    def status(self):
+        """Nothing: the package's network is not there to be asked."""
+        return {}
 
     def infer_step(self, batch):
         """Predict a batch: (Step, number of examples)."""
