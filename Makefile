@@ -34,6 +34,13 @@ bigdata: env  ## download MNIST (or MNIST=FOLDER), make the full set, train on i
 	$(VENV)/bin/python tools/static_trainer.py -m config_bigdata.yaml
 	$(VENV)/bin/python tools/static_infer.py -m config_bigdata.yaml
 
+predict: env  ## what the model in data/model makes of the sample: predictions.csv, and predictions.png to look at
+	$(VENV)/bin/python tools/predict.py -m config.yaml -o runner.export_path=data/model
+	$(VENV)/bin/python data/show.py data/test --predictions predictions.csv --out predictions.png
+
+notebook: $(VENV)/notebook  ## run notebook.ipynb from top to bottom, and keep what it shows in it
+	$(VENV)/bin/jupyter execute --inplace notebook.ipynb
+
 test: env  ## the tests
 	$(VENV)/bin/python $(PYTEST)
 
@@ -43,6 +50,9 @@ test-legacy: env  ## the package's own tests in the legacy program mode, which P
 
 test-paddle26: $(VENV26)/ready  ## the tests on paddlepaddle 2.6.2, in an environment of its own
 	$(VENV26)/bin/python $(PYTEST)
+
+test-notebook: $(VENV)/notebook  ## run notebook.ipynb from top to bottom
+	$(VENV)/bin/jupyter execute notebook.ipynb
 
 test-onnx: $(VENV)/onnx $(VENV26)/onnx  ## the tests of ONNX on both releases, where paddle2onnx has builds
 	$(VENV)/bin/python -m pytest tests/test_export.py -k onnx
@@ -67,7 +77,7 @@ results: env  ## all benchmarks into benchmarks/RESULTS.txt, and its figures int
 	$(VENV)/bin/python benchmarks/report.py
 
 clean:  ## remove the environments and what training wrote
-	rm -rf $(VENV) $(VENV26) output output_bigdata output_census output_census_full exported predictions.csv .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV26) output output_bigdata output_census output_census_full exported predictions.csv predictions.png .pytest_cache .ruff_cache
 
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -79,6 +89,10 @@ $(VENV26)/ready: pyproject.toml Makefile
 	$(VENV26)/bin/python -m pip install --quiet 'paddlepaddle==2.6.2' 'numpy<2' 'setuptools<81' '.[test]'
 	touch $@
 
+$(VENV)/notebook: $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet '.[notebook]'
+	touch $@
+
 $(VENV)/onnx: $(VENV)/ready
 	$(VENV)/bin/python -m pip install --quiet 'paddle2onnx==2.1.0' '.[onnx]'
 	touch $@
@@ -87,4 +101,4 @@ $(VENV26)/onnx: $(VENV26)/ready
 	$(VENV26)/bin/python -m pip install --quiet 'paddle2onnx==1.3.1' 'numpy<2' '.[onnx]'
 	touch $@
 
-.PHONY: help env train train-census bigdata test test-legacy test-paddle26 test-onnx stress check bench results clean
+.PHONY: help env train train-census bigdata predict notebook test test-legacy test-paddle26 test-notebook test-onnx stress check bench results clean

@@ -1,10 +1,13 @@
 """Look at a Multi-MNIST folder: python data/show.py FOLDER
 
 Prints counts and class balance per task, and writes a contact sheet, a PNG of examples with their
-labels (top left, bottom right). Needs matplotlib.
+labels (top left, bottom right). With --predictions, what tools/predict.py wrote, it shows what the model
+says of each, in red where that is wrong. Needs matplotlib.
 """
 
 import argparse
+import csv
+import itertools
 import os
 import sys
 
@@ -17,8 +20,22 @@ from multiMNIST_reader import RecDataset  # noqa: E402  (found by the line above
 ROWS, COLUMNS = 5, 10
 
 
-def contact_sheet(images, labels, path):
-    """Write the first examples, with their labels, as a PNG."""
+def read_predictions(path):
+    """The (top left, bottom right) that tools/predict.py wrote for the first examples.
+
+    Raises:
+        ValueError: the file has no such columns.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(itertools.islice(csv.DictReader(file), ROWS * COLUMNS))
+    try:
+        return [(int(row["prediction1"]), int(row["prediction2"])) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} has no columns prediction1 and prediction2 of whole numbers") from error
+
+
+def contact_sheet(images, labels, path, predictions=None):
+    """Write the first examples as a PNG, with their labels or with the predictions, which are red where wrong."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,9 +44,10 @@ def contact_sheet(images, labels, path):
     figure, axes = pyplot.subplots(ROWS, COLUMNS, figsize=(COLUMNS * 1.1, ROWS * 1.3))
     for axis in axes.flat:
         axis.axis("off")
-    for axis, image, pair in zip(axes.flat, images, labels):
+    shown = labels[: ROWS * COLUMNS] if predictions is None else predictions
+    for axis, image, label, pair in zip(axes.flat, images, labels, shown):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
-        axis.set_title(f"{pair[0]}, {pair[1]}", fontsize=9)
+        axis.set_title(f"{pair[0]}, {pair[1]}", fontsize=9, color="black" if tuple(pair) == tuple(label) else "red")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
 
@@ -44,6 +62,7 @@ def main():
     parser.add_argument("folder")
     parser.add_argument("--out", default="contact_sheet.png", help="the PNG (default: contact_sheet.png)")
     parser.add_argument("--part", choices=("train", "test"), help="the half of a four-array file")
+    parser.add_argument("--predictions", metavar="CSV", help="what tools/predict.py wrote for this folder")
     args = parser.parse_args()
     try:
         if not os.listdir(args.folder):
@@ -51,7 +70,8 @@ def main():
         paths = [os.path.join(args.folder, name) for name in sorted(os.listdir(args.folder))]
         data = RecDataset(paths, config={"runner.data_part": args.part})
         print(describe(args.folder, data.labels))
-        contact_sheet(data.images, data.labels, args.out)
+        predictions = read_predictions(args.predictions) if args.predictions else None
+        contact_sheet(data.images, data.labels, args.out, predictions)
     except (ValueError, OSError) as error:
         fail(error)
     except ImportError as error:

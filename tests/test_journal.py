@@ -58,6 +58,8 @@ def test_a_run_from_its_start_to_its_end(data, tmp_path):
         assert np.float32(loss) == np.float32(line["numbers"]["loss"])
         assert float(rate) == pytest.approx(line["examples_per_s"], abs=1e-4)
         assert line["examples"] == 16 * (1 if batch == "0" else 2)
+        assert list(line["status"]) == ["task 1 experts", "task 2 experts"]
+        assert sum(line["status"]["task 1 experts"].values()) == pytest.approx(1.0)
     best = min((0, 1), key=lambda n: manifests[n]["validation"]["loss"])
     assert (end["outcome"], end["best_by"], end["epoch"], end["epochs"]) == ("done", "loss", best, 2)
     assert end["numbers"] == manifests[best]["validation"]

@@ -26,6 +26,11 @@ class Journal:
     def __init__(self, path=None):
         self.path, self.file = path, None
 
+    @property
+    def is_open(self):
+        """Whether anything that is recorded now is written."""
+        return self.file is not None
+
     def begin(self, **facts):
         """Open the file and write its line ``start``; what is recorded before is not written.
 
@@ -45,7 +50,7 @@ class Journal:
 
     def record(self, event, **facts):
         """Write a line: the event, the time in seconds since 1970, and ``facts``."""
-        if self.file is None:
+        if not self.is_open:
             return
         try:
             self._write(_line(event, facts))

@@ -29,9 +29,9 @@ STYLES = {
     ("exported", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
 }
 
-# What a graph gives for a step: name -> tensor, and a function without arguments for the metrics so
-# far (name -> float), which is called only when a line is due.
-Step = collections.namedtuple("Step", "tensors metrics")
+# What a graph gives for a step: name -> tensor, and functions without arguments for the metrics so far (name -> float)
+# and for what the package says of the network, each called only when a line is due.
+Step = collections.namedtuple("Step", "tensors metrics status", defaults=(dict,))
 SHOWN_OF_STATUS = 8  # numbers on a line of the package's own
 
 
@@ -134,6 +134,7 @@ class Meter:
             "interval", epoch=epoch, batch=batch_id, numbers=numbers, examples=self.interval_examples,
             reader_s=self.reader_s / self.batches, batch_s=cost / self.batches,
             examples_per_s=self.interval_examples / max(cost, 1e-9),
+            status=step.status() if self.journal.is_open else {},
         )  # fmt: skip
         self._begin_interval()
 

@@ -101,7 +101,7 @@ class DynamicGraph:
         finite.check(gradients, "the gradient of {name} is not finite")
         self.optimizer.step()
         self._move_schedule("batch")
-        return Step(tensors or {}, self.metrics), len(batch[0])
+        return Step(tensors or {}, self.metrics, self.status), len(batch[0])
 
     def snapshot(self):
         """A copy of all that a step which raises NotFinite may have changed, for ``restore``.
@@ -124,7 +124,7 @@ class DynamicGraph:
     def infer_step(self, batch):
         """One step of evaluation: (Step, number of examples)."""
         self.metrics_list, tensors = self._forward(self.model.infer_forward, batch)
-        return Step(tensors or {}, self.metrics), len(batch[0])
+        return Step(tensors or {}, self.metrics, self.status), len(batch[0])
 
     def _forward(self, forward, batch):
         batch = [paddle.to_tensor(item) if isinstance(item, np.ndarray) else item for item in batch]

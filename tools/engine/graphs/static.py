@@ -176,7 +176,7 @@ class StaticGraph:
             if self.settings.use_save_data:
                 self.saved_data.append(fetched)
 
-        return Step(dict(zip(self.fetches, fetched)), self.metrics), len(feed[self.feed_names[0]]), count
+        return Step(dict(zip(self.fetches, fetched)), self.metrics, self.status), len(feed[self.feed_names[0]]), count
 
     def _feed(self, batch):
         if isinstance(batch, (list, tuple)) and len(batch) == 1 and isinstance(batch[0], dict):

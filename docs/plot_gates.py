@@ -1,0 +1,94 @@
+"""Draw how the gates settle, from a training's log in JSON: python docs/plot_gates.py run.json --out gates.png
+
+A training writes the log with -o runner.log_json=run.json; runner.print_interval says how many steps lie between two
+points. One picture a task, one line an expert. Needs matplotlib.
+"""
+
+import argparse
+import json
+import sys
+
+
+def last_run(path):
+    """The lines of the last run in a log, those of its resumed parts included.
+
+    Raises:
+        ValueError: the file is no log of a training.
+    """
+    runs, lines = {}, []
+    with open(path, encoding="utf-8") as file:
+        for text in file:
+            try:
+                line = json.loads(text)
+            except ValueError:  # a killed run's last line
+                continue
+            if line["event"] == "start":
+                lines = runs.setdefault(line.get("run"), [])
+            lines.append(line)
+    trainings = [lines for run, lines in runs.items() if run is not None]
+    if not trainings:
+        raise ValueError(f"{path} has no training in it")
+    return trainings[-1]
+
+
+def weights_over_time(lines):
+    """(examples seen at each point, title -> expert's number -> its weight at each point; 0 where it is not in use)."""
+    points = [line for line in lines if line["event"] == "interval" and line["status"]]
+    seen, total = [], 0
+    for point in points:
+        total += point["examples"]
+        seen.append(total)
+    titles = points[0]["status"] if points else {}
+    weights = {}
+    for title in titles:
+        experts = sorted({name for point in points for name in point["status"][title]}, key=int)
+        weights[title] = {name: [point["status"][title].get(name, 0.0) for point in points] for name in experts}
+    return seen, weights
+
+
+def draw(figure, log):
+    """Draw the lines of a log on an empty matplotlib figure: one pair of axes a task."""
+    seen, weights = weights_over_time(log)
+    if not weights:
+        raise ValueError("the log says nothing of gates: its network has none whose weights are known")
+    all_axes = figure.subplots(1, len(weights), sharey=True, squeeze=False)[0]
+    for axes, (title, of_expert) in zip(all_axes, weights.items()):
+        lines = {}
+        for name, values in of_expert.items():
+            (lines[name],) = axes.plot(seen, values, color=f"C{int(name) % 10}", linewidth=2)
+        used = sorted((name for name in of_expert if of_expert[name][-1] > 0), key=lambda name: -of_expert[name][-1])
+        axes.legend(
+            [lines[name] for name in used], [f"expert {name}" for name in used], frameon=False, loc="upper left"
+        )
+        axes.set_title(title)
+        axes.set_xlabel("examples seen in training")
+        axes.set_xlim(0, seen[-1])
+        axes.set_ylim(0, 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    all_axes[0].set_ylabel("weight")
+    figure.tight_layout()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("log", help="what runner.log_json named")
+    parser.add_argument("--out", default="gates.png", help="the picture to write (default: gates.png)")
+    args = parser.parse_args()
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+
+        figure = pyplot.figure(figsize=(9, 3.2))
+        draw(figure, last_run(args.log))
+        figure.savefig(args.out, dpi=110)
+    except (ValueError, KeyError, OSError) as error:
+        sys.exit(f"error: {args.log}: {error}")
+    except ImportError as error:
+        sys.exit(f"error: {error}. Run: pip install matplotlib")
+    print(f"picture: {args.out}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Pictures: of gates that settle (docs/plot_gates.py), and of predictions (data/show.py)."""
+
+import json
+import sys
+
+import numpy as np
+import plot_gates
+import pytest
+import show
+from conftest import ROOT
+
+
+def written(path, *lines, tail=""):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+    return str(path)
+
+
+def interval(examples, **weights):
+    return {"event": "interval", "examples": examples, "status": {"task 1 experts": weights}}
+
+
+LOST, FIRST, LATER = interval(5, **{"0": 1.0}), interval(10, **{"0": 0.7, "3": 0.3}), interval(20, **{"3": 1.0})
+
+
+def test_the_last_run_is_taken_with_its_resumed_parts(tmp_path):
+    starts = [{"event": "start", "run": run} for run in ("a", "b", "b")]
+    evaluation = {"event": "start", "tool": "infer"}
+    path = written(tmp_path / "log", starts[0], LOST, starts[1], FIRST, evaluation, LOST, starts[2], LATER, tail='{"ev')
+    seen, weights = plot_gates.weights_over_time(plot_gates.last_run(path))
+    assert seen == [10, 30] and weights == {"task 1 experts": {"0": [0.7, 0.0], "3": [0.3, 1.0]}}
+
+
+@pytest.mark.parametrize("lines", [[{"event": "start", "tool": "infer"}], [{"event": "start", "run": "a"}]])
+def test_a_log_without_gates_is_refused(lines, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    path = written(tmp_path / "log", *lines)
+    monkeypatch.setattr(sys, "argv", ["plot_gates.py", path, "--out", str(tmp_path / "picture.png")])
+    with pytest.raises(SystemExit, match=f"error: {path}"):
+        plot_gates.main()
+    assert not (tmp_path / "picture.png").exists()
+
+
+def test_an_expert_in_use_has_its_name_on_the_picture():
+    pytest.importorskip("matplotlib")
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    plot_gates.draw(figure, [FIRST, LATER])
+    (axes,) = figure.axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [[0.7, 0.0], [0.3, 1.0]]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["expert 3"]
+
+
+def test_wrong_predictions_are_red(tmp_path):
+    pytest.importorskip("matplotlib")
+    from matplotlib import image
+
+    images, labels = np.zeros([2, 36, 36], "uint8"), np.array([[1, 2], [3, 4]])
+    text = (
+        "index,label1,prediction1,probability1,label2,prediction2,probability2\n0,1,1,0.9,2,2,0.9\n1,3,3,0.9,4,{},0.9\n"
+    )
+    reds = {}
+    for last in (4, 5):
+        (tmp_path / "predictions.csv").write_text(text.format(last))
+        pairs = show.read_predictions(tmp_path / "predictions.csv")
+        assert pairs == [(1, 2), (3, last)]
+        show.contact_sheet(images, labels, tmp_path / "sheet.png", pairs)
+        picture = image.imread(tmp_path / "sheet.png")[..., :3]
+        reds[last] = int((picture @ np.array([1.0, -1.0, -1.0]) > 0.5).sum())
+    assert reds[4] == 0 and reds[5] > 5
+
+
+def test_a_file_of_no_predictions_is_refused(tmp_path):
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="other.csv.*prediction1"):
+        show.read_predictions(tmp_path / "other.csv")
+
+
+def test_the_notebook_is_small_and_shows_no_error():
+    """Its outputs are of the last `make notebook`; CI runs it from top to bottom."""
+    path = ROOT / "notebook.ipynb"
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert path.stat().st_size < 1_000_000 and all(cell["execution_count"] for cell in cells)
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
+    assert not [output for output in outputs if output["output_type"] == "error"]
