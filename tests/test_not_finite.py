@@ -59,7 +59,7 @@ def test_a_task_whose_loss_is_not_finite_is_named_and_nothing_saved_is_lost(base
     before = (tmp_path / "output" / "0" / "rec.pdparams").read_bytes()
     broken = start_from(base, tmp_path, {"towers.1.layers.4.bias": np.nan})
     process = train(tool, tmp_path, base[0], broken)
-    assert_refused(process, "epoch 0, batch 0", "loss, loss2 is not finite")
+    assert_refused(process, "epoch 0, batch 0", "loss, loss2 are not finite")
     assert (tmp_path / "output" / "0" / "rec.pdparams").read_bytes() == before
 
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
+from toolbox import assert_refused, run_here
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -109,6 +110,41 @@ def test_the_files_for_a_paddlerec_tree_are_enough(graph, paddlerecs_folder):
     assert run.returncode == 0, run.stderr
     done, first, second = run.stdout.split()[-3:]
     assert done == "done" and 0 < float(second) and float(first) < 20
+
+
+MISTAKES = {
+    "runner.test_data_dir: ... cannot be read": ("infer", ["runner.test_data_dir=nowhere"]),
+    "hyper_parameters.gama is not a key": ("trainer", ["hyper_parameters.gama=2"]),
+    "runner.use_gpu is true": ("trainer", ["runner.use_gpu=true"]),
+    "no full batch": ("trainer", ["runner.train_batch_size=5000"]),
+    "output has none of the epochs": ("infer", []),
+    "these are the weights of": ("infer", ["runner.infer_load_path=trained", "hyper_parameters.gamma=2"]),
+    "epoch 0, batch 1": ("trainer", ["hyper_parameters.optimizer.learning_rate=1e30", "runner.to_static=false",
+                                     "hyper_parameters.optimizer.schedule=constant"]),
+    "exported/signature.json": ("predict", []),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a save in ``trained``."""
+    folder = tmp_path_factory.mktemp("mistakes")
+    keys = [
+        "runner.model_save_path=trained",
+        "runner.epochs=1",
+        "runner.train_batch_size=2000",
+        "runner.to_static=false",
+    ]
+    assert run_here("trainer", ROOT / "config.yaml", *keys, cwd=folder).returncode == 0
+    return folder
+
+
+def test_the_messages_of_mistakes_are_as_shown(trained):
+    shown = re.findall(r"^\| `(.*?)` \|", section("When something goes wrong"), re.MULTILINE)
+    assert len(shown) == len(MISTAKES)
+    for message, (beginning, (tool, overrides)) in zip(shown, MISTAKES.items()):
+        assert message.startswith(beginning)
+        assert_refused(run_here(tool, ROOT / "config.yaml", *overrides, cwd=trained), *message.split(" ... "))
 
 
 def test_the_tree_names_every_file_of_the_package():

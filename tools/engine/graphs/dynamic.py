@@ -98,7 +98,7 @@ class DynamicGraph:
         finite.check_scalars({"loss": loss, **(tensors or {})})
         loss.backward()
         gradients = ((name, parameter.grad) for name, parameter in self.trained if parameter.grad is not None)
-        finite.check(gradients, "the gradient of {name} is not finite")
+        finite.check(gradients, "the gradient of {names} is not finite")
         self.optimizer.step()
         self._move_schedule("batch")
         return Step(tensors or {}, self.metrics, self.status), len(batch[0])

@@ -7,12 +7,12 @@ import numpy as np
 from engine.errors import NotFinite
 
 
-def check(arrays, words="{name} is not finite"):
+def check(arrays, words="{names} {are} not finite"):
     """Raise NotFinite where a float is nan or infinite, and name what holds it.
 
     Args:
         arrays: pairs (name, array), any shape and dtype.
-        words: of the message, with ``{name}`` in them.
+        words: of the message, with ``{names}``, and ``{are}`` for is or are.
     """
     wrong = []
     with np.errstate(all="ignore"):
@@ -24,7 +24,8 @@ def check(arrays, words="{name} is not finite"):
                 wrong.append(name)
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise NotFinite(words.format(name=", ".join(wrong[:3]) + more))
+        are = "are" if len(wrong) > 1 else "is"
+        raise NotFinite(words.format(names=", ".join(wrong[:3]) + more, are=are))
 
 
 def check_scalars(named):

@@ -131,7 +131,7 @@ class StaticGraph:
         step, examples, count = self._execute(batch)
         finite.check_scalars(step.tensors)
         updated = ((name, watched.array()) for name, watched in self.trained)
-        finite.check(updated, "after the step, {name} is not finite: a gradient was not")
+        finite.check(updated, "after the step, {names} {are} not finite: a gradient was not")
         self._move_schedule("batch")
         count()
         return step, examples
