@@ -48,6 +48,7 @@ def evaluate(graph_name, overrides, caplog):
 
 def test_done_lines_of_both_graphs_are_equal_and_do_not_depend_on_the_batch(saved, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)
+    caplog.set_level(logging.INFO, "engine")
     gate, overrides = saved
     lines = {
         (graph, size): evaluate(graph, [*overrides, f"runner.infer_batch_size={size}"], caplog)

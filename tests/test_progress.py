@@ -1,5 +1,6 @@
 """On a terminal a bar stands in place of the intervals' lines; in a file there are the lines, and nothing else."""
 
+import logging
 import os
 import re
 import subprocess
@@ -114,6 +115,19 @@ def test_a_resumed_epochs_bar_begins_where_it_was():
             shown.step(10)
         text = str(shown)
     assert re.search(r"epoch 3:  60%\|.*\| 6/10 \[00:01<00:02, 20 examples/s\]", text), text
+
+
+def test_a_line_that_comes_meanwhile_stands_above_the_bar(capsys, monkeypatch):
+    log = logging.getLogger("engine")
+    monkeypatch.setattr(log, "handlers", [logging.StreamHandler()])
+    monkeypatch.setattr(log, "propagate", False)
+    with bar.show(10, "epoch 3", 0) as shown:
+        shown.step(10)
+        log.warning("out of order")
+        shown.refresh()
+        lines = screen(capsys.readouterr().err).splitlines()
+    assert lines[0] == "out of order" and lines[1].startswith("epoch 3:  10%|") and len(lines) == 2
+    assert len(log.handlers) == 1 and type(log.handlers[0]) is logging.StreamHandler
 
 
 @pytest.mark.parametrize("begin", [0, 2])
