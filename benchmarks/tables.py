@@ -51,6 +51,7 @@ class Plan:
 
     batch: int = 256
     rounds: int = 7
+    in_use: tuple = (8, 4, 2, 1)  # numbers of experts, each with a training step of its own
     turn_s: float = 0.25
     product: int = 2048  # size of the matrices
     growth: tuple = (4, 8, 16, 32, 64)
@@ -72,6 +73,7 @@ class Plan:
 SMALL = Plan(
     batch=16,
     rounds=2,
+    in_use=(8, 2),
     turn_s=0.0,
     product=64,
     growth=(4, 8),
@@ -92,7 +94,9 @@ Table = collections.namedtuple("Table", "title rows notes", defaults=((),))  # r
 
 def step(plan, stage):
     """Training steps by experts in use, and how near they come to the arithmetic limit."""
-    settled = {active: _static_gates(plan, stage, 8, codes) for active, codes in SETTLED.items()}
+    settled = {
+        active: _static_gates(plan, stage, 8, codes) for active, codes in SETTLED.items() if active in plan.in_use
+    }
     stage.add(BASELINE, "baseline.Baseline", "train", settled[2], DEFAULT)
     for active, case in settled.items():
         for way in WAYS:
@@ -125,7 +129,7 @@ def _arithmetic_limit(plan, one_thread, two_threads, found):
         f"float32 product of {plan.product} x {plan.product}: {2e-9 * one_thread:.0f} GFLOP/s on one thread, "
         f"{2e-9 * two_threads:.0f} on two"
     ]
-    for active in (2, 1):
+    for active in (n for n in (2, 1) if n in plan.in_use):
         needed = multiplications_per_example(active, **plan.hyper)
         limit = two_threads / needed
         notes.append(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from toolbox import assert_refused, run_here
+from toolbox import assert_refused, run_here, small_data
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -129,12 +129,8 @@ MISTAKES = {
 def trained(tmp_path_factory):
     """A folder with a save in ``trained``."""
     folder = tmp_path_factory.mktemp("mistakes")
-    keys = [
-        "runner.model_save_path=trained",
-        "runner.epochs=1",
-        "runner.train_batch_size=2000",
-        "runner.to_static=false",
-    ]
+    data, _ = small_data(folder)
+    keys = [data, "runner.model_save_path=trained", "runner.epochs=1", "runner.to_static=false"]
     assert run_here("trainer", ROOT / "config.yaml", *keys, cwd=folder).returncode == 0
     return folder
 
