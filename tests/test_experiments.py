@@ -1,0 +1,245 @@
+"""experiments/: a question is run once, to the tools' own numbers; the table is arithmetic on its lines."""
+
+import re
+
+import pytest
+import question as questions
+import run
+import search
+import table
+import yaml
+from conftest import ROOT
+from toolbox import run_here
+
+import lines
+from engine.errors import UserError
+
+CENSUS = ROOT / "examples" / "census"
+ONE_EPOCH = {"runner.epochs": 1, "runner.validation_data_dir": "data/validation", "runner.train_batch_size": 500}
+QUESTION = {
+    "config": str(CENSUS / "config.yaml"), "results": "found.jsonl", "graph": "dynamic", "metric": "loss",
+    "report": ["auc_income", "auc_never_married"], "seeds": [3],
+    "networks": {
+        "ours": {"hyper_parameters.gate": "dselect_k", **ONE_EPOCH},
+        "one": {"hyper_parameters.gate": "shared_bottom", **ONE_EPOCH},
+    },
+    "search": {"hyper_parameters.optimizer.learning_rate": [1e-6, 0.01]},
+}  # fmt: skip
+
+
+def written(folder, **changes):
+    """The path of a question; a change to None leaves the key out."""
+    content = {key: value for key, value in {**QUESTION, **changes}.items() if value is not None}
+    path = folder / "question.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def tools_here(monkeypatch):
+    """The tools run within this process; what each was given."""
+    given = []
+
+    def tool(name, config, *overrides, cwd):
+        given.append((name, overrides))
+        return run_here(name, config, *overrides, cwd=cwd)
+
+    monkeypatch.setattr(run, "tool", tool)
+    return given
+
+
+# --------------------------------------------------------------------------------------- running
+
+
+def test_a_question_is_answered_once(tools_here, tmp_path):
+    path = written(tmp_path)
+    run.answer(path)
+    found = lines.read(tmp_path / "found.jsonl")
+    assert [(line["stage"], line["network"]) for line in found] == [
+        ("search", "ours"), ("search", "ours"), ("search", "one"), ("search", "one"), ("final", "ours"), ("final", "one")
+    ]  # fmt: skip
+    rate = "hyper_parameters.optimizer.learning_rate"
+    for line in found:
+        assert ("test" in line) == (line["stage"] == "final"), "the search must not look at the test data"
+        assert line["epoch"] == 0 and line["seed"] == 3 and line["seconds"] >= line["training_s"] > 0
+    losses = [line["validation"]["loss"] for line in found[:4]]
+    assert losses[1] < losses[0] and losses[3] < losses[2], "a rate of 1e-6 cannot win"
+    assert [line["overrides"][rate] for line in found[4:]] == [0.01, 0.01]
+    assert found[4]["validation"] == found[1]["validation"], "the same run again"
+    assert found[4]["test"]["experts_used"] > found[5]["test"]["experts_used"] == 1
+    assert found[4]["serve_examples_s"] > 0
+    assert [name for name, _ in tools_here] == ["trainer"] * 4 + ["trainer", "infer", "export", "predict"] * 2
+
+    done = len(tools_here)
+    run.answer(path)
+    assert len(tools_here) == done and lines.read(tmp_path / "found.jsonl") == found, "a second answer runs nothing"
+    run.answer(path, "speed")
+    assert [name for name, _ in tools_here[done:]] == ["trainer", "infer", "export", "predict"] * 2
+    text = "\n".join(table.table(questions.read(path)))
+    assert f"{found[4]['test']['auc_income']:.5f}" in text and "serving, examples/s" in text
+
+
+def test_a_run_is_told_from_others_by_its_whole_config():
+    def recipe(**overrides):
+        return questions.recipe(QUESTION["config"], {key.replace("__", "."): x for key, x in overrides.items()})
+
+    base = recipe()
+    assert recipe(runner__seed=12345) == base, "the config's own value, given again"
+    assert len({base, recipe(runner__seed=1), recipe(hyper_parameters__top_k=1), recipe(runner__epochs=1)}) == 4
+
+
+def test_a_failed_run_has_a_line_and_stops_no_other(tools_here, tmp_path):
+    networks = {"broken": {"hyper_parameters.gate": "softmux"}, "one": QUESTION["networks"]["one"]}
+    path = written(tmp_path, networks=networks)
+    with pytest.raises(UserError, match="found.jsonl: runs of broken failed"):
+        run.answer(path)
+    found = lines.read(tmp_path / "found.jsonl")
+    errors = [line["error"] for line in found if "error" in line]
+    assert len(errors) == 2 and all("softmux" in error and "exit code 2" in error for error in errors)
+    assert [line["network"] for line in found if line["stage"] == "final"] == ["one"]
+    before = len(tools_here)
+    with pytest.raises(UserError):
+        run.answer(path)
+    assert len(tools_here) == before, "a failed run has its line too"
+
+
+def test_a_metric_that_the_validation_does_not_have_is_said(tools_here, tmp_path):
+    path = written(tmp_path, metric="auc_wealth", networks={"one": QUESTION["networks"]["one"]}, search={})
+    with pytest.raises(UserError, match="runs of one failed"):
+        run.answer(path)
+    (line,) = lines.read(tmp_path / "found.jsonl")
+    assert "auc_wealth" in line["error"]
+
+
+def scores(trials, sign, measured):
+    """The chosen trial's number where each trial's validation is ``measured``."""
+    found = search.Search("nowhere.jsonl", "number", sign < 0, None, lambda overrides, seed: str(overrides["x"]))
+    found.lines = [
+        {"stage": "search", "network": "n", "recipe": str(x), "validation": {"number": value}} if value is not None
+        else {"stage": "search", "network": "n", "recipe": str(x), "error": "it failed"}
+        for x, value in zip(trials, measured)
+    ]  # fmt: skip
+    return found._best("n", [{"x": x} for x in trials], 1)
+
+
+@pytest.mark.parametrize(
+    "sign,measured,best", [(1, [1, 3, 2], 1), (-1, [1, 3, 2], 0), (1, [2, 2, 1], 0), (-1, [None, 3, 2], 2)]
+)
+def test_the_best_trial_is_the_first_of_equals(sign, measured, best):
+    assert scores([0, 1, 2], sign, measured) == {"x": best}
+    assert scores([0, 1, 2], sign, [None] * 3) is None
+
+
+LOG = """
+x - INFO - epoch: 0, batch_id: 0, loss: 0.7, avg_samples: 256.00000, ips: 50.00000 ins/s
+x - INFO - epoch: 0, batch_id: 100, loss: 0.5, avg_samples: 256.00000, ips: 1000.00000 ins/s
+x - INFO - epoch: 0 done, auc_a: 0.912346, loss: 0.25, experts_used: 3, epoch time: 4.05 s
+x - INFO - epoch: 0 validation, auc_a: 0.5, loss: 0.75, experts_used: 3, epoch time: 9.00 s
+x - INFO - epoch: 1, batch_id: 0, loss: 0.7, avg_samples: 256.00000, ips: 50.00000 ins/s
+x - INFO - epoch: 1, batch_id: 100, loss: 0.5, avg_samples: 256.00000, ips: 1001.00000 ins/s
+x - INFO - epoch: 1 done, auc_a: 0.95, loss: 0.125, experts_used: 2, epoch time: 4.25 s
+x - INFO - 20 examples into predictions.npz, ips: 60.50 ins/s, the model alone 80.25 ins/s
+"""
+
+
+def test_numbers_of_a_log():
+    assert run.done_numbers(LOG) == [
+        {"auc_a": 0.912346, "loss": 0.25, "experts_used": 3}, {"auc_a": 0.95, "loss": 0.125, "experts_used": 2}
+    ]  # fmt: skip
+    assert run.training_speed(LOG) == {
+        "training_s": pytest.approx(8.3), "epoch_s": pytest.approx(4.15), "train_examples_s": 1000.5
+    }  # fmt: skip
+    assert run.serving_speed(LOG) == 80.25
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+WRONG = {
+    "unknown": ({"seed": [1]}, "seed is not a key of a question"),
+    "missing": ({"metric": None}, "metric is missing"),
+    "kind": ({"seeds": 3}, "seeds is 3, but must be whole numbers"),
+    "no seed": ({"seeds": []}, "seeds is []"),
+    "a seed": ({"seeds": ["one"]}, "seeds is ['one']"),
+    "a seed twice": ({"seeds": [1, 1]}, "seeds is [1, 1]"),
+    "graph": ({"graph": "exported"}, "graph is 'exported', but must be static or dynamic"),
+    "no network": ({"networks": {}}, "networks is {}"),
+    "a network": ({"networks": {"one": "softmax"}}, "networks is {'one': 'softmax'}"),
+    "key without section": ({"networks": {"one": {"gate": "softmax"}}}, "networks is"),
+    "no values": ({"search": {"runner.epochs": []}}, "search is"),
+    "both": ({"search": {"runner.epochs": [1, 2]}}, "runner.epochs is in search, and in networks for ours"),
+    "report": ({"report": [1]}, "report is [1]"),
+    "no config": ({"config": "nowhere.yaml"}, "nowhere.yaml"),
+}
+
+
+@pytest.mark.parametrize("changes,words", WRONG.values(), ids=WRONG)
+def test_a_bad_question_is_refused_by_name(changes, words, tmp_path):
+    path = written(tmp_path, **changes)
+    with pytest.raises(UserError, match=re.escape(words)) as refused:
+        questions.read(path)
+    assert str(path) in str(refused.value)
+
+
+@pytest.mark.parametrize("answer", [run.answer, lambda path, stage: table.table(questions.read(path))])
+def test_the_command_line_refuses_with_one_message(answer, tmp_path, monkeypatch, capsys):
+    path = written(tmp_path, graph="exported")
+    monkeypatch.setattr("sys.argv", ["run.py", "-m", str(path)])
+    with pytest.raises(SystemExit) as end:
+        run.command_line("x", answer)
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"stage": "final"}', "", '{"stage": "other"}'])
+def test_a_line_of_no_run_is_named(text, tmp_path):
+    path = tmp_path / "found.jsonl"
+    lines.add(path, line_of("ours", 1, 0.5, 0.6))
+    with open(path, "a") as file:
+        file.write(text + "\n")
+    with pytest.raises(UserError, match="found.jsonl, line 2"):
+        lines.read(path)
+
+
+# ------------------------------------------------------------------------------------- the table
+
+
+def line_of(network, seed, first, second, stage="final", **more):
+    test = {"auc_income": first, "auc_never_married": second, "experts_used": 2.0}
+    return {
+        "stage": stage, "network": network, "overrides": {"hyper_parameters.optimizer.learning_rate": 0.01}, "seed": seed,
+        "recipe": f"{network} {seed}", "validation": {}, "test": test, **more,
+    }  # fmt: skip
+
+
+def table_of(folder, *found):
+    for line in found:
+        lines.add(folder / "found.jsonl", line)
+    return table.table(questions.read(written(folder)))
+
+
+def test_the_table_of_lines_computed_by_hand(tmp_path):
+    made = table_of(
+        tmp_path,
+        line_of("boosting", 1, 0.5, 0.7, parameters=12),
+        line_of("ours", 1, 0.8, 0.9),
+        line_of("ours", 2, 0.9, 0.8),
+        line_of("ours", 3, 0.7, 0.7),
+        line_of("ours", 3, 0.1, 0.1, stage="speed", training_s=12.4, train_examples_s=None),
+        line_of("ours", 4, 0.1, 0.1, error="it failed"),
+    )
+    assert made == [
+        "|  | auc_income | auc_never_married | mean | seeds | experts in use | parameters | chosen | training, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| ours | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.85000) | 3 | 2 |  | "
+        "learning_rate 0.01 | 12 |",
+        "| boosting | 0.50000 (0.50000-0.50000) | 0.70000 (0.70000-0.70000) | 0.60000 (0.60000-0.60000) | 1 | 2 | 12 | "
+        "learning_rate 0.01 |  |",
+    ]
+
+
+def test_a_table_is_not_made_of_two_settings_or_of_nothing(tmp_path):
+    with pytest.raises(UserError, match="no result yet"):
+        table_of(tmp_path)
+    other = {**line_of("ours", 2, 0.9, 0.8), "overrides": {"hyper_parameters.top_k": 1}}
+    with pytest.raises(UserError, match="ours has final lines of two settings"):
+        table_of(tmp_path, line_of("ours", 1, 0.8, 0.9), other)
