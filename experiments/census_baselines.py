@@ -5,6 +5,7 @@ question's config. Searched as the networks are: as many trials, chosen by the s
 lines are in the same file.
 """
 
+import importlib.metadata
 import os
 import sys
 import time
@@ -14,17 +15,20 @@ from run import ROOT, UserError, command_line, less_is_better, questions
 from search import Search
 
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "census")]
-from engine.config import load_config  # noqa: E402  (run.py sets the path)
-
 import census_reader  # noqa: E402  (likewise, the line above)
+from engine.config import load_config  # noqa: E402  (run.py sets the path)
 
 TASKS = ("income", "never_married")
 ENDS = np.cumsum([census_reader.NUMBER_NUM, census_reader.CATEGORY_NUM, census_reader.NUMBER_NUM])
 NUMBERS, CATEGORIES, BINS = (list(range(end - size, end)) for end, size in zip(ENDS, np.diff(ENDS, prepend=0)))
 SETTINGS = "baseline."  # begins the keys of a trial, as runner. does elsewhere
-TRIALS = {
-    "gradient boosting": {"categorical": [False, True], "max_leaf_nodes": [15, 31]},
-    "logistic regression": {"bins": [False, True], "C": [0.1, 1.0]},
+TRIALS = {  # as many for each as the networks have
+    "gradient boosting": [
+        {"categorical": False, "max_leaf_nodes": 31},
+        {"categorical": False, "max_leaf_nodes": 15},
+        {"categorical": True, "max_leaf_nodes": 15},
+    ],
+    "logistic regression": [{"bins": False, "C": 1.0}, {"bins": True, "C": 1.0}, {"bins": True, "C": 0.3}],
 }
 
 
@@ -46,10 +50,9 @@ def boosting(train, validation, seed, categorical, max_leaf_nodes):
         learning_rate=0.06, max_iter=1000, max_leaf_nodes=max_leaf_nodes, early_stopping=True, n_iter_no_change=20,
         categorical_features=CATEGORIES if categorical else None, random_state=seed,
     )  # fmt: skip
-    columns = FunctionTransformer(_without_bins)
     (x, y), (x_val, y_val) = train, validation
     model.fit(_without_bins(x), y, X_val=_without_bins(x_val), y_val=y_val)
-    return make_pipeline(columns, model)
+    return make_pipeline(FunctionTransformer(_without_bins), model)
 
 
 def _without_bins(features):
@@ -111,8 +114,9 @@ def measure(parts, run):
     models = {
         task: MODELS[run.network]((x, labels[task]), (x_val, labels_val[task]), run.seed, **settings) for task in TASKS
     }
-    measured = {"training_s": round(time.perf_counter() - began, 2), "validation": numbers_of(models, x_val, labels_val)}
-    measured["versions"] = {"sklearn": _sklearn().__version__, "numpy": np.__version__}
+    measured = {"training_s": round(time.perf_counter() - began, 2)}
+    measured["validation"] = numbers_of(models, x_val, labels_val)
+    measured["versions"] = {"sklearn": _sklearn_version(), "numpy": np.__version__}
     if run.stage != "search":
         features, labels = parts["test"]
         measured["test"] = numbers_of(models, features, labels)
@@ -123,12 +127,18 @@ def measure(parts, run):
     return measured
 
 
-def _sklearn():
+def _sklearn_version():
+    """The installed release of scikit-learn, if it is new enough: older ones take no validation part."""
     try:
-        import sklearn
-    except ModuleNotFoundError as error:
-        raise UserError(f"{error}. Install what the baselines need: pip install 'scikit-learn>=1.7'") from error
-    return sklearn
+        version = importlib.metadata.version("scikit-learn")
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
+    if version == "none" or [int(part) for part in version.split(".")[:2]] < [1, 7]:
+        raise UserError(
+            f"the baselines need scikit-learn 1.7 or newer, but {version} is installed. Run pip install "
+            "'scikit-learn>=1.7'; it needs Python 3.10."
+        )
+    return version
 
 
 def answer(path, stage="final"):
@@ -137,12 +147,15 @@ def answer(path, stage="final"):
     Raises:
         UserError: a mistake that the message explains.
     """
-    _sklearn()
+    _sklearn_version()
     question = questions.read(path)
     trials_of = {
-        name: questions.trials({SETTINGS + key: values for key, values in search.items()})
-        for name, search in TRIALS.items()
+        name: [{SETTINGS + key: value for key, value in trial.items()} for trial in trials]
+        for name, trials in TRIALS.items()
     }
+    wanted = len(questions.trials(question.search))
+    if any(len(trials) != wanted for trials in trials_of.values()):
+        raise UserError(f"{path}: search has {wanted} trials. Give each baseline as many, in TRIALS of {__file__}.")
     config = load_config(question.config)
     try:
         parts = {part: read_part(config, part) for part in ("train", "validation", "test")}

@@ -22,9 +22,10 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "tools", "bench
 warnings.filterwarnings("ignore", "No ccache found")  # what Paddle says when it is imported
 
 import question as questions  # noqa: E402  (the path is set above)
+from search import RunFailed, Search  # noqa: E402
+
 from engine.errors import UserError  # noqa: E402
 from engine.saves import best, folders, manifests  # noqa: E402
-from search import RunFailed, Search  # noqa: E402
 
 TRAIN = {"static": "static_trainer", "dynamic": "trainer"}
 INFER = {"static": "static_infer", "dynamic": "infer"}
@@ -43,8 +44,8 @@ def measure(question, run):
         question: from ``questions.read``.
         run: search.Run; in the stage search the test data are not looked at.
     Returns:
-        dict: epoch, validation, parameters, training_s, epoch_s, train_examples_s and versions; of the other stages also
-        test and serve_examples_s.
+        dict: epoch, validation, parameters, training_s, epoch_s, train_examples_s and versions; of the other stages
+        also test and serve_examples_s.
     Raises:
         RunFailed: a tool ended with an error.
     """
@@ -135,7 +136,8 @@ def answer(path, stage="final"):
     question = questions.read(path)
 
     def recipe(overrides, seed):
-        return questions.recipe(question.config, {**overrides, "runner.seed": seed, "runner.keep_best": question.metric})
+        chosen_by = {"runner.seed": seed, "runner.keep_best": question.metric}
+        return questions.recipe(question.config, {**overrides, **chosen_by})
 
     search = Search(
         question.results, question.metric, less_is_better(question.metric), lambda run: measure(question, run), recipe

@@ -5,6 +5,7 @@ import time
 
 import lines
 import machine_facts
+
 from engine.errors import UserError
 
 Run = collections.namedtuple("Run", "stage network overrides seed recipe")

@@ -8,9 +8,8 @@ import statistics
 import sys
 from argparse import ArgumentParser
 
-from run import UserError, questions
-
 import lines
+from run import UserError, questions
 
 
 def table(question):

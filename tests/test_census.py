@@ -153,7 +153,7 @@ def test_one_file_is_split_in_the_official_files_shares(compress, rng, tmp_path)
 
 
 def test_bins_of_a_number():
-    assert make_data.bin_edges(np.array([3.0, 1.0, 1.0, 7.0])) == [3.0, 7.0], "the values themselves, where they are few"
+    assert make_data.bin_edges(np.array([3.0, 1.0, 1.0, 7.0])) == [3.0, 7.0], "the values, where they are few"
     skewed = np.concatenate([np.zeros(1000), np.arange(1.0, 1002.0), [-5.0]])
     assert make_data.bin_edges(skewed) == [1.0 + 10 * share for share in range(100)]
     assert make_data.bin_edges(np.repeat([0.0, 1.0, 2.0], 1000)) == [1.0, 2.0]

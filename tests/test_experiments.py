@@ -2,6 +2,8 @@
 
 import re
 
+import lines
+import numpy as np
 import pytest
 import question as questions
 import run
@@ -9,9 +11,9 @@ import search
 import table
 import yaml
 from conftest import ROOT
+from test_census import brute_force_auc
 from toolbox import run_here
 
-import lines
 from engine.errors import UserError
 
 CENSUS = ROOT / "examples" / "census"
@@ -56,7 +58,7 @@ def test_a_question_is_answered_once(tools_here, tmp_path):
     run.answer(path)
     found = lines.read(tmp_path / "found.jsonl")
     assert [(line["stage"], line["network"]) for line in found] == [
-        ("search", "ours"), ("search", "ours"), ("search", "one"), ("search", "one"), ("final", "ours"), ("final", "one")
+        *[("search", "ours")] * 2, *[("search", "one")] * 2, ("final", "ours"), ("final", "one")
     ]  # fmt: skip
     rate = "hyper_parameters.optimizer.learning_rate"
     for line in found:
@@ -73,8 +75,9 @@ def test_a_question_is_answered_once(tools_here, tmp_path):
     done = len(tools_here)
     run.answer(path)
     assert len(tools_here) == done and lines.read(tmp_path / "found.jsonl") == found, "a second answer runs nothing"
+    path = written(tmp_path, networks={"one": QUESTION["networks"]["one"]})
     run.answer(path, "speed")
-    assert [name for name, _ in tools_here[done:]] == ["trainer", "infer", "export", "predict"] * 2
+    assert [name for name, _ in tools_here[done:]] == ["trainer", "infer", "export", "predict"]
     text = "\n".join(table.table(questions.read(path)))
     assert f"{found[4]['test']['auc_income']:.5f}" in text and "serving, examples/s" in text
 
@@ -205,9 +208,10 @@ def test_a_line_of_no_run_is_named(text, tmp_path):
 
 def line_of(network, seed, first, second, stage="final", **more):
     test = {"auc_income": first, "auc_never_married": second, "experts_used": 2.0}
+    overrides = {"hyper_parameters.optimizer.learning_rate": 0.01}
     return {
-        "stage": stage, "network": network, "overrides": {"hyper_parameters.optimizer.learning_rate": 0.01}, "seed": seed,
-        "recipe": f"{network} {seed}", "validation": {}, "test": test, **more,
+        "stage": stage, "network": network, "overrides": overrides, "seed": seed, "recipe": f"{network} {seed}",
+        "validation": {}, "test": test, **more,
     }  # fmt: skip
 
 
@@ -243,3 +247,56 @@ def test_a_table_is_not_made_of_two_settings_or_of_nothing(tmp_path):
     other = {**line_of("ours", 2, 0.9, 0.8), "overrides": {"hyper_parameters.top_k": 1}}
     with pytest.raises(UserError, match="ours has final lines of two settings"):
         table_of(tmp_path, line_of("ours", 1, 0.8, 0.9), other)
+
+
+# --------------------------------------------------------------------------------- the baselines
+
+
+@pytest.fixture
+def baselines():
+    """The module, where scikit-learn is new enough for it."""
+    sklearn = pytest.importorskip("sklearn", reason="scikit-learn (extra experiments) is not installed")
+    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7):
+        pytest.skip("the baselines need scikit-learn 1.7")
+    import census_baselines
+
+    return census_baselines
+
+
+def test_the_baselines_lines_are_as_the_networks(baselines, tmp_path, monkeypatch):
+    path = written(tmp_path, config=str(CENSUS / "config.yaml"), search={})
+    with pytest.raises(UserError, match="search has 1 trials"):
+        baselines.answer(path)
+    monkeypatch.setattr(baselines, "TRIALS", {name: trials[:1] for name, trials in baselines.TRIALS.items()})
+    baselines.answer(path)
+    found = lines.read(tmp_path / "found.jsonl")
+    assert [line["network"] for line in found] == ["gradient boosting", "logistic regression"]
+    for line in found:
+        assert 0.8 < line["test"]["auc_income"] < 1 and 0.9 < line["test"]["auc_never_married"] < 1
+        assert line["validation"] != line["test"] and line["serve_examples_s"] > 0
+    assert len(table.table(questions.read(path))) == 4
+
+
+def test_numbers_of_the_baselines_by_pairs_and_by_hand(baselines, rng):
+    class Model:
+        def predict_proba(self, features):
+            return np.stack([1 - features[:, 0], features[:, 0]], axis=1)
+
+    probabilities, labels = rng.uniform(0.1, 0.9, 50).round(1), (rng.rand(50) < 0.4).astype("float32")
+    found = baselines.numbers_of({"income": Model()}, probabilities[:, None], {"income": labels})
+    loss = -np.mean(np.where(labels == 1, np.log(probabilities), np.log(1 - probabilities)))
+    assert found["auc_income"] == pytest.approx(brute_force_auc(probabilities, labels))
+    assert found["logloss_income"] == found["loss"] == pytest.approx(loss)
+
+
+def test_boosting_is_given_no_bins_and_logistic_regression_none_unless_asked(baselines, rng):
+    features = np.concatenate([rng.randn(300, 7), rng.randint(0, 3, [300, 39])], axis=1)
+    labels = (features[:, -1] > 1).astype("float32")  # told by a bin alone
+    part = features, labels
+    blind = [baselines.boosting(part, part, 1, False, 15), baselines.logistic(part, part, 1, False, 1.0)]
+    seeing = baselines.logistic(part, part, 1, True, 1.0)
+    changed = features.copy()
+    changed[:, -7:] = 2 - changed[:, -7:]
+    for model in blind:
+        assert (model.predict_proba(changed) == model.predict_proba(features)).all()
+    assert np.abs(seeing.predict_proba(changed) - seeing.predict_proba(features)).max() > 0.5
