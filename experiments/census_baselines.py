@@ -11,12 +11,13 @@ import sys
 import time
 
 import numpy as np
-from run import ROOT, UserError, command_line, less_is_better, questions
+from run import ROOT, command_line, less_is_better, questions
 from search import Search
 
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "census")]
 import census_reader  # noqa: E402  (likewise, the line above)
 from engine.config import load_config  # noqa: E402  (run.py sets the path)
+from engine.errors import UserError  # noqa: E402  (likewise)
 
 TASKS = ("income", "never_married")
 ENDS = np.cumsum([census_reader.NUMBER_NUM, census_reader.CATEGORY_NUM, census_reader.NUMBER_NUM])

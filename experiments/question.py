@@ -21,6 +21,15 @@ KEYS = {
     "search": (dict, "for each key to search a list of values; {} for no search"),
 }
 
+# What run.py itself sets for each run
+OWN_KEYS = [
+    f"runner.{name}"
+    for name in (
+        "seed", "keep_best", "model_save_path", "infer_load_path", "infer_epoch", "export_epoch", "export_path",
+        "predict_path",
+    )
+]  # fmt: skip
+
 Question = collections.namedtuple("Question", list(KEYS))
 
 
@@ -61,9 +70,11 @@ def _check(path, question):
     check("networks", networks and all(isinstance(keys, dict) and _are_keys(keys) for keys in networks))
     values = question.search.values()
     check("search", _are_keys(question.search) and all(isinstance(choices, list) and choices for choices in values))
-    for name, keys in question.networks.items():
+    for name, keys in [("search", question.search), *question.networks.items()]:
         for key in keys:
-            if key in question.search:
+            if key in OWN_KEYS:
+                raise UserError(f"{path}: {name} sets {key}, which run.py sets for each run. Leave it out.")
+            if key in question.search and keys is not question.search:
                 raise UserError(f"{path}: {key} is in search, and in networks for {name}. Keep one of the two.")
 
 

@@ -9,7 +9,9 @@ import sys
 from argparse import ArgumentParser
 
 import lines
-from run import UserError, questions
+from run import questions
+
+from engine.errors import UserError  # run.py sets the path
 
 
 def table(question):
@@ -31,7 +33,7 @@ def table(question):
 
 def _row(question, network, found):
     """Title -> text; None where the network has no final run. An empty text: not measured."""
-    final = _of(found, "final", network)
+    final = [line for line in _of(found, "final", network) if line["seed"] in question.seeds]
     if not final:
         return None
     if len({str(sorted(line["overrides"].items())) for line in final}) > 1:
@@ -43,7 +45,7 @@ def _row(question, network, found):
         raise UserError(f"{question.results}: a final line of {network} has no {error} of the test.") from error
     if len(values) > 1:
         values["mean"] = [statistics.fmean(of_seed) for of_seed in zip(*values.values())]
-    speed = _of(found, "speed", network)
+    speed = [line for line in _of(found, "speed", network) if line["overrides"] == final[0]["overrides"]]
     return {
         "": network,
         **{name: _spread(numbers) for name, numbers in values.items()},

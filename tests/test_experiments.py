@@ -170,6 +170,8 @@ WRONG = {
     "key without section": ({"networks": {"one": {"gate": "softmax"}}}, "networks is"),
     "no values": ({"search": {"runner.epochs": []}}, "search is"),
     "both": ({"search": {"runner.epochs": [1, 2]}}, "runner.epochs is in search, and in networks for ours"),
+    "of the runner": ({"networks": {"one": {"runner.seed": 3}}}, "one sets runner.seed, which run.py sets"),
+    "of the runner, searched": ({"search": {"runner.keep_best": ["loss"]}}, "search sets runner.keep_best"),
     "report": ({"report": [1]}, "report is [1]"),
     "no config": ({"config": "nowhere.yaml"}, "nowhere.yaml"),
 }
@@ -216,9 +218,10 @@ def line_of(network, seed, first, second, stage="final", **more):
 
 
 def table_of(folder, *found):
+    """The table of a question with three seeds."""
     for line in found:
         lines.add(folder / "found.jsonl", line)
-    return table.table(questions.read(written(folder)))
+    return table.table(questions.read(written(folder, seeds=[1, 2, 3])))
 
 
 def test_the_table_of_lines_computed_by_hand(tmp_path):
@@ -229,7 +232,9 @@ def test_the_table_of_lines_computed_by_hand(tmp_path):
         line_of("ours", 2, 0.9, 0.8),
         line_of("ours", 3, 0.7, 0.7),
         line_of("ours", 3, 0.1, 0.1, stage="speed", training_s=12.4, train_examples_s=None),
-        line_of("ours", 4, 0.1, 0.1, error="it failed"),
+        line_of("ours", 3, 0.1, 0.1, stage="speed", training_s=99.0, overrides={"runner.epochs": 1}),
+        line_of("ours", 3, 0.1, 0.1, error="it failed"),
+        line_of("ours", 4, 0.1, 0.1),  # a seed that the question does not have
     )
     assert made == [
         "|  | auc_income | auc_never_married | mean | seeds | experts in use | parameters | chosen | training, s |",
