@@ -68,7 +68,9 @@ def _of(found, stage, network):
 
 
 def _spread(numbers):
-    """Mean (least-greatest)."""
+    """Mean (least-greatest); of one number, itself."""
+    if len(numbers) == 1:
+        return f"{numbers[0]:.5f}"
     return f"{statistics.fmean(numbers):.5f} ({min(numbers):.5f}-{max(numbers):.5f})"
 
 
