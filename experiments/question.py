@@ -51,7 +51,8 @@ def read(path):
     question = Question(**content)
     _check(path, question)
     folder = os.path.dirname(os.path.abspath(path))
-    question = question._replace(**{key: os.path.join(folder, content[key]) for key in ("config", "results")})
+    paths = {key: os.path.normpath(os.path.join(folder, content[key])) for key in ("config", "results")}
+    question = question._replace(**paths)
     if not os.path.isfile(question.config):
         raise UserError(f"{path}: config: there is no file {question.config}.")
     return question

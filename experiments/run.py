@@ -127,6 +127,11 @@ def less_is_better(name):
     return any(word in name.lower() for word in best.LESS_IS_BETTER)
 
 
+def recipe_of(question, overrides, seed):
+    """What tells a run of a question from others: see ``questions.recipe``."""
+    return questions.recipe(question.config, {**overrides, "runner.seed": seed, "runner.keep_best": question.metric})
+
+
 def answer(path, stage="final"):
     """Run what the question at ``path`` still needs.
 
@@ -134,14 +139,10 @@ def answer(path, stage="final"):
         UserError: a mistake that the message explains.
     """
     question = questions.read(path)
-
-    def recipe(overrides, seed):
-        chosen_by = {"runner.seed": seed, "runner.keep_best": question.metric}
-        return questions.recipe(question.config, {**overrides, **chosen_by})
-
     search = Search(
-        question.results, question.metric, less_is_better(question.metric), lambda run: measure(question, run), recipe
-    )
+        question.results, question.metric, less_is_better(question.metric), lambda run: measure(question, run),
+        lambda overrides, seed: recipe_of(question, overrides, seed),
+    )  # fmt: skip
     trials = questions.trials(question.search)
     trials_of = {name: [{**keys, **trial} for trial in trials] for name, keys in question.networks.items()}
     search.answer(trials_of, question.seeds, stage)

@@ -4,14 +4,18 @@ A row for each network: of each number that the question reports, and of their m
 brackets the least and the greatest. Speeds come from the runs of --speed alone. Nothing is measured here.
 """
 
+import argparse
+import pathlib
 import statistics
 import sys
-from argparse import ArgumentParser
 
-import lines
-from run import questions
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "tools")]
 
-from engine.errors import UserError  # run.py sets the path
+import lines  # noqa: E402  (the path is set above)
+import question as questions  # noqa: E402  (likewise)
+
+from engine.errors import UserError  # noqa: E402  (likewise)
 
 
 def table(question):
@@ -88,7 +92,7 @@ def _median(found, key):
 
 
 if __name__ == "__main__":
-    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("-m", "--question", required=True, metavar="PATH", help="YAML file of a question")
     try:
         print("\n".join(table(questions.read(parser.parse_args().question))))

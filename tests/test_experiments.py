@@ -1,6 +1,8 @@
 """experiments/: a question is run once, to the tools' own numbers; the table is arithmetic on its lines."""
 
 import re
+import subprocess
+import sys
 
 import lines
 import numpy as np
@@ -12,7 +14,7 @@ import table
 import yaml
 from conftest import ROOT
 from test_census import brute_force_auc
-from toolbox import run_here
+from toolbox import assert_refused, run_here
 
 from engine.errors import UserError
 
@@ -185,14 +187,28 @@ def test_a_bad_question_is_refused_by_name(changes, words, tmp_path):
     assert str(path) in str(refused.value)
 
 
-@pytest.mark.parametrize("answer", [run.answer, lambda path, stage: table.table(questions.read(path))])
-def test_the_command_line_refuses_with_one_message(answer, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("script", ["run", "table", "census_baselines"])
+def test_each_command_refuses_a_bad_question_with_one_message(script, tmp_path):
+    if script == "census_baselines":
+        pytest.importorskip("sklearn", "1.7", reason="scikit-learn (extra experiments) is not installed, or too old")
     path = written(tmp_path, graph="exported")
-    monkeypatch.setattr("sys.argv", ["run.py", "-m", str(path)])
-    with pytest.raises(SystemExit) as end:
-        run.command_line("x", answer)
-    message = capsys.readouterr().err
-    assert end.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
+    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), "-m", str(path)]
+    assert_refused(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True), path, "graph")
+
+
+def test_the_census_results_are_of_the_question_as_it_stands():
+    """Each final line is a run that the question and the example's config still describe."""
+    question = questions.read(ROOT / "experiments" / "census.yaml")
+    found = [line for line in lines.read(question.results) if line["stage"] == "final"]
+    of_networks = [line for line in found if line["network"] in question.networks]
+    assert len(of_networks) == len(question.networks) * len(question.seeds)
+    for line in of_networks:
+        assert line["recipe"] == run.recipe_of(question, line["overrides"], line["seed"]), line["network"]
+
+
+def test_the_examples_readme_has_the_table_of_the_results():
+    made = table.table(questions.read(ROOT / "experiments" / "census.yaml"))
+    assert "\n".join(made) in (CENSUS / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"stage": "final"}', "", '{"stage": "other"}'])
@@ -259,9 +275,7 @@ def test_a_table_is_not_made_of_two_settings_or_of_nothing(tmp_path):
 @pytest.fixture
 def baselines():
     """The module, where scikit-learn is new enough for it."""
-    sklearn = pytest.importorskip("sklearn", reason="scikit-learn (extra experiments) is not installed")
-    if tuple(map(int, sklearn.__version__.split(".")[:2])) < (1, 7):
-        pytest.skip("the baselines need scikit-learn 1.7")
+    pytest.importorskip("sklearn", "1.7", reason="scikit-learn (extra experiments) is not installed, or too old")
     import census_baselines
 
     return census_baselines
