@@ -7,17 +7,16 @@ from. Every variant's answers are checked against the dense mixture's before it 
 import argparse
 import dataclasses
 import os
-import platform
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 
+import machine_facts
 import report
 import tables
 from stage import Stage
-from worker import ROOT, Settings, Worker
+from worker import Settings, Worker
 
 
 def main():
@@ -66,28 +65,12 @@ def show(lines):
 
 def machine(plan):
     """The machine, its load, versions and commit; and the plan's sizes."""
-    facts = {"cpu": _cpu(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 2), "commit": _commit()}
+    facts = {**machine_facts.machine(), "commit": machine_facts.commit(except_for="benchmarks/RESULTS*")}
     facts["versions"] = _versions(Settings())
     if plan.torch:
         facts["of PyTorch's process"] = _versions(tables.torch_settings(plan))
     sizes = {name: value for name, value in dataclasses.asdict(plan).items() if name not in ("torch", "paddlerec")}
     return {"machine": facts, "sizes": sizes}
-
-
-def _cpu():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
-
-
-def _commit():
-    def git(*words):
-        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-
-    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/RESULTS*")
-    return git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
 
 
 def _versions(settings):

@@ -9,7 +9,7 @@ import paddle
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDERS = ("", "tools", "tests", "tests/stress", "data", "docs", "benchmarks", "examples/census")
+FOLDERS = ("", "tools", "tests", "tests/stress", "data", "docs", "benchmarks", "examples/census", "experiments")
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
 

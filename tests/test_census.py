@@ -90,6 +90,15 @@ def test_rows_written_by_hand_are_parsed():
     assert values["year"] == ["95", "95"] and "marital_stat" not in values and "instance_weight" not in values
 
 
+def expected_edges(numbers):
+    """Where the bins of a number begin: a bin for each of up to 100 values, or 100 quantiles of what is positive."""
+    distinct = sorted(set(numbers))
+    if len(distinct) <= 100:
+        return distinct[1:]
+    positive = sorted(number for number in numbers if number > 0)
+    return sorted({positive[(len(positive) - 1) * share // 100] for share in range(100)})
+
+
 def expected_arrays(parts):
     """The arrays by row and column, in plain Python; ``parts`` has the rows of each."""
     train = parts["train"]
@@ -101,13 +110,19 @@ def expected_arrays(parts):
         deviations[c] = math.sqrt(math.fsum((x - means[c]) ** 2 for x in numbers) / len(numbers)) or 1.0
     seen = {c: sorted(collections.Counter(row[c].strip() for row in train)) for c in CATEGORIES}
     id_of = {c: {value: i for i, value in enumerate(values, 1)} for c, values in seen.items()}
+    edges = {c: expected_edges([float(row[c]) for row in train]) for c in NUMBERS}
     for part, rows in parts.items():
         dense = [[(float(row[c]) - means[c]) / deviations[c] for c in NUMBERS] for row in rows]
-        ids = [[id_of[c].get(row[c].strip(), 0) for c in CATEGORIES] for row in rows]
+        ids = [
+            [id_of[c].get(row[c].strip(), 0) for c in CATEGORIES]
+            + [sum(float(row[c]) >= edge for edge in edges[c]) for c in NUMBERS]
+            for row in rows
+        ]
         income = [int(row[INCOME].strip() == "50000+.") for row in rows]
         never_married = [int(row[MARITAL].strip() == "Never married") for row in rows]
         found[part] = dense, ids, income, never_married
-    return found, {c: len(values) + 1 for c, values in seen.items()}
+    sizes = {c: len(values) + 1 for c, values in seen.items()}
+    return found, {**sizes, **{c: len(edges[c]) + 1 for c in NUMBERS}}
 
 
 def assert_as_expected(out, parts):
@@ -133,7 +148,17 @@ def test_one_file_is_split_in_the_official_files_shares(compress, rng, tmp_path)
     assert_as_expected(tmp_path / "out", parts)
     arrays = arrays_of(tmp_path / "out")
     assert arrays["test"]["ids"][190 - 159, 1] == 0, "a category that training does not have"
-    assert arrays["train"]["ids"].min() == 1 and (arrays["train"]["dense"][:, 1] == 0).all()
+    assert arrays["train"]["ids"][:, :32].min() == 1 and (arrays["train"]["dense"][:, 1] == 0).all()
+    assert (arrays["train"]["ids"][:, 33] == 0).all(), "a number that never varies has one bin"
+
+
+def test_bins_of_a_number():
+    assert make_data.bin_edges(np.array([3.0, 1.0, 1.0, 7.0])) == [3.0, 7.0], "the values, where they are few"
+    skewed = np.concatenate([np.zeros(1000), np.arange(1.0, 1002.0), [-5.0]])
+    assert make_data.bin_edges(skewed) == [1.0 + 10 * share for share in range(100)]
+    assert make_data.bin_edges(np.repeat([0.0, 1.0, 2.0], 1000)) == [1.0, 2.0]
+    often = np.concatenate([np.full(2000, 1.0), np.arange(1.0, 1002.0)])
+    assert make_data.bin_edges(often)[:2] == [1.0, 11.0], "equal quantiles make one bin"
 
 
 def test_two_files_keep_their_split_and_validation_is_the_last_tenth_of_training(rng, tmp_path):
@@ -269,7 +294,7 @@ WRONG_DATA = {
         lambda out, config: with_array(out / "train" / "train.npz", income=np.ones(120)), "income is .* float64"
     ),
     "an id": (
-        lambda out, config: with_array(out / "train" / "train.npz", ids=np.full([120, 32], 99)), "ids has one outside"
+        lambda out, config: with_array(out / "train" / "train.npz", ids=np.full([120, 39], 99)), "ids has one outside"
     ),
     "nan": (
         lambda out, config: with_array(out / "train" / "train.npz", dense=np.full([120, 7], np.nan)), "not finite"

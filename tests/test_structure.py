@@ -14,7 +14,7 @@ from conftest import ROOT
 LIBRARIES = {"paddle", "numpy", "yaml"}
 ARRAYS = "array_files"  # beside the model; the engine has it as engine.array_files
 # may import anything; model and tools import none
-ASIDE = ("tests", "tests/stress", "benchmarks", "docs", "data", "examples/census")
+ASIDE = ("tests", "tests/stress", "benchmarks", "docs", "data", "examples/census", "experiments")
 
 
 class Tree:

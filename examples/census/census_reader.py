@@ -1,4 +1,7 @@
-"""Files of make_data.py -> examples (numbers, ids of the categories, income, never married). Knows no network."""
+"""Files of make_data.py -> examples (numbers, ids, income, never married). Knows no network.
+
+The ids are those of the categories, then those of the numbers' bins.
+"""
 
 import hashlib
 import json
@@ -13,7 +16,8 @@ HOW_TO_GET = "python make_data.py --test census-income.test.gz --out data/full"
 NUMBER_NUM, CATEGORY_NUM = 7, 32
 # name -> (shape of an example, kinds of the type)
 ARRAYS = {
-    "dense": ((NUMBER_NUM,), "f"), "ids": ((CATEGORY_NUM,), "iu"), "income": ((), "iu"), "never_married": ((), "iu")
+    "dense": ((NUMBER_NUM,), "f"), "ids": ((CATEGORY_NUM + NUMBER_NUM,), "iu"), "income": ((), "iu"),
+    "never_married": ((), "iu"),
 }  # fmt: skip
 SIZES = "hyper_parameters.input.vocabulary_sizes"
 
@@ -50,7 +54,7 @@ class RecDataset(Dataset):
         return len(self.arrays["ids"])
 
     def __getitem__(self, index):
-        """[numbers float32 [7], ids int64 [32], income float32, never married float32]."""
+        """[numbers float32 [7], ids int64 [39], income float32, never married float32]."""
         return [item[0] for item in self.gather(np.array([index]))]
 
     def gather(self, indices):
@@ -59,7 +63,7 @@ class RecDataset(Dataset):
         Args:
             indices: whole numbers [B].
         Returns:
-            [numbers float32 [B, 7], ids int64 [B, 32], income float32 [B], never married float32 [B]].
+            [numbers float32 [B, 7], ids int64 [B, 39], income float32 [B], never married float32 [B]].
         """
         types = ("float32", "int64", "float32", "float32")
         return [array[indices].astype(dtype) for array, dtype in zip(self.arrays.values(), types)]
@@ -74,7 +78,9 @@ def read_vocabulary(path):
     try:
         with open(path, "rb") as file:
             content = file.read()
-        sizes = [len(column["values"]) + 1 for column in json.loads(content)["categories"]]
+        vocabulary = json.loads(content)
+        sizes = [len(column["values"]) + 1 for column in vocabulary["categories"]]
+        sizes += [len(column["edges"]) + 1 for column in vocabulary["numbers"]]
     except OSError as error:
         raise ValueError(
             f"{path}: cannot be read ({error.strerror}). make_data.py writes it; keep it above the data's folders."

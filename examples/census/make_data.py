@@ -6,7 +6,8 @@ validation. With the test file alone, its rows 0 to 59999 are for training, up t
 for testing. Files may be gzipped.
 
 Numbers are standardised by the mean and deviation of the training rows. A category's id is its place among those
-of the training rows, from 1; id 0 is for categories that are not among them.
+of the training rows, from 1; id 0 is for categories that are not among them. A number has an id as well, that of its
+bin, so that a network can give each range of a skewed column an embedding of its own.
 """
 
 import argparse
@@ -40,6 +41,7 @@ OFFICIAL = {
 }
 TRAIN_ROWS, TRAIN_AND_VALIDATION_ROWS = 60000, 79762  # of the test file, where there is no other
 SAMPLE = {"train": 2000, "validation": 500, "test": 500}  # the first rows of each part
+BIN_NUM = 100  # at most so many bins for the positive values of a number
 CHUNK = 8192  # rows parsed at a time
 
 
@@ -175,7 +177,8 @@ def make_vocabulary(rows, chosen):
     numbers = []
     for name, column in zip(NUMBERS, rows.numbers[chosen].T):
         deviation = float(column.std()) if column.min() < column.max() else 1.0
-        numbers.append({"column": name, "mean": float(column.mean()), "deviation": deviation})
+        mean, edges = float(column.mean()), bin_edges(column)
+        numbers.append({"column": name, "mean": mean, "deviation": deviation, "edges": edges})
     categories = []
     for name, (codes, values) in rows.categories.items():
         found = sorted({values[code] for code in np.unique(codes[chosen])})
@@ -183,9 +186,27 @@ def make_vocabulary(rows, chosen):
     return {"numbers": numbers, "categories": categories}
 
 
+def bin_edges(column):
+    """The smallest value of each bin of a number but the first.
+
+    Up to ``BIN_NUM`` distinct values have a bin each. Of more, the positive ones are cut at their quantiles; what is
+    not positive is the first bin. (Most columns are 0 for most people.)
+
+    Args:
+        column: the training rows' values [N].
+    """
+    distinct = np.unique(column)
+    if len(distinct) <= BIN_NUM:
+        return distinct[1:].tolist()
+    positive = np.sort(column[column > 0])
+    places = np.arange(BIN_NUM) * (len(positive) - 1) // BIN_NUM
+    return np.unique(positive[places]).tolist()
+
+
 def vocabulary_sizes(vocabulary):
-    """Number of ids of each column, id 0 included."""
-    return [len(column["values"]) + 1 for column in vocabulary["categories"]]
+    """Number of ids of each column: of the categories, id 0 included, then of the numbers' bins."""
+    categories = [len(column["values"]) + 1 for column in vocabulary["categories"]]
+    return categories + [len(column["edges"]) + 1 for column in vocabulary["numbers"]]
 
 
 def encode(rows, chosen, vocabulary):
@@ -196,7 +217,8 @@ def encode(rows, chosen, vocabulary):
         chosen: slice.
         vocabulary: from ``make_vocabulary``.
     Returns:
-        {dense: float32 [N, 7], ids: int32 [N, 32], income: uint8 [N], never_married: uint8 [N]}.
+        {dense: float32 [N, 7], ids: int32 [N, 39], income: uint8 [N], never_married: uint8 [N]}. The last 7 ids are
+        the bins of the numbers.
     """
     mean, deviation = (np.array([column[name] for column in vocabulary["numbers"]]) for name in ("mean", "deviation"))
     ids = []
@@ -204,6 +226,8 @@ def encode(rows, chosen, vocabulary):
         codes, values = rows.categories[column["column"]]
         id_of = {value: i for i, value in enumerate(column["values"], 1)}
         ids.append(np.array([id_of.get(value, 0) for value in values], np.int32)[codes[chosen]])
+    for column, numbers in zip(vocabulary["numbers"], rows.numbers[chosen].T):
+        ids.append(np.searchsorted(column["edges"], numbers, side="right").astype(np.int32))
     return {
         "dense": ((rows.numbers[chosen] - mean) / deviation).astype(np.float32),
         "ids": np.stack(ids, axis=1),
@@ -271,7 +295,7 @@ def make(test_path, out, train_path=None, sample=False, unchecked=False):
         income, never_married = (arrays[name].mean() for name in ("income", "never_married"))
         print(
             f"{path}: {len(arrays['ids'])} rows, income above 50000: {income:.4f}, never married: {never_married:.4f}, "
-            f"unseen categories: {(arrays['ids'] == 0).sum()}"
+            f"unseen categories: {(arrays['ids'][:, : len(CATEGORIES)] == 0).sum()}"
         )
     print(f"{os.path.join(out, 'vocabulary.json')}: SHA-256 {digest.hexdigest()}")
     print(f"for the config: vocabulary_sizes: {vocabulary_sizes(vocabulary)}")

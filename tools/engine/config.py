@@ -68,7 +68,7 @@ def load_config(path, overrides=()):
     Raises:
         UserError: the file cannot be read, or an override is not KEY=VALUE or has the wrong type.
     """
-    content = _read_yaml(path)
+    content = read_yaml(path)
     flat = {}
     _flatten(content, "", flat, path)
     config = {key: value for key, value in flat.items() if key.startswith(KEPT_SECTIONS)}
@@ -116,7 +116,12 @@ def keys_in_force(config, overrides, package_defaults):
         yield f"{shown:60}  # {origin}"
 
 
-def _read_yaml(path):
+def read_yaml(path):
+    """The mapping in a YAML file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             text = file.read()
@@ -127,7 +132,7 @@ def _read_yaml(path):
     content = _parse(text, f"{path}: this")
     if not isinstance(content, dict):
         raise UserError(
-            f"{path}: expected sections such as runner: and hyper_parameters:, found {type(content).__name__}."
+            f"{path}: expected keys, such as runner: and hyper_parameters:, found {type(content).__name__}."
         )
     return content
 
