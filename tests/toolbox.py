@@ -5,15 +5,18 @@ import gc
 import io
 import logging
 import os
+import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 import traceback
 import warnings
 from unittest import mock
 
 import kill_resume
 import paddle
+import processes
 from conftest import ROOT
 
 from engine import cli
@@ -31,19 +34,22 @@ TIMEOUT_S = 120  # a hang is a failure
 
 
 def run_tool(name, config, *overrides, cwd, env=None):
-    """The finished process of ``python tools/<name>.py -m config -o overrides``."""
-    command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "-m", str(config)]
-    if overrides:
-        command += ["-o", *map(str, overrides)]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True, timeout=TIMEOUT_S
-    )
+    """The finished process of ``python tools/<name>.py -m config``; with ``env``, a Python started anew."""
+    arguments = ["-m", str(config), *(["-o", *map(str, overrides)] if overrides else [])]
+    if env:
+        command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), *arguments]
+        kwargs = {"capture_output": True, "text": True, "timeout": TIMEOUT_S}
+        return subprocess.run(command, cwd=cwd, env={**os.environ, **env}, **kwargs)
+    with tempfile.TemporaryDirectory() as folder:
+        written = [pathlib.Path(folder, stream) for stream in ("stdout", "stderr")]
+        process = processes.start(name, arguments, cwd, *written)
+        try:
+            code = process.wait(TIMEOUT_S)
+        finally:
+            process.kill()  # a hang
+        return subprocess.CompletedProcess(arguments, code, *(path.read_text(encoding="utf-8") for path in written))
 
 
-JOBS = {
-    "trainer": ("dynamic", "train"), "infer": ("dynamic", "infer"), "static_trainer": ("static", "train"),
-    "static_infer": ("static", "infer"), "export": ("static", "export"), "predict": ("exported", "infer"),
-}  # fmt: skip
 PACKAGES_MODULES = ("net", "hyper_parameters", "tasks", "training", "dygraph_model", "static_model")  # and the readers
 
 
@@ -80,12 +86,12 @@ def run_here(name, config, *overrides, cwd):
             mock.patch.object(sys, "argv", command), mock.patch.object(sys, "path", list(sys.path)),
             mock.patch.object(process_settings, "tune", lambda: None),
             mock.patch.object(Session, "listen", lambda self: None),
-            warnings.catch_warnings(), contextlib.redirect_stderr(said), apart(JOBS[name][0]),
+            warnings.catch_warnings(), contextlib.redirect_stderr(said), apart(processes.JOBS[name][0]),
         ):  # fmt: skip
             stack.enter_context(patch)
         os.chdir(cwd)
         try:
-            cli.main(*JOBS[name])
+            cli.main(*processes.JOBS[name])
             code = 0
         except SystemExit as end:
             code = end.code

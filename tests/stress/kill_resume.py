@@ -11,11 +11,11 @@ import pathlib
 import pickle
 import random
 import subprocess
-import sys
 import tempfile
 import time
 
 import numpy as np
+import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 EPOCHS = 2
@@ -38,11 +38,10 @@ def make_data(folder, example_num=100, part="train"):
 
 def start(graph, cwd, *overrides, new_group=False):
     """A training under way, its log going to ``cwd``/log."""
-    command = [sys.executable, str(ROOT / "tools" / f"{TOOLS[graph]}.py"), "-m", str(ROOT / "config.yaml"), "-o"]
-    with open(os.path.join(cwd, "log"), "ab") as log:
-        return subprocess.Popen(
-            [*command, *OVERRIDES, *overrides], cwd=cwd, stdout=log, stderr=log, start_new_session=new_group
-        )
+    arguments = ["-m", ROOT / "config.yaml", "-o", *OVERRIDES, *overrides]
+    log = pathlib.Path(cwd, "log")
+    log.touch()
+    return processes.start(TOOLS[graph], arguments, cwd, log, log, new_group)
 
 
 def state(cwd, epoch=EPOCHS - 1):
