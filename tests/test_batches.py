@@ -65,6 +65,7 @@ def make(dataset, job="train", **settings):
         "drop_last": True,
         "infer_drop_last": False,
         "shuffle": False,
+        "shuffle_window": None,
         "num_workers": 0,
         "seed": 3,
         **settings,
@@ -97,6 +98,16 @@ def test_shuffling_is_another_order_each_epoch_and_the_same_for_a_seed(kind):
     assert first == flat(make(kind(50), shuffle=True, drop_last=False), 0)
     assert first != flat(make(kind(50), shuffle=True, drop_last=False, seed=4), 0)
     assert flat(make(kind(50), job="infer", shuffle=True)) == list(range(50)), "evaluation keeps the order"
+
+
+def test_a_stream_is_shuffled_in_a_window():
+    def order(window):
+        return flat(make(Stream(50), shuffle=True, drop_last=False, shuffle_window=window))
+
+    assert order(1) == list(range(50)) != order(10) != order(None)
+    assert sorted(order(10)) == list(range(50)) and all(
+        value < place + 10 for place, value in enumerate(order(10)[:40])
+    )
 
 
 class Gathering(Items):
