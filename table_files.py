@@ -15,7 +15,7 @@ import numpy as np
 
 SUFFIXES = (".csv", ".tsv", ".parquet")  # .csv and .tsv compressed as well
 PACKED = (".gz", ".bz2", ".zst", ".lz4")
-BLOCK_BYTES = 1 << 20  # of CSV text, before the line that it ends in
+BLOCK_BYTES = 1 << 22  # of CSV text, before the line that it ends in
 BLOCK_ROWS = 1 << 14  # of Parquet
 LONGEST_LINE = 1 << 24
 BLANK_LINE = re.compile(rb"(?:\A|(?<=\n))\r?\n")
@@ -164,7 +164,8 @@ def _codes(indices, null):
 
 
 def _stripped(values):
-    return ["" if value is None else value.strip() for value in values.to_pylist()]
+    """An array of texts as a list, without the blanks at their ends; "" for null."""
+    return pyarrow().compute.utf8_trim_whitespace(values).fill_null("").to_pylist()
 
 
 def _coded(column):
@@ -240,7 +241,8 @@ class CsvFile:
             table, cut = self._parsed(content, types)
         except arrow.ArrowInvalid:
             return self._rows_one_by_one(content, place, numbers, categories)
-        if len(table) + len(cut) != _row_num(content):  # a quote that is not closed swallows lines
+        found = len(table) + len(cut)  # fewer than lines, if a quote that is not closed swallows some
+        if found != _line_num(content) and found != _row_num(content):
             return self._rows_one_by_one(content, place, numbers, categories)
         columns = {name: _whole(table.column(name)) for name in types}
         return Rows(
@@ -253,25 +255,32 @@ class CsvFile:
     def _rows_one_by_one(self, content, place, numbers, categories):
         """``rows`` where something in them cannot be read: what it is, is found out."""
         arrow = pyarrow()
+        types = dict.fromkeys([*numbers, *categories], arrow.binary())
         lines = [line for line in content.split(b"\n") if line.rstrip(b"\r")]
-        open_quotes = {i: "a quote is not closed in its line" for i, line in enumerate(lines) if line.count(b'"') % 2}
-        kept = [i for i in range(len(lines)) if i not in open_quotes]
+        open_quotes = [i for i, line in enumerate(lines) if line.count(b'"') % 2 and self._swallows(line, types)]
+        kept = sorted({*range(len(lines))} - {*open_quotes})
         try:
-            table, cut = self._parsed(
-                b"\n".join([lines[i] for i in kept] + [b""]), dict.fromkeys([*numbers, *categories], arrow.binary())
-            )
+            table, cut = self._parsed(b"\n".join([lines[i] for i in kept] + [b""]), types)
             if len(table) + len(cut) != len(kept):
                 raise ValueError("a field holds a line break")
         except ValueError as error:  # of which ArrowInvalid is one
             raise ValueError(f"{place(0)}: the lines from here on cannot be told apart ({error}).") from error
         columns = {name: _whole(table.column(name)) for name in (*numbers, *categories)}
         made = {name: _column_of_texts(arrow, column, name in numbers) for name, column in columns.items()}
-        cut = {**open_quotes, **{kept[row]: why for row, why in cut}}
+        cut = {**dict.fromkeys(open_quotes, "a quote is not closed in its line"), **{kept[i]: why for i, why in cut}}
         rows = Rows(place, *({name: made[name][0] for name in names} for names in (numbers, categories)), cut.items())
         for name, (_, wrong) in made.items():
             wanted = "a number" if name in numbers else "UTF-8 text"
             rows.refuse(wrong, lambda i, name=name, wanted=wanted: _unfit(name, columns[name][i].as_py(), wanted))
         return rows
+
+    def _swallows(self, line, types):
+        """Whether a line takes what follows into a field of its own. (A quote within a field does not.)"""
+        try:
+            table, cut = self._parsed(line + b"\n" + line + b"\n", types)
+        except pyarrow().ArrowInvalid:
+            return True
+        return len(table) + len(cut) != 2
 
     def _parsed(self, content, types):
         """(Table of the columns in ``types``, pairs (row, what is wrong) of rows with too few or too many fields)."""
@@ -281,7 +290,7 @@ class CsvFile:
             cut.append((row.number - 1, f"it has {row.actual_columns} columns, not {row.expected_columns}"))
             return "skip"
 
-        if not _row_num(content):
+        if not content.strip(b"\r\n"):
             return pyarrow().table({name: pyarrow().array([], kind) for name, kind in types.items()}), cut
         return csv.read_csv(
             pyarrow().BufferReader(content),
@@ -364,10 +373,14 @@ def _texts(stream, path):
 
 def _row_num(content):
     """Lines that are not empty; pyarrow passes over the others."""
-    lines = content.count(b"\n") + (content[-1:] not in (b"", b"\n"))
+    lines = _line_num(content)
     if content[:1] in (b"\n", b"\r") or b"\n\n" in content or b"\n\r\n" in content:
         lines -= len(BLANK_LINE.findall(content))
     return lines
+
+
+def _line_num(content):
+    return content.count(b"\n") + (content[-1:] not in (b"", b"\n"))
 
 
 def _line_of(content, row):
@@ -421,20 +434,21 @@ class _RowGroup:
     def __init__(self, file, number):
         self.file, self.number = file, number
         self.first, self.size = sum(file.group_sizes[:number]), file.group_sizes[number]
-        self._begin_again(None)
+        self._begin_again(None, None)
 
     def blocks(self):
         for begin in range(0, self.size, BLOCK_ROWS):
             yield _Batch(self, begin)
-        self._begin_again(None)
+        self._begin_again(None, None)
 
-    def _begin_again(self, batches):
-        self.batches, self.kept, self.reached = batches, [], 0  # kept: (first row, record batch)
+    def _begin_again(self, names, batches):
+        self.names, self.batches = names, batches
+        self.kept, self.reached = [], 0  # kept: (first row, record batch)
 
-    def table(self, begin, columns):
-        """The rows of the block from row ``begin`` of the group on; cheap if asked for in order."""
-        if self.batches is None or (self.kept[0][0] if self.kept else self.reached) > begin:
-            self._begin_again(self._opened(columns))
+    def table(self, begin, names):
+        """Columns of the block from row ``begin`` of the group on; cheap if asked for in order."""
+        if self.names != names or (self.kept[0][0] if self.kept else self.reached) > begin:
+            self._begin_again(names, self._opened(names))
         end = min(begin + BLOCK_ROWS, self.size)
         while self.reached < end:  # pyarrow's batches may be smaller
             batch = next(self.batches)
@@ -444,9 +458,9 @@ class _RowGroup:
         table = pyarrow().Table.from_batches([batch for _, batch in self.kept])
         return table.slice(begin - self.kept[0][0], end - begin).unify_dictionaries()
 
-    def _opened(self, columns):
+    def _opened(self, names):
         with _naming(self.file.path) as arrow, arrow.parquet.ParquetFile(self.file.path) as opened:
-            yield from opened.iter_batches(BLOCK_ROWS, [self.number], columns, use_threads=False)
+            yield from opened.iter_batches(BLOCK_ROWS, [self.number], names, use_threads=False)
 
 
 class _Batch:

@@ -34,7 +34,8 @@ class RecDataset(IterableDataset):
     Args:
         file_list: paths.
         config: flat config dict. Read are ``runner.vocabulary`` (path, relative to the YAML), ``runner.bad_rows``
-            (refuse or skip), ``runner.bad_rows_share`` (how many may be skipped), ``runner.job`` and the tasks.
+            (refuse or skip), ``runner.bad_rows_share`` (how many may be skipped), ``runner.inference`` (predict.py
+            sets it: files need no labels) and the tasks.
     Raises:
         ValueError: a file, the vocabulary and the config do not go together, or pyarrow is not installed.
     """
@@ -54,7 +55,7 @@ class RecDataset(IterableDataset):
         self.folder = os.path.dirname(paths[0])
         self.files = [table_files.open_file(path) for path in paths]
         self.labels = dict(zip(self.vocabulary.labels, _kinds(config, self.vocabulary)))
-        self.predicts = config.get("runner.job") == "predict"
+        self.predicts = bool(config.get("runner.inference"))
         if self.predicts:
             self.skips = False  # or the rows behind a bad one would get other numbers
             if not any(name in file.columns for name in self.labels for file in self.files):

@@ -6,6 +6,7 @@ each: a value's id is its place in it, from 1; id 0 is for values that are not i
 """
 
 import hashlib
+import itertools
 import json
 import math
 
@@ -93,5 +94,6 @@ class Vocabulary:
         ids = []
         for (name, _), id_of in zip(self.categories, self.ids):
             codes, values = columns[name]
-            ids.append(np.array([id_of.get(value, 0) for value in values], np.int32)[codes])
+            of_values = np.fromiter(map(id_of.get, values, itertools.repeat(0)), np.int32, len(values))
+            ids.append(of_values[codes])
         return np.stack(ids, axis=1)

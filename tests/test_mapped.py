@@ -115,7 +115,8 @@ def test_memory_does_not_grow_with_the_set(tmp_path):
         images.flush()
         np.save(folder / "labels_0.npy", np.zeros([size, 2], np.uint8))
         code = (
-            "import sys; sys.path.insert(0, sys.argv[1]); import numpy as np; from multiMNIST_reader import RecDataset\n"
+            "import sys; sys.path.insert(0, sys.argv[1]); import numpy as np\n"
+            "from multiMNIST_reader import RecDataset\n"
             "def anonymous(): return int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0]) / 1024\n"
             "before = anonymous(); data = RecDataset(sys.argv[2:], config={}); most = 0\n"
             "for begin in range(0, len(data), 100):\n"

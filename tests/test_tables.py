@@ -224,7 +224,7 @@ def test_the_rank_is_the_launchers(mixed):
     )
     command = [sys.executable, "-c", code, str(ROOT), str(mixed.folder / "train" / "a.csv"), json.dumps(mixed.config())]
     env = {**os.environ, "PADDLE_TRAINER_ID": "2", "PADDLE_TRAINERS_NUM": "3"}  # as paddle.distributed.launch sets them
-    assert subprocess.run(command, env=env, capture_output=True, text=True).stdout.split() == ["2", "3"]
+    assert subprocess.run(command, env=env, capture_output=True, text=True).stdout.split()[:2] == ["2", "3"]
 
 
 FIELD = st.text(st.sampled_from("ab\",\t é\u20ac;'0"), max_size=5)
@@ -291,7 +291,19 @@ def test_a_bad_row_is_refused_by_its_line_or_skipped(name, line, why, tmp_path, 
     with pytest.raises(UserError, match="1 of the 90 rows read are bad.*0.01.*line 43"):
         list(folder.batches(folder.reader(bad_rows="skip"))(0))
     with pytest.raises(UserError, match="line 43.*mend the row.$"):
-        list(folder.batches(folder.reader(bad_rows="skip", job="predict"))(0))
+        list(folder.batches(folder.reader(bad_rows="skip", inference=True))(0))
+
+
+def test_a_quote_within_a_field_is_none(tmp_path, rng):
+    """As in 5" pipe, in rows beside a bad one and beside a quote that is not closed."""
+    rows = make_rows(rng, 30)
+    folder = Folder(tmp_path, ["a.csv"], rows)
+    text = ",".join(COLUMNS) + "\n"
+    for i, row in enumerate(rows):
+        text += ",".join([*row[:2], f'5" {row[2]}', *row[3:]]) + "\n" + 'x,"y\n' * (i == 9) + "bad\n" * (i == 19)
+    (tmp_path / "train" / "a.csv").write_text(text)
+    found = joined(folder.batches(folder.reader(bad_rows="skip", bad_rows_share=0.1))(0))
+    assert_same([found[0], *found[2:]], [folder.expected()[0], *folder.expected()[2:]])
 
 
 def test_a_file_of_bad_rows_alone_is_skipped_by_workers_too(tmp_path, rng):
@@ -393,7 +405,7 @@ def test_without_pyarrow_it_says_what_to_install(mixed, monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc")
 def test_memory_does_not_grow_with_the_file(tmp_path, rng):
-    """Thirty times the rows, the same peak: with the blocks of every day, in a process of its own."""
+    """Thirty times the rows, the same peak, in a process of its own."""
     peaks = []
     for name, times in (("small", 1), ("large", 30)):
         (tmp_path / name).mkdir()
@@ -401,7 +413,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path, rng):
         text = (tmp_path / name / "train" / "a.csv").read_text().split("\n", 1)
         (tmp_path / name / "train" / "a.csv").write_text(text[0] + "\n" + text[1] * (600 * times))
         code = (
-            "import sys, json; sys.path[:0] = sys.argv[1:3]; import table_reader\n"
+            "import sys, json; sys.path[:0] = sys.argv[1:3]; import table_files, table_reader\n"
+            "table_files.BLOCK_BYTES = 1 << 18\n"
             "reader = table_reader.RecDataset([sys.argv[3]], json.loads(sys.argv[4]))\n"
             "rows = sum(len(block[0]) for block in reader.blocks(0, None, map))\n"
             "print(rows, open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"

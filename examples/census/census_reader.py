@@ -50,7 +50,7 @@ class RecDataset(Dataset):
     def encoding_files(config):
         """Paths of the files that decide how raw values became inputs: the vocabulary. For tools that ask."""
         keys = ["runner.train_data_dir", "runner.test_data_dir"]
-        if config.get("runner.job") in ("infer", "predict"):
+        if config.get("runner.job") == "infer":
             keys.reverse()
         folders = [config[key] for key in keys if config.get(key) is not None]
         return [_vocabulary_beside(os.path.join(config.get("config_abs_dir", ""), folder)) for folder in folders[:1]]

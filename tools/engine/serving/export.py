@@ -33,7 +33,7 @@ Built = collections.namedtuple("Built", "program feeds inputs outputs tasks")
 
 # What is exported: the package's StaticModel and its config; its own program and feeds; the executor in whose
 # scope the weights are; these weights, parameter name -> array; the files that the inputs are encoded by.
-Source = collections.namedtuple("Source", "model config program feeds executor parameters encoding")
+Source = collections.namedtuple("Source", "model config program feeds executor parameters encoding", defaults=[{}])
 
 
 def write(folder, source, feed_names=(), fetch_names=()):

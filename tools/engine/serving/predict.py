@@ -41,7 +41,7 @@ def predict_folder(config, settings):
     package = Package(config["config_abs_dir"])
     reader = find_reader(package, settings, "infer")
     check_unknown_keys(config, settings.strict, offered(reader, "config_keys"))
-    config = {**config, "runner.job": "predict"}
+    config = {**config, "runner.job": "infer", "runner.inference": True}  # the latter is what PaddleRec tells readers
     set_seeds(settings.seed)  # for readers that draw
     model = ExportedModel(settings.export_path, settings.predict_threads or _cores())
     model.check_encoding(encodings.find(reader, config))
