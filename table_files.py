@@ -198,8 +198,8 @@ class CsvFile:
             head = _line(stream, path)
             if not head.strip():
                 raise ValueError(f"{path}: its first line is empty; it must have the columns' names.")
-            options = arrow.csv.ParseOptions(delimiter=self.delimiter)
-            self.columns = arrow.csv.read_csv(arrow.BufferReader(head), parse_options=options).column_names
+            options = arrow.csv.ReadOptions(use_threads=False), arrow.csv.ParseOptions(delimiter=self.delimiter)
+            self.columns = arrow.csv.read_csv(arrow.BufferReader(head), *options).column_names
         self.head_size = len(head)
 
     def stream(self):
@@ -294,7 +294,8 @@ class CsvFile:
             return pyarrow().table({name: pyarrow().array([], kind) for name, kind in types.items()}), cut
         return csv.read_csv(
             pyarrow().BufferReader(content),
-            # without threads it tells the rows' numbers, and a block is never cut into several
+            # without threads it tells the rows' numbers, and a block is never cut into several; and no thread of
+            # pyarrow's is left at the end, where it aborts a process that has imported paddle (2.6.2 and 3.3.1)
             csv.ReadOptions(use_threads=False, column_names=self.columns, block_size=len(content) + 1),
             csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=note),
             csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False),
