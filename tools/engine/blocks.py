@@ -50,9 +50,10 @@ class _Loaded(IterableDataset):
         self.function, self.items = function, items
 
     def __iter__(self):
-        worker = get_worker_info()
+        worker = get_worker_info()  # None where Paddle has no worker processes: on macOS and Windows
+        share = (worker.id, None, worker.num_workers) if worker else (0, None)
         try:
-            for item in itertools.islice(self.items, worker.id, None, worker.num_workers):
+            for item in itertools.islice(self.items, *share):
                 # whole, as bytes: the loader passes on no empty array
                 yield [np.frombuffer(pickle.dumps(self.function(item), pickle.HIGHEST_PROTOCOL), np.uint8)]
         except Exception as error:
