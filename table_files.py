@@ -102,15 +102,9 @@ class Rows:
     def refuse(self, wrong, why):
         """Take rows for bad: ``wrong`` bool [N]; ``why(i)`` says what is wrong with row i."""
         if wrong.any():
-            first = int(np.argmax(wrong))
-            self.bad.setdefault(self._in_block(first), why(first))
+            first = int(np.argmax(wrong))  # further down in the block if rows before it were cut: then those are first
+            self.bad.setdefault(first, why(first))
             self.good &= ~wrong
-
-    def _in_block(self, i):
-        """Row i of the N as a row of the block."""
-        for row in sorted(self.cut):
-            i += row <= i
-        return i
 
     def bad_num(self):
         """How many rows are bad."""

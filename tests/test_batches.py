@@ -13,6 +13,7 @@ from conftest import ROOT
 from paddle.io import Dataset, IterableDataset
 from toolbox import assert_refused, run_tool, small_data
 
+from engine import blocks
 from engine.batches import Batches, CustomBatches, open_dataset
 from engine.errors import UserError, user_errors
 
@@ -108,6 +109,14 @@ def test_a_stream_is_shuffled_in_a_window():
     assert sorted(order(10)) == list(range(50)) and all(
         value < place + 10 for place, value in enumerate(order(10)[:40])
     )
+
+
+def test_windows_of_blocks_are_shuffled_each_in_its_own_way():
+    orders = [
+        tuple(blocks.shuffled(seed, epoch)(number, 9)) for seed in (1, 2) for epoch in (0, 1) for number in (0, 1)
+    ]
+    assert len(set(orders)) == 8 and {tuple(sorted(order)) for order in orders} == {tuple(range(9))}
+    assert orders[0] == tuple(blocks.shuffled(1, 0)(0, 9))
 
 
 class Gathering(Items):
