@@ -64,6 +64,7 @@ class RecDataset(IterableDataset):
             there = [name for name in self.labels if name in file.columns] if self.predicts else [*self.labels]
             table_files.check_columns(file, [*self.vocabulary.inputs(), *there])
         self.rank, self.rank_num = get_rank(), get_world_size()
+        self.has_told = False  # of a bad row, in this epoch and process: where it is takes a reading of the file
 
     @staticmethod
     def encoding_files(config):
@@ -89,7 +90,7 @@ class RecDataset(IterableDataset):
         Raises:
             ValueError: a file is broken, or a row bad and not to be skipped.
         """
-        tally = _Tally(self.folder, self.share)
+        tally, self.has_told = _Tally(self.folder, self.share), False
         for arrays, *counts in in_order(self._load, _Blocks(self, epoch, seed)):
             tally.add(*counts)
             yield _with_long_ids(arrays)
@@ -97,7 +98,7 @@ class RecDataset(IterableDataset):
 
     def __iter__(self):
         """Row by row, in the files' order. A worker process, and a rank, has a share of its own."""
-        tally, worker = _Tally(self.folder, self.share), get_worker_info()
+        tally, worker, self.has_told = _Tally(self.folder, self.share), get_worker_info(), False
         share = (worker.id, None, worker.num_workers) if worker else (0, None)
         for block in itertools.islice(_Blocks(self, 0, None), *share):
             arrays, *counts = self._load(block)
@@ -106,7 +107,7 @@ class RecDataset(IterableDataset):
         tally.close()
 
     def _load(self, block):
-        """(A block's arrays, ids as int32; its rows; how many of them are bad; a text on the first such, or None)."""
+        """(A block's arrays, ids as int32; its rows; how many are bad; a text on the first bad one of an epoch)."""
         vocabulary, labels = self.vocabulary, [name for name in self.labels if name in block.columns]
         rows = block.read([*(name for name, *_ in vocabulary.numbers), *labels], [n for n, _ in vocabulary.categories])
         for name in labels:
@@ -125,7 +126,9 @@ class RecDataset(IterableDataset):
         arrays += [_label(rows.numbers.get(name), kind, len(rows.good)) for name, kind in self.labels.items()]
         if not rows.good.all():
             arrays = [array[rows.good] for array in arrays]
-        return arrays, len(rows.good) + len(rows.cut), bad_num, rows.first_bad() if bad_num else None
+        told = rows.first_bad() if bad_num and not self.has_told else None
+        self.has_told = self.has_told or bad_num > 0
+        return arrays, len(rows.good) + len(rows.cut), bad_num, told
 
 
 def _with_long_ids(arrays):

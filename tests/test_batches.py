@@ -1,5 +1,6 @@
 """tools/engine/batches.py: every example once, in the order asked for; a failing reader never hangs."""
 
+import itertools
 import logging
 import os
 import shutil
@@ -112,9 +113,8 @@ def test_a_stream_is_shuffled_in_a_window():
 
 
 def test_windows_of_blocks_are_shuffled_each_in_its_own_way():
-    orders = [
-        tuple(blocks.shuffled(seed, epoch)(number, 9)) for seed in (1, 2) for epoch in (0, 1) for number in (0, 1)
-    ]
+    places = itertools.product((1, 2), (0, 1), (0, 1))
+    orders = [tuple(blocks.shuffled(seed, epoch)(number, 9)) for seed, epoch, number in places]
     assert len(set(orders)) == 8 and {tuple(sorted(order)) for order in orders} == {tuple(range(9))}
     assert orders[0] == tuple(blocks.shuffled(1, 0)(0, 9))
 

@@ -316,6 +316,18 @@ def test_a_file_of_bad_rows_alone_is_skipped_by_workers_too(tmp_path, rng):
         assert_same(joined(folder.batches(reader, workers=workers)(0)), folder.expected())
 
 
+def test_the_place_of_a_bad_row_is_looked_for_once_an_epoch(mixed, monkeypatch, caplog):
+    """It takes a reading of the file up to there, which for each block would be too much."""
+    looked = []
+    monkeypatch.setattr(table_files, "_line_of", lambda content, row: looked.append(row) or 0)
+    path = mixed.folder / "train" / "a.csv"
+    path.write_text("x\n".join(path.read_text().splitlines(keepends=True)))
+    batches = mixed.batches(mixed.reader(bad_rows="skip", bad_rows_share=0.5))
+    for epoch in (0, 1):
+        assert len(joined(batches(epoch))[0]) == 90 and len(looked) == epoch + 1
+    assert caplog.text.count("30 of 120 rows are bad") == 2
+
+
 def test_many_bad_rows_end_the_epoch_early(mixed, monkeypatch):
     monkeypatch.setattr(table_reader, "ENOUGH", 10)
     (mixed.folder / "train" / "a.csv").write_text(",".join(COLUMNS) + "\n" + "x\n" * 200)
