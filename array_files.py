@@ -1,4 +1,4 @@
-"""A file of arrays from a stranger -> arrays: a pickle of any protocol, a gzip of one, or an .npz.
+"""A file of arrays from a stranger -> arrays: a pickle of any protocol, a gzip of one, an .npz, or a mapped .npy.
 
 There is one reader of pickles, ``loads``; the tools read checkpoints by it as well. It is pickle's
 machine without anything that runs code. A function's name is looked up in ``_BUILDERS`` alone, and no
@@ -62,6 +62,25 @@ def read(path):
         raise ValueError(f"{path}: this cannot be read as a pickle or .npz of arrays ({reason}).") from error
 
 
+def map_npy(path):
+    """The array of an .npy file, memory-mapped: what is not used is not read.
+
+    Raises:
+        ValueError: naming the file and the reason.
+    """
+    try:
+        with open(path, "rb") as file:
+            dtype, shape, fortran = _npy_header(file)
+            begin = file.tell()
+            _check_shape(dtype, shape, os.fstat(file.fileno()).st_size - begin)
+        return np.memmap(path, dtype.dtype, "r", begin, shape, "F" if fortran else "C")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error}).") from error
+    except Exception as error:  # a broken file can raise nearly anything in a parser
+        reason = str(error)[:300] or type(error).__name__
+        raise ValueError(f"{path}: this cannot be read as an .npy of numbers ({reason}).") from error
+
+
 def _most(size):
     return MAX_EXPANSION * size + MAX_EXPANSION_FREE
 
@@ -94,15 +113,23 @@ def _read_npz(file, size):
 
 def _read_npy(content):
     stream = io.BytesIO(content)
+    dtype, shape, fortran = _npy_header(stream)
+    return _array(content[stream.tell() :], dtype, shape, fortran)
+
+
+def _npy_header(stream):
+    """(_Dtype, shape, whether the order is Fortran's) of an .npy; the stream is where its numbers begin afterwards."""
     version = np.lib.format.read_magic(stream)
     if version not in ((1, 0), (2, 0)):
         raise Unreadable(f"its .npy version is {version}")
-    length = int.from_bytes(content[8 : 10 if version == (1, 0) else 12], "little")
+    length_bytes = 2 if version == (1, 0) else 4
+    length = int.from_bytes(stream.read(length_bytes), "little")
     if length > 10_000:
         raise Unreadable(f"the header of an array has {length} bytes")
+    stream.seek(-length_bytes, os.SEEK_CUR)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran, dtype = read_header(stream)
-    return _array(content[stream.tell() :], _Dtype(dtype.str), shape, fortran)
+    return _Dtype(dtype.str), shape, fortran
 
 
 # ------------------------------------------------------------------------- lists -> arrays
@@ -347,11 +374,16 @@ def _array(raw, dtype, shape, fortran):
     """The array that ``raw`` holds, if it holds just what its shape and type claim."""
     if type(raw) not in (bytes, bytearray) or type(dtype) is not _Dtype:
         raise Unreadable("an array is described wrongly")
+    _check_shape(dtype, shape, len(raw))
+    return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _check_shape(dtype, shape, size):
+    """Raise Unreadable if ``size`` bytes are not just what a shape and a type claim."""
     if type(shape) is not tuple or len(shape) > MAX_DIMENSIONS or not all(type(n) is int and n >= 0 for n in shape):
         raise Unreadable("an array's shape is not a tuple of whole numbers")
-    if math.prod(shape) * dtype.dtype.itemsize != len(raw):
-        raise Unreadable(f"an array claims {list(shape)} {dtype.dtype}, but has {len(raw)} bytes")
-    return np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran else "C")
+    if math.prod(shape) * dtype.dtype.itemsize != size:
+        raise Unreadable(f"an array claims {list(shape)} {dtype.dtype}, but has {size} bytes")
 
 
 def _of_tensor(name, array):

@@ -3,7 +3,8 @@
 A data file holds arrays, or lists of numbers, and nothing else: a pickle of any protocol, written by
 Python 2 or 3 and NumPy 1 or 2, a gzip of one, or an .npz. array_files.py reads it. Two forms are known:
 
-- the pair (images, labels), as data/make_multi_mnist.py writes it;
+- the pair (images, labels), as data/make_multi_mnist.py writes it; large sets also as images_000.npy (uint8) and
+  labels_000.npy, images_001.npy and so on, of which the images are memory-mapped, not read;
 - the four arrays (trainX, trainLabel, testX, testLabel) of the Pareto-MTL data sets, of which
   the half is taken that the config's role asks for.
 
@@ -21,7 +22,7 @@ import array_files
 
 IMAGE_SIZE = 36  # pixels a side
 CLASS_NUM = 10
-SUFFIXES = (".pickle", ".pkl", ".npz", ".gz")
+SUFFIXES = (".pickle", ".pkl", ".npz", ".gz", ".npy")
 PAIR = ("images", "labels")
 FOUR = ("trainX", "trainLabel", "testX", "testLabel")
 SYNONYMS = {"x": "images", "y": "labels", "x_train": "trainX", "y_train": "trainLabel", "x_test": "testX"}
@@ -38,7 +39,7 @@ WHITE_1 = 1.001  # the most that rounding makes of a white of 1
 class RecDataset(Dataset):
     """A map-style set: shuffling, sharding and worker processes all work on it.
 
-    The images stay uint8, in one array. Worker processes are forked, so they share it.
+    The images stay uint8. Worker processes are forked, so they share them.
 
     Args:
         file_list: paths; those whose names do not end in one of ``SUFFIXES``, hidden files and
@@ -61,14 +62,13 @@ class RecDataset(Dataset):
             raise ValueError(f"{where}: no Multi-MNIST file (*{', *'.join(SUFFIXES)}). Make the data: {HOW_TO_GET}")
         scale = _choice(config, "image_scale", ("255", "1"))
         part = _part(config, os.path.dirname(paths[0]))
-        sets = [read_set(path, part, scale) for path in paths]
-        for path, one in zip(paths, sets):
-            if one.form != sets[0].form:
-                raise ValueError(
-                    f"{path}: this holds {one.form}, but {paths[0]} holds {sets[0].form}. "
-                    "Keep files of one form in a folder."
-                )
-        self.images = sets[0].images if len(sets) == 1 else np.concatenate([one.images for one in sets])
+        are_mapped = [path.lower().endswith(".npy") for path in paths]
+        if any(are_mapped) and not all(are_mapped):
+            other = paths[are_mapped.index(False)]
+            raise ValueError(f"{other}: there are .npy files beside it. Keep files of one form in a folder.")
+        sets = _read_sets(paths, part, scale) if not any(are_mapped) else map_sets(paths, scale)
+        join = Joined if any(are_mapped) else np.concatenate
+        self.images = sets[0].images if len(sets) == 1 else join([one.images for one in sets])
         self.labels = np.concatenate([one.labels for one in sets])
         class_num = _class_num(config)
         if self.labels.max() >= class_num:
@@ -168,13 +168,85 @@ def read_set(path, part=None, scale=None):
         images, labels, form = arrays[f"{part}X"], arrays[f"{part}Label"], "four arrays"
     else:
         images, labels, form = arrays["images"], arrays["labels"], "a pair"
+    return _checked_set(path, images, labels, scale, form, path)
+
+
+def _checked_set(path, images, labels, scale, form, labels_path):
     if not len(images):
         raise _refusal(path, "there is no image in it")
     pixels, kind = _pixels(path, images, scale)
-    numbers = _class_numbers(path, labels)
+    numbers = _class_numbers(labels_path, labels)
     if len(pixels) != len(numbers):
         raise _refusal(path, f"there are {len(pixels)} images but {len(numbers)} labels")
     return _Set(pixels, numbers, f"{form}, pixels {kind}")
+
+
+def _read_sets(paths, part, scale):
+    """``read_set`` of each file, which all must have one form."""
+    sets = [read_set(path, part, scale) for path in paths]
+    for path, one in zip(paths, sets):
+        if one.form != sets[0].form:
+            raise ValueError(
+                f"{path}: this holds {one.form}, but {paths[0]} holds {sets[0].form}. "
+                "Keep files of one form in a folder."
+            )
+    return sets
+
+
+def map_sets(paths, scale=None):
+    """The sets of images….npy and labels….npy, pair by pair, the images memory-mapped.
+
+    Args:
+        paths: of .npy files.
+        scale: as for ``read_set``; "1" is refused, for mapped pixels are taken as they are.
+    Returns:
+        Objects as ``read_set`` gives them.
+    Raises:
+        ValueError: naming the file, what was found and what is accepted.
+    """
+    by_name = {os.path.basename(path): path for path in paths}
+    sets = []
+    for name, path in sorted(by_name.items()):
+        begin = next((begin for begin in PAIR if name.startswith(begin)), None)
+        other = None if begin is None else PAIR[1 - PAIR.index(begin)] + name[len(begin) :]
+        if other not in by_name:
+            raise _refusal(path, f"there is no {other or 'images….npy or labels….npy'} that goes with it")
+        if begin == PAIR[0]:
+            sets.append(_mapped_set(path, by_name[other], scale))
+    return sets
+
+
+def _mapped_set(path, labels_path, scale):
+    images, labels = array_files.map_npy(path), array_files.map_npy(labels_path)
+    if images.dtype != np.uint8 or scale == "1":
+        scaled = f", and runner.image_scale is {scale}" if scale == "1" else ""
+        raise _refusal(path, f"images are {images.dtype}{scaled}", "A mapped .npy must hold uint8, 0..255.")
+    if not images.flags.c_contiguous:
+        raise _refusal(path, "the array is in Fortran's order", "Write it by np.save(path, np.ascontiguousarray(x)).")
+    return _checked_set(path, images, labels, scale, "a mapped pair", labels_path)
+
+
+class Joined:
+    """Arrays one behind the other, without a copy of all of them.
+
+    Args:
+        arrays: of one shape, but for the first dimension.
+    """
+
+    def __init__(self, arrays):
+        self.arrays, self.ends = arrays, np.cumsum([len(array) for array in arrays])
+
+    def __len__(self):
+        return int(self.ends[-1])
+
+    def __getitem__(self, indices):
+        """The examples of an array of indices >= 0, as an array."""
+        part_of = np.searchsorted(self.ends, indices, side="right")
+        found = np.empty([len(indices), *self.arrays[0].shape[1:]], self.arrays[0].dtype)
+        for part in np.unique(part_of):
+            array, chosen = self.arrays[part], part_of == part
+            found[chosen] = array[indices[chosen] - (self.ends[part] - len(array))]
+        return found
 
 
 def _refusal(path, found, hint=""):

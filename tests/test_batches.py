@@ -1,5 +1,6 @@
 """tools/engine/batches.py: every example once, in the order asked for; a failing reader never hangs."""
 
+import itertools
 import logging
 import os
 import shutil
@@ -13,6 +14,7 @@ from conftest import ROOT
 from paddle.io import Dataset, IterableDataset
 from toolbox import assert_refused, run_tool, small_data
 
+from engine import blocks
 from engine.batches import Batches, CustomBatches, open_dataset
 from engine.errors import UserError, user_errors
 
@@ -65,6 +67,7 @@ def make(dataset, job="train", **settings):
         "drop_last": True,
         "infer_drop_last": False,
         "shuffle": False,
+        "shuffle_window": None,
         "num_workers": 0,
         "seed": 3,
         **settings,
@@ -97,6 +100,23 @@ def test_shuffling_is_another_order_each_epoch_and_the_same_for_a_seed(kind):
     assert first == flat(make(kind(50), shuffle=True, drop_last=False), 0)
     assert first != flat(make(kind(50), shuffle=True, drop_last=False, seed=4), 0)
     assert flat(make(kind(50), job="infer", shuffle=True)) == list(range(50)), "evaluation keeps the order"
+
+
+def test_a_stream_is_shuffled_in_a_window():
+    def order(window):
+        return flat(make(Stream(50), shuffle=True, drop_last=False, shuffle_window=window))
+
+    assert order(1) == list(range(50)) != order(10) != order(None)
+    assert sorted(order(10)) == list(range(50)) and all(
+        value < place + 10 for place, value in enumerate(order(10)[:40])
+    )
+
+
+def test_windows_of_blocks_are_shuffled_each_in_its_own_way():
+    places = itertools.product((1, 2), (0, 1), (0, 1))
+    orders = [tuple(blocks.shuffled(seed, epoch)(number, 9)) for seed, epoch, number in places]
+    assert len(set(orders)) == 8 and {tuple(sorted(order)) for order in orders} == {tuple(range(9))}
+    assert orders[0] == tuple(blocks.shuffled(1, 0)(0, 9))
 
 
 class Gathering(Items):

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT
 
 LIBRARIES = {"paddle", "numpy", "yaml"}
+EXTRAS = {"pyarrow"}  # of pyproject.toml, for a reader: imported in a function, for who uses another has none
 ARRAYS = "array_files"  # beside the model; the engine has it as engine.array_files
 # may import anything; model and tools import none
 ASIDE = ("tests", "tests/stress", "benchmarks", "docs", "data", "examples/census", "experiments")
@@ -25,13 +26,15 @@ class Tree:
     """
 
     def __init__(self, root):
-        self.model = {path.stem: path for path in root.glob("*.py")}
+        of_model = (*root.glob("*.py"), *root.glob("tabular/*.py"))
+        self.model = {_dotted(path.relative_to(root)): path for path in of_model}
         self.entries = sorted((root / "tools").glob("*.py"))
         engine = (root / "tools" / "engine").rglob("*.py")
         self.engine = {_dotted(path.relative_to(root / "tools")): path for path in engine}
         self.aside = {path.stem for folder in ASIDE for path in [root / folder, *(root / folder).glob("*.py")]}
-        self.readers = {name for name in self.model if name.endswith("_reader")}
+        self.readers = {name for name in self.model if name.endswith("_reader") or name == "tabular"}
         self.imports = {path: _imports(path) for path in (*self.model.values(), *self.entries, *self.engine.values())}
+        self.at_top = {path: _imports(path, at_top=True) for path in self.model.values()}
         self.graph = {name: self._engine_imports(path) for name, path in self.engine.items()}
 
     def _engine_imports(self, path):
@@ -53,7 +56,7 @@ class Tree:
             tops = {module.split(".")[0] for module, _ in imports}
             for rule, wrong in (
                 ("relative import", tops & {""}),
-                ("a reader, which the config names", tops & self.readers),
+                ("a reader, which the config names", (tops - {path.parent.name}) & self.readers),
                 ("of a folder beside", tops & self.aside),
                 *self._rules_of(path, tops),
             ):
@@ -67,7 +70,8 @@ class Tree:
     def _rules_of(self, path, tops):
         if path in self.model.values():
             own = {name for name in self.model if name != "net"} if path.stem == "net" else set()
-            others = {top for top in tops if not is_standard(top)} - LIBRARIES - set(self.model)
+            others = {top for top in tops if not is_standard(top)} - LIBRARIES - EXTRAS - set(self.model)
+            yield "an extra that all would need", {module.split(".")[0] for module, _ in self.at_top[path]} & EXTRAS
             yield "neither library nor model", others
             yield "net stands alone", tops & own
             if path.stem == ARRAYS:
@@ -111,10 +115,17 @@ def _dotted(path):
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def _imports(path):
-    """Pairs (module, name): ``from a.b import c`` is (a.b, c), ``import a.b`` is (a.b, ""); relative: ("", name)."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def _imports(path, at_top=False):
+    """Pairs (module, name): ``from a.b import c`` is (a.b, c), ``import a.b`` is (a.b, ""); relative: ("", name).
+
+    Args:
+        at_top: leave out those within functions.
+    """
+    found, left = set(), [ast.parse(path.read_text(encoding="utf-8"))]
+    while left:
+        node = left.pop()
+        if not (at_top and isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
+            left += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
             found |= {(alias.name, "") for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -143,6 +154,7 @@ PLANTED = {  # file, line in it, words of the violation
     "model, the tools": ("static_model.py", "from engine import errors", "engine"),
     "model, the tests": ("dygraph_model.py", "def f():\n    import oracles", "oracles"),
     "model, the reader": ("static_model.py", "import multiMNIST_reader", "a reader"),
+    "model, an extra at its top": ("tabular/files.py", "if True:\n    import pyarrow.csv", "an extra"),
     "net, a wrapper": ("net.py", "def f():\n    import dygraph_model", "net stands alone"),
     "tool, the model": ("tools/engine/deep/inner.py", "import net", "tools know no model"),
     "tool, the model as the engine's": ("tools/engine/deep/inner.py", "from engine import net", "tools know no model"),
@@ -167,7 +179,7 @@ PLANTED = {  # file, line in it, words of the violation
 
 @pytest.mark.parametrize("file,line,words", PLANTED.values(), ids=PLANTED)
 def test_an_import_against_the_rules_is_found(file, line, words, tmp_path):
-    for folder in ("", "tools", "tests", "tests/stress", "data"):
+    for folder in ("", "tabular", "tools", "tests", "tests/stress", "data"):
         (tmp_path / folder).mkdir(exist_ok=True)
         for path in (ROOT / folder).glob("*.py"):
             shutil.copy(path, tmp_path / folder)

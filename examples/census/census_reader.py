@@ -40,7 +40,7 @@ class RecDataset(Dataset):
         if not paths:
             where = os.path.dirname(file_list[0]) if file_list else "the data folder"
             raise ValueError(f"{where}: there is no .npz file. Make the data: {HOW_TO_GET}")
-        vocabulary_path = os.path.join(os.path.dirname(os.path.dirname(paths[0])), "vocabulary.json")
+        vocabulary_path = _vocabulary_beside(os.path.dirname(paths[0]))
         sizes, digest = read_vocabulary(vocabulary_path)
         if config.get(SIZES) != sizes:
             raise ValueError(
@@ -49,6 +49,15 @@ class RecDataset(Dataset):
             )
         sets = [_read(path, sizes, digest, vocabulary_path) for path in paths]
         self.arrays = {name: np.concatenate([one[name] for one in sets]) for name in ARRAYS}
+
+    @staticmethod
+    def encoding_files(config):
+        """Paths of the files that decide how raw values became inputs: the vocabulary. For tools that ask."""
+        keys = ["runner.train_data_dir", "runner.test_data_dir"]
+        if config.get("runner.job") == "infer":
+            keys.reverse()
+        folders = [config[key] for key in keys if config.get(key) is not None]
+        return [_vocabulary_beside(os.path.join(config.get("config_abs_dir", ""), folder)) for folder in folders[:1]]
 
     def __len__(self):
         return len(self.arrays["ids"])
@@ -67,6 +76,11 @@ class RecDataset(Dataset):
         """
         types = ("float32", "int64", "float32", "float32")
         return [array[indices].astype(dtype) for array, dtype in zip(self.arrays.values(), types)]
+
+
+def _vocabulary_beside(folder):
+    """The path of the vocabulary of the data in ``folder``: it lies above the parts."""
+    return os.path.join(os.path.dirname(os.path.normpath(folder)), "vocabulary.json")
 
 
 def read_vocabulary(path):

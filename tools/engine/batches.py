@@ -3,23 +3,21 @@
 import itertools
 import logging
 import os
-import signal
-import threading
-import traceback
 
 import numpy as np
 import paddle
 from paddle.io import BatchSampler, DataLoader, IterableDataset, Sampler
 from paddle.io.dataloader.collate import default_collate_fn
 
+from engine import blocks
 from engine.errors import UserError, prefixed, user_errors
 from engine.interface import offered
+from engine.loader import Failure, encoded, ended_too_soon, failure_of, iterate, loader_settings
 
 LOG = logging.getLogger("engine")
-SHUFFLE_BUFFER = 4096  # examples an iterable reader is shuffled among
+SHUFFLE_BUFFER = 4096  # examples an iterable reader is shuffled among, if runner.shuffle_window does not say
 # The key of the data's folder, for what is done with them
 FOLDERS = {"train": "train_data_dir", "infer": "test_data_dir", "validate": "validation_data_dir"}
-FAILURE = "reader failure"  # key of the batch that carries an exception's message
 
 
 def find_reader(package, settings, job):
@@ -67,13 +65,13 @@ def _how_to_get(reader, config):
 
 
 class Batches:
-    """Batches of a dataset: from its ``gather(indices)`` if it has one, else from Paddle's loader.
+    """Batches of a dataset: from its ``gather`` or ``blocks`` if it has one, else from Paddle's loader.
 
     ``gather`` gives a whole batch, a list of arrays with the batch as first dimension, and saves the
-    loader's work on each example. Worker processes are the loader's.
+    loader's work on each example; so does ``blocks`` of an iterable reader. Worker processes are the loader's.
 
     An exception in a reader hangs Paddle's loader for ever, so it travels as data: the guarded
-    dataset gives a ``_Failure`` for a sample, and the collated batch carries its message to here.
+    dataset gives a ``Failure`` for a sample, and the collated batch carries its message to here.
 
     Args:
         dataset: map-style or iterable.
@@ -83,7 +81,7 @@ class Batches:
     """
 
     def __init__(self, dataset, settings, job, place):
-        train = job == "train"
+        self.trains = train = job == "train"
         self.folder = getattr(settings, FOLDERS[job])
         self.batch_size = settings.train_batch_size if train else settings.infer_batch_size
         self.drop_last = settings.drop_last if train else settings.infer_drop_last
@@ -98,20 +96,38 @@ class Batches:
                     self.workers,
                 )
                 self.workers = 0
-            self.dataset = _GuardedStream(dataset, self.batch_size, settings.seed if shuffle else None)
-            self.order = None
-            self.gathers = False
+            self._prepare_stream(dataset, settings, settings.seed if shuffle else None)
         else:
-            self.gathers = _gathers(dataset) and not self.workers
-            self.dataset = dataset if self.gathers else _GuardedItems(dataset)
+            gathers = _defines_last(dataset, "gather", "__getitem__") and not self.workers
+            self.dataset = dataset if gathers else _GuardedItems(dataset)
             self.order = _Order(len(dataset), settings.seed if shuffle else None)
+            self._load = self._from_gather if gathers else self._from_loader
+            self._count_steps = self._steps_of_order
+
+    def _prepare_stream(self, dataset, settings, seed):
+        """An iterable reader: ``seed`` is None if it is not shuffled."""
+        self.order, self.seed, self._count_steps = None, seed, lambda: None
+        if _defines_last(dataset, "blocks", "__iter__"):
+            self.dataset, self.window = dataset, settings.shuffle_window or blocks.WINDOW
+            self._load = self._from_blocks
+            if self.trains and offered(dataset, "row_num"):  # which may read all files
+                self._count_steps = self._steps_of_rows
+        else:
+            self.dataset = _GuardedStream(dataset, self.batch_size, seed, settings.shuffle_window or SHUFFLE_BUFFER)
+            self._load = self._from_loader
 
     def steps(self):
-        """Number of batches in an epoch, or None for an iterable reader."""
-        if self.order is None:
-            return None
+        """Number of batches in an epoch, or None where the reader does not say how many examples it has."""
+        return self._count_steps()
+
+    def _steps_of_order(self):
         self.order.begin = 0
         return len(self._sampler())
+
+    def _steps_of_rows(self):
+        with user_errors("reading", self.folder):
+            rows = self.dataset.row_num()
+        return None if rows is None else rows // self.batch_size + (not self.drop_last and rows % self.batch_size > 0)
 
     def _sampler(self):
         return BatchSampler(sampler=self.order, batch_size=self.batch_size, drop_last=self.drop_last)
@@ -128,8 +144,8 @@ class Batches:
         """
         count = 0
         for batch in self._load(epoch, begin):
-            if isinstance(batch, dict) and FAILURE in batch:
-                raise UserError(prefixed("reading", self.folder, _decode(batch[FAILURE])))
+            if failure_of(batch) is not None:
+                raise UserError(prefixed("reading", self.folder, failure_of(batch)))
             if not isinstance(batch, (list, tuple)):
                 raise UserError(f"reading {self.folder}: a sample must be a list or tuple, one item for each input.")
             count += 1
@@ -146,22 +162,31 @@ class Batches:
                 )
             )
 
-    def _load(self, epoch, begin):
-        if not self.gathers:
-            yield from self._from_loader(epoch, begin)
-            return
+    def _from_gather(self, epoch, begin):
         self.order.epoch, self.order.begin = epoch, begin * self.batch_size
         for indices in self._sampler():
             try:
                 batch = self.dataset.gather(np.array(indices))
             except Exception as error:
-                message = _Failure(error, f"a batch of the examples {indices[:3]} ...").message
+                message = Failure(error, f"a batch of the examples {indices[:3]} ...").message
                 raise UserError(prefixed("reading", self.folder, message)) from error
             yield batch
 
+    def _from_blocks(self, epoch, begin):
+        is_shuffled = self.seed is not None
+        try:
+            found = self.dataset.blocks(epoch, self.seed, blocks.in_order(self.workers, self.folder))
+            if is_shuffled:
+                found = blocks.windows(found, self.window)
+            order_of = blocks.shuffled(self.seed, epoch) if is_shuffled else None
+            yield from blocks.batches(found, self.batch_size, self.drop_last, begin, order_of)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(prefixed("reading", self.folder, blocks.message_of(error))) from error
+
     def _from_loader(self, epoch, begin):
-        common = {"places": self.place, "num_workers": self.workers, "collate_fn": _collate, "return_list": True}
-        common["worker_init_fn"] = _ignore_ctrl_c
+        common = {"places": self.place, "collate_fn": _collate, **loader_settings(self.workers)}
         if self.order is None:
             self.dataset.epoch = epoch
             passed_over = begin
@@ -170,38 +195,14 @@ class Batches:
             self.order.epoch, self.order.begin = epoch, begin * self.batch_size
             passed_over = 0
             loader = DataLoader(self.dataset, batch_sampler=self._sampler(), **common)
-        try:
-            yield from itertools.islice(_without_handler_of_sigchld(loader), passed_over, None)
-        except SystemError as error:  # how Paddle reports a dead worker
-            raise UserError(
-                f"reading {self.folder}: a worker process ended too soon: killed, crashed or out of memory. "
-                "Set runner.num_workers to 0 to see why."
-            ) from error
+        with ended_too_soon(self.folder):
+            yield from itertools.islice(iterate(loader), passed_over, None)
 
 
-def _gathers(dataset):
-    """Whether the reader makes whole batches; not if a subclass has changed its examples since."""
-    definers = (set(vars(kind)) & {"gather", "__getitem__"} for kind in type(dataset).__mro__)
-    return "gather" in next(filter(None, definers), ())
-
-
-def _without_handler_of_sigchld(loader):
-    """The loader's iterator, without its handler of SIGCHLD.
-
-    That raises for a dead worker wherever the main thread is, in a training step most of the time. The
-    loader's own thread sees a dead worker too, within seconds, and ends the iteration.
-    """
-    if not loader.num_workers or threading.current_thread() is not threading.main_thread():
-        return iter(loader)
-    handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    signal.signal(signal.SIGCHLD, handler)
-    return batches
-
-
-def _ignore_ctrl_c(_):
-    """A worker is forked with the tool's handler, and a terminal sends Ctrl-C to it as well."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _defines_last(dataset, name, single):
+    """Whether a reader has the hook ``name``; not if a subclass has changed ``single``, its examples, since."""
+    definers = (set(vars(kind)) & {name, single} for kind in type(dataset).__mro__)
+    return name in next(filter(None, definers), ())
 
 
 class CustomBatches:
@@ -236,15 +237,6 @@ class _Order(Sampler):
         return self.size - self.begin
 
 
-class _Failure:
-    """Stands for a sample that could not be read."""
-
-    def __init__(self, error, what):
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
-        self.message = f"{what}: {error} ({type(error).__name__} at {place})"
-
-
 class _GuardedItems(paddle.io.Dataset):
     def __init__(self, dataset):
         self.dataset = dataset
@@ -256,18 +248,18 @@ class _GuardedItems(paddle.io.Dataset):
         try:
             return self.dataset[index]
         except Exception as error:
-            return _Failure(error, f"example {index}")
+            return Failure(error, f"example {index}")
 
 
 class _GuardedStream(IterableDataset):
-    def __init__(self, dataset, batch_size, seed):
-        self.dataset, self.batch_size, self.seed, self.epoch = dataset, batch_size, seed, 0
+    def __init__(self, dataset, batch_size, seed, window):
+        self.dataset, self.batch_size, self.seed, self.window, self.epoch = dataset, batch_size, seed, window, 0
 
     def __iter__(self):
         samples = self._guarded()
         if self.seed is None:
             return samples
-        return _shuffled(samples, np.random.default_rng([self.seed, self.epoch]))
+        return _shuffled(samples, self.window, np.random.default_rng([self.seed, self.epoch]))
 
     def _guarded(self):
         count = 0
@@ -276,18 +268,18 @@ class _GuardedStream(IterableDataset):
                 yield sample
                 count += 1
         except Exception as error:
-            failure = _Failure(error, f"after {count} examples")
+            failure = Failure(error, f"after {count} examples")
             for _ in range(self.batch_size):  # a whole batch, or drop_last would swallow it
                 yield failure
 
 
-def _shuffled(samples, rng):
-    """Give the samples in another order, keeping SHUFFLE_BUFFER of them at a time; failures pass at once."""
+def _shuffled(samples, window, rng):
+    """Give the samples in another order, keeping ``window`` of them at a time; failures pass at once."""
     kept = []
     for sample in samples:
-        if isinstance(sample, _Failure):
+        if isinstance(sample, Failure):
             yield sample
-        elif len(kept) < SHUFFLE_BUFFER:
+        elif len(kept) < window:
             kept.append(sample)
         else:
             i = rng.integers(len(kept))
@@ -298,21 +290,13 @@ def _shuffled(samples, rng):
 
 
 def _collate(samples):
-    failures = [sample for sample in samples if isinstance(sample, _Failure)]
+    failures = [sample for sample in samples if isinstance(sample, Failure)]
     if failures:
-        return _encode(failures[0].message)
+        return encoded(failures[0].message)
     try:
         batch = default_collate_fn(samples)
     except Exception as error:
-        return _encode(_Failure(error, "the examples of a batch do not fit together").message)
+        return encoded(Failure(error, "the examples of a batch do not fit together").message)
     if isinstance(batch, list) and any(np.asarray(x).dtype.kind == "O" for x in batch):
-        return _encode("the items of an example must be numbers or arrays of numbers")
+        return encoded("the items of an example must be numbers or arrays of numbers")
     return batch
-
-
-def _encode(message):
-    return {FAILURE: np.frombuffer(message.encode(), np.uint8)}
-
-
-def _decode(tensor):
-    return bytes(np.asarray(tensor)).decode()

@@ -35,6 +35,15 @@ class OptionalOfReader:
     gather: Optional[Callable] = None
     # a command, run in the package's folder, that makes or gets the data: the message for missing data gives it
     how_to_get_data: Optional[str] = None
+    # of an iterable reader: (epoch, seed or None, in_order) -> the epoch's rows in blocks, lists of arrays [rows, ...],
+    # in an order that seed and epoch decide. in_order(function, items) gives function(item) for each item, in order;
+    # it iterates items in each worker process, and calls function there.
+    blocks: Optional[Callable] = None
+    # of such a reader: () -> number of rows of an epoch, or None
+    row_num: Optional[Callable] = None
+    # (config) -> paths of the files that decide how raw values become inputs, such as a vocabulary: saves and exported
+    # models have their digests, an exported model has copies too, and none is used with files of other digests
+    encoding_files: Optional[Callable] = None
     # of an iterable reader: each worker process gives a share of its own, so num_workers may be > 0
     shards_by_worker: bool = False
 

@@ -18,7 +18,7 @@ from engine.keys import check_unknown_keys
 from engine.meter import Meter
 from engine.package import Package
 from engine.report import Report
-from engine.saves import choice
+from engine.saves import choice, encodings
 from engine.saves.folders import new_folder
 from engine.saves.session import Session
 from engine.serving import export, predict, to_onnx
@@ -69,6 +69,7 @@ def train_or_infer(graph_name, job, config, settings, report):
     config = {**config, "runner.job": job}  # for readers whose files hold more than one part
     if reader is not None:
         batches, config = open_batches(reader, settings, config, job, place)
+    package.encoding = encodings.find(reader, config)
     set_seeds(settings.seed)  # again, for the reader may have drawn
     graph = GRAPHS[graph_name](package, config, settings, job, place)
     if reader is None:
@@ -166,7 +167,8 @@ def export_epoch(config, settings):
         UserError: a mistake that the message explains.
     """
     package = Package(config["config_abs_dir"])
-    _readers(package, "static", "export", config, settings)
+    reader, _ = _readers(package, "static", "export", config, settings)
+    package.encoding = encodings.find(reader, config)
     epoch = choice.epoch(settings, "export_epoch", "export")
     path = os.path.realpath(settings.export_path)
     _check_replaceable(path)

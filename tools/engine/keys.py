@@ -74,6 +74,15 @@ RUNNER_KEYS = {
     "infer_start_epoch": _key(0, int, "first epoch to evaluate", job="infer", low=0),
     "infer_end_epoch": _key(10, int, "the epoch after the last one to evaluate", job="infer", low=0),
     "shuffle": _key(False, bool, "another order in each epoch, drawn from the seed", job="train", steps=True),
+    "shuffle_window": _key(
+        None,
+        int,
+        "rows of an iterable reader that are shuffled among one another; if not given, 100000 of a reader that gives "
+        "blocks, 4096 of another",
+        job="train",
+        low=1,
+        steps=True,
+    ),
     "drop_last": _key(True, bool, "leave out the last, partial batch when training", job="train", steps=True),
     "infer_drop_last": _key(False, bool, "leave it out when evaluating", job="infer"),
     "lr_step": _key(

@@ -12,7 +12,7 @@ from engine.errors import user_errors, user_errors_raised_in
 from engine.graphs import finite, metric_state
 from engine.interface import offered
 from engine.meter import Step
-from engine.saves import manifests, same_network, weight_files
+from engine.saves import encodings, manifests, same_network, weight_files
 
 LOG = logging.getLogger("engine")
 
@@ -201,6 +201,7 @@ class DynamicGraph:
         """
         weights = weight_files.read_weights(folder)
         same_network.check(self.model, weights, self.config)
+        encodings.check(weights.encoding, self.package.encoding, weights.path)
         state = self.net.state_dict()
         if weights.by_structured is not None:
             chosen = weight_files.fit(state, weights.by_structured, weights.path, partly)

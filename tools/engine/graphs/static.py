@@ -14,7 +14,7 @@ from engine.graphs import executor, finite, metric_state, programs
 from engine.graphs.device import random_states_kept
 from engine.interface import offered
 from engine.meter import Step
-from engine.saves import folders, manifests, same_network, weight_files
+from engine.saves import encodings, folders, manifests, same_network, weight_files
 from engine.serving import export
 
 LOG = logging.getLogger("engine")
@@ -237,7 +237,9 @@ class StaticGraph:
     def export(self, folder):
         """Write an exported model of the weights as they are."""
         weights, settings = self._state("param"), self.settings
-        source = export.Source(self.model, self.config, self.program, self.feeds, self.executor, weights)
+        source = export.Source(
+            self.model, self.config, self.program, self.feeds, self.executor, weights, self.package.encoding
+        )
         export.write(folder, source, settings.save_inference_feed_varnames, settings.save_inference_fetch_varnames)
 
     def write_data(self, parent):
@@ -258,6 +260,7 @@ class StaticGraph:
 
     def _take(self, weights, partly=False):
         same_network.check(self.model, weights, self.config)
+        encodings.check(weights.encoding, self.package.encoding, weights.path)
         self._set(weight_files.fit(self._weights(), weights.by_name, weights.path, partly))
 
     def _weights(self):

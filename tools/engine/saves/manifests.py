@@ -85,7 +85,12 @@ def read_facts(folder):
 
 def digests(folder):
     """SHA-256 of each file in a folder, by its name."""
-    return {name: _digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+    return {name: digest(os.path.join(folder, name)) for name in sorted(os.listdir(folder))}
+
+
+def are_digests(value):
+    """Whether what a file says is a digest for each name, as ``digests`` gives them."""
+    return isinstance(value, dict) and all(isinstance(known, str) for known in value.values())
 
 
 def check_files(folder, wanted, path):
@@ -94,12 +99,12 @@ def check_files(folder, wanted, path):
     Args:
         path: of the file that says so, for messages.
     """
-    for name, digest in wanted.items():
+    for name, known in wanted.items():
         file = os.path.join(folder, name)
         if os.path.basename(name) != name or not os.path.isfile(file):
             raise UserError(f"{clipped(file)}: {path} lists it, but it is not there. Use another folder.")
         try:
-            changed = _digest(file) != digest
+            changed = digest(file) != known
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error}). Use another folder.") from error
         if changed:
@@ -129,6 +134,8 @@ def _check_facts(manifest):
     for name, kind in kinds.items():
         if not isinstance(manifest[name], kind):
             raise ValueError(f"its {name} is {shown(manifest[name])}")
+    if not are_digests(manifest.get("encoding", {})):  # saves of packages without such files have none
+        raise ValueError(f"its encoding is {shown(manifest['encoding'])}")
     for name in ("numbers", "validation"):  # saves of the first releases have no validation
         if manifest.get(name) is not None and not _are_numbers(manifest[name]):
             raise ValueError(f"its {name} are not all numbers")
@@ -158,9 +165,10 @@ def _are_numbers(named):
     return isinstance(named, dict) and all(type(value) in (int, float) for value in named.values())
 
 
-def _digest(path):
-    digest = hashlib.sha256()
+def digest(path):
+    """SHA-256 of a file, as hexadecimal digits."""
+    sha256 = hashlib.sha256()
     with open(path, "rb") as file:
         for chunk in iter(lambda: file.read(1 << 20), b""):
-            digest.update(chunk)
-    return digest.hexdigest()
+            sha256.update(chunk)
+    return sha256.hexdigest()

@@ -8,7 +8,7 @@ import signal
 from engine.errors import Stopped, UserError
 from engine.graphs.device import set_seeds
 from engine.journal import SILENT
-from engine.saves import best, folders, manifests, resume, runs
+from engine.saves import best, encodings, folders, manifests, resume, runs
 
 LOG = logging.getLogger("engine")
 STOP_SIGNALS = [
@@ -49,6 +49,7 @@ class Session:
         self.unchecked_best = settings.keep_best  # until there are numbers
         if validated is not None:
             self._check_keep_best(validated, "the validation")
+        self.encoding = encodings.digests(graph.package.encoding)
         self.run = runs.new_id()  # of a resumed run: the one it began with
 
     def first(self):
@@ -163,6 +164,7 @@ class Session:
                 folder, self.graph.parameters(), graph=self.graph.name, run=self.run, epoch=epoch, batch=batch,
                 schedule=self.graph.schedule_state(), so_far=so_far, config=self.config,
                 numbers=_finite(numbers or {}), validation=None if validation is None else _finite(validation),
+                **({"encoding": self.encoding} if self.encoding else {}),
             )  # fmt: skip
         where = {"folder": os.path.join(self.parent, str(name)), "next_epoch": epoch, "next_batch": batch}
         self.journal.record("save", **where)

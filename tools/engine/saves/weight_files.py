@@ -24,8 +24,9 @@ LOG = logging.getLogger("engine")
 DYNAMIC, STATIC = "rec", "rec_static"  # what the file names begin with
 NAME_TABLE = "StructuredToParameterName@@"
 
-# by_structured is None for a save of the static graph, config where there is no manifest
-Weights = collections.namedtuple("Weights", "path by_structured by_name config")
+# by_structured is None for a save of the static graph, config where there is no manifest; encoding: the digests of the
+# files that the inputs were encoded by, see encodings.py
+Weights = collections.namedtuple("Weights", "path by_structured by_name config encoding", defaults=[None])
 
 
 def read_weights(folder):
@@ -49,13 +50,14 @@ def read_weights(folder):
     table = content.pop(NAME_TABLE, {})
     if not isinstance(table, dict) or not all(isinstance(name, str) for name in table.values()):
         raise UserError(f"{path}: its {NAME_TABLE} does not map names to names. Use another epoch.")
-    config = None
+    config = encoding = None
     if manifest is not None:
         _check_parameters(content, manifest["parameters"], path)
-        config = manifest["config"]
+        config, encoding = manifest["config"], manifest.get("encoding")
     if prefix == STATIC:
-        return Weights(path, None, content, config)
-    return Weights(path, content, {table[key]: value for key, value in content.items() if key in table}, config)
+        return Weights(path, None, content, config, encoding)
+    by_name = {table[key]: value for key, value in content.items() if key in table}
+    return Weights(path, content, by_name, config, encoding)
 
 
 def _check_parameters(content, described, path):

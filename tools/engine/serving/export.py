@@ -2,6 +2,7 @@
 
 rec_inference.json, .pdmodel   the program: .json where Paddle 3.x writes its own form, .pdmodel in legacy programs
 rec_inference.pdiparams        the weights that the program uses
+rec_inference.vocabulary.json  and the like: copies of the files that the reader encodes inputs by
 signature.json                 the reader's items, which of them are inputs, the outputs in their order, the
                                tasks and which outputs and label are theirs; the SHA-256 of the files
 """
@@ -19,7 +20,7 @@ from paddle.base.data_feeder import convert_dtype
 from engine.errors import UserError, user_errors
 from engine.graphs import programs
 from engine.interface import offered
-from engine.saves import folders, manifests
+from engine.saves import encodings, folders, manifests
 
 LOG = logging.getLogger("engine")
 PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 2
@@ -31,8 +32,8 @@ OF_TASK = re.compile(r"(logits|probabilities)(\d*)")
 Built = collections.namedtuple("Built", "program feeds inputs outputs tasks")
 
 # What is exported: the package's StaticModel and its config; its own program and feeds; the executor in whose
-# scope the weights are; these weights, parameter name -> array.
-Source = collections.namedtuple("Source", "model config program feeds executor parameters")
+# scope the weights are; these weights, parameter name -> array; the files that the inputs are encoded by.
+Source = collections.namedtuple("Source", "model config program feeds executor parameters encoding", defaults=[{}])
 
 
 def write(folder, source, feed_names=(), fetch_names=()):
@@ -64,7 +65,8 @@ def write(folder, source, feed_names=(), fetch_names=()):
     path = os.path.join(folder, PREFIX)
     with folders.written_by_paddle(path, lambda: _read_back(path, source)):
         paddle.static.save_inference_model(path, variables, outputs, source.executor, program=built.program)
-    _write_signature(folder, built, inputs, names)
+    encodings.copy(source.encoding, path + ".")
+    _write_signature(folder, built, inputs, names, encodings.digests(source.encoding))
 
 
 def _read_back(path, source):
@@ -133,7 +135,7 @@ def _needed_feeds(built, outputs):
     return [variable.name for variable in built.feeds if variable.name in read]
 
 
-def _write_signature(folder, built, inputs, names):
+def _write_signature(folder, built, inputs, names, encoding):
     feeds = [
         {"name": variable.name, "shape": list(variable.shape), "dtype": convert_dtype(variable.dtype)}
         for variable in built.feeds
@@ -146,6 +148,8 @@ def _write_signature(folder, built, inputs, names):
     files = {name: digest for name, digest in manifests.digests(folder).items() if name.startswith(PREFIX)}
     facts = {"format": FORMAT, "feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": tasks}
     facts.update(paddle=paddle.__version__, files=files)
+    if encoding:
+        facts["encoding"] = encoding
     with open(os.path.join(folder, SIGNATURE), "w", encoding="utf-8") as file:
         json.dump(facts, file, indent=1)
 

@@ -18,7 +18,7 @@ from engine.journal import SILENT
 from engine.keys import check_unknown_keys
 from engine.meter import Meter, Step
 from engine.package import Package
-from engine.saves import folders, manifests
+from engine.saves import encodings, folders, manifests
 from engine.serving.export import FORMAT, PREFIX, SIGNATURE
 from engine.serving.prediction_files import CsvFile, NpzFile
 
@@ -46,9 +46,10 @@ def predict_folder(config, settings, journal=SILENT):
     package = Package(config["config_abs_dir"])
     reader = find_reader(package, settings, "infer")
     check_unknown_keys(config, settings.strict, offered(reader, "config_keys"))
-    config = {**config, "runner.job": "infer"}
+    config = {**config, "runner.job": "infer", "runner.inference": True}  # the latter is what PaddleRec tells readers
     set_seeds(settings.seed)  # for readers that draw
     model = ExportedModel(settings.export_path, settings.predict_threads or _cores())
+    model.check_encoding(encodings.find(reader, config))
     batches = Batches(open_dataset(reader, settings, config, "infer"), settings, "infer", paddle.CPUPlace())
 
     def predict_into(file):
@@ -109,6 +110,8 @@ def _check_types(signature):
             raise ValueError("a task of it is described wrongly")
         if not set(task["outputs"].values()) <= set(outputs) or task["label"] not in [*feeds, None]:
             raise ValueError("its names do not fit together")
+    if not manifests.are_digests(signature.get("encoding", {})):
+        raise ValueError("its encoding is described wrongly")
     if not signature["inputs"] or not set(signature["inputs"]) <= set(feeds):
         raise ValueError("its names do not fit together")
 
@@ -135,6 +138,11 @@ class ExportedModel:
             )
         self.predictor = self.table = None
         self.model_s = 0.0
+
+    def check_encoding(self, found):
+        """Raise UserError if the reader's inputs are encoded by other files than the training's."""
+        signature = os.path.join(self.folder, SIGNATURE)
+        encodings.check(self.signature.get("encoding"), found, signature, _file(self.folder, "."))
 
     def begin_evaluation(self):
         self.examples, self.totals = 0, {}

@@ -1,0 +1,50 @@
+"""docs/tables.md: its files are written and its commands run, as by someone who has a table and that page."""
+
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+from test_extending import commands_in, files_in, run, table
+
+PAGE = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """(Folder, command -> what it said)."""
+    folder = tmp_path_factory.mktemp("kit")
+    for path in ROOT.glob("*.py"):
+        shutil.copy(path, folder)
+    shutil.copytree(ROOT / "tabular", folder / "tabular", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data" / "make_vocabulary.py", folder / "data")
+    for name, content in files_in(PAGE).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder, {command: run(command, folder, as_process=False) for command in commands_in(PAGE)}
+
+
+def test_three_tasks_are_learned_in_both_graphs(logs):
+    _, said = logs
+    assert len(said) == 8
+    for tool in ("infer", "static_infer"):
+        line = re.findall(r"epoch: 1 done, .*", said[f"python tools/{tool}.py -m shop/config.yaml"])[0]
+        numbers = {name: float(number) for name, number in re.findall(r"(\w+): ([\d.]+)", line)}
+        assert numbers["Accuracy_rating"] > 0.6 and numbers["auc_bought"] > 0.85 and numbers["mae_spent"] < 0.2, line
+
+
+def test_new_rows_without_labels_are_predicted(logs):
+    folder, _ = logs
+    served, new = table(folder / "predictions_shop.csv"), table(folder / "shop" / "new" / "visits.csv")
+    assert [int(row["index"]) for row in served] == list(range(len(new))) and len(new) == 100
+    assert {"shop 5"} <= {row["shop"] for row in new}, "one that the training had not"
+    names = "index prediction_rating probability_rating prediction_bought probability_bought value_spent".split()
+    assert list(served[0]) == names
+    assert (folder / "exported_shop" / "rec_inference.vocabulary.json").exists()
+
+
+def test_the_page_names_the_keys_of_the_reader():
+    from tabular import reader as table_reader
+
+    assert [name for name in table_reader.RecDataset.config_keys if f"runner.{name}" not in PAGE] == []

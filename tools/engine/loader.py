@@ -1,0 +1,68 @@
+"""Paddle's loader as the tools use it: an exception in a reader, or the end of a worker process, is one message."""
+
+import contextlib
+import os
+import signal
+import threading
+import traceback
+
+import numpy as np
+
+from engine.errors import UserError
+
+FAILURE = "reader failure"  # key of the batch that carries an exception's message
+
+
+class Failure:
+    """Stands for a sample that could not be read: an exception itself would hang Paddle's loader for ever."""
+
+    def __init__(self, error, what):
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{os.path.basename(frame.filename)}:{frame.lineno}"
+        self.message = f"{what}: {error} ({type(error).__name__} at {place})"
+
+
+def encoded(message):
+    """A failure's message as a batch, which passes between processes."""
+    return {FAILURE: np.frombuffer(message.encode(), np.uint8)}
+
+
+def failure_of(batch):
+    """The message of a batch that is ``encoded``; None of any other."""
+    return bytes(np.asarray(batch[FAILURE])).decode() if isinstance(batch, dict) and FAILURE in batch else None
+
+
+def loader_settings(workers):
+    """Arguments that all of the tools' loaders have."""
+    return {"num_workers": workers, "return_list": True, "worker_init_fn": _ignore_ctrl_c}
+
+
+def _ignore_ctrl_c(_):
+    """A worker is forked with the tool's handler, and a terminal sends Ctrl-C to it as well."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def iterate(loader):
+    """The loader's iterator, without its handler of SIGCHLD.
+
+    That raises for a dead worker wherever the main thread is, in a training step most of the time. The
+    loader's own thread sees a dead worker too, within seconds, and ends the iteration.
+    """
+    if not loader.num_workers or threading.current_thread() is not threading.main_thread():
+        return iter(loader)
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    signal.signal(signal.SIGCHLD, handler)
+    return batches
+
+
+@contextlib.contextmanager
+def ended_too_soon(folder):
+    """Turn what Paddle's loader raises for a dead worker into a UserError."""
+    try:
+        yield
+    except SystemError as error:
+        raise UserError(
+            f"reading {folder}: a worker process ended too soon: killed, crashed or out of memory. "
+            "Set runner.num_workers to 0 to see why."
+        ) from error
