@@ -86,7 +86,7 @@ $(VENV)/ready: pyproject.toml Makefile
 
 $(VENV26)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV26)
-	$(VENV26)/bin/python -m pip install --quiet 'paddlepaddle==2.6.2' 'numpy<2' 'setuptools<81' '.[test]'
+	$(VENV26)/bin/python -m pip install --quiet 'paddlepaddle==2.6.2' 'numpy<2' 'pyarrow<22' 'setuptools<81' '.[test]'
 	touch $@
 
 $(VENV)/notebook: $(VENV)/ready

@@ -1,13 +1,16 @@
 """Pictures: of gates that settle (docs/plot_gates.py), and of predictions (data/show.py)."""
 
 import json
+import re
 import sys
 
 import numpy as np
+import paddle
 import plot_gates
 import pytest
 import show
 from conftest import ROOT
+from toolbox import run_here
 
 
 def written(path, *lines, tail=""):
@@ -84,3 +87,16 @@ def test_the_notebook_is_small_and_shows_no_error():
     assert path.stat().st_size < 1_000_000 and all(cell["execution_count"] for cell in cells)
     assert sum("image/png" in output.get("data", {}) for output in outputs) == 4
     assert not [output for output in outputs if output["output_type"] == "error"]
+
+
+@pytest.mark.skipif(paddle.__version__.startswith("2."), reason="Paddle 3 exported it, in a form that 2.6 cannot read")
+def test_the_committed_model_reads_the_sample(tmp_path):
+    """As `make predict` does; it was trained on other images."""
+    overrides = [f"runner.export_path={ROOT / 'data' / 'model'}"]
+    run = run_here("predict", ROOT / "config.yaml", *overrides, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+    first, second = re.search(r"done, Accuracy1: (\S+), Accuracy2: (\S+),", run.stderr).groups()
+    assert float(first) > 0.9 and float(second) > 0.9
+    assert sum(path.stat().st_size for path in (ROOT / "data" / "model").iterdir()) < 1_000_000
+    pairs = show.read_predictions(tmp_path / "predictions.csv")
+    assert len(pairs) == show.ROWS * show.COLUMNS
