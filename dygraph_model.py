@@ -86,12 +86,13 @@ class DygraphModel:
     def _forward(self, dy_model, metrics_list, batch_data, config, training):
         inputs, labels = self.create_feeds(batch_data, config)
         outputs, gate_weights, penalty = dy_model(*inputs, details=True)
-        tasks.update_metrics(self.tasks, metrics_list, outputs, labels)
         if self.per_example:
             means = [w.numpy().mean(axis=0) for w in gate_weights]
             self.mean_weights.count(means, len(labels[0]), training)
         if training:
             losses = tasks.losses(self.tasks, outputs, labels, penalty, self.log_variances)
+            rest = float(tasks.beside_the_tasks(self.tasks, losses))
         else:
-            losses = tasks.losses(self.tasks, outputs, labels)
+            losses, rest = tasks.losses(self.tasks, outputs, labels), 0.0
+        tasks.update_metrics(self.tasks, metrics_list, outputs, labels, rest)
         return {**losses, "experts_used": net.experts_used(gate_weights)}

@@ -57,6 +57,8 @@ class StaticModel:
         self.export_vars = self._offered(outputs, gate_weights)
         self.is_infer = is_infer
         self.observed = [*outputs]
+        if not is_infer:
+            self.observed.append(tasks.beside_the_tasks(self.tasks, losses))
         if self.network.per_example:
             self.observed += [paddle.mean(w, axis=0) for w in gate_weights]
         accuracies = tasks.batch_accuracies(self.tasks, outputs, labels)
@@ -74,8 +76,9 @@ class StaticModel:
     def update_metrics(self, metrics_list, observed, batch_data):
         """Count a batch: what ``observed`` was in it, as arrays, and the batch in the reader's order."""
         labels = self.hyper.split(batch_data)[1]
-        outputs, means = observed[: len(self.tasks)], observed[len(self.tasks) :]
-        tasks.update_metrics(self.tasks, metrics_list, outputs, labels)
+        outputs, others = observed[: len(self.tasks)], observed[len(self.tasks) :]
+        rest, means = (0.0, others) if self.is_infer else (others[0], others[1:])
+        tasks.update_metrics(self.tasks, metrics_list, outputs, labels, rest)
         if means:
             self.mean_weights.count(means, len(labels[0]), training=not self.is_infer)
 

@@ -49,6 +49,43 @@ class Mean:
         self.sum, self.count = float(state["sum"]), int(state["count"])
 
 
+class TotalLoss:
+    """An epoch's loss: the tasks' epoch losses by their weights, and the mean over the examples of all else in it.
+
+    The mean of the batches' losses would be another number where labels are missing: a batch's loss of a task is
+    over the batch's labelled examples, however few.
+
+    Args:
+        parts: pairs (weight, Mean of the task's losses).
+    """
+
+    task = None  # of all of them
+
+    def __init__(self, parts):
+        self.parts = parts
+        self.reset()
+
+    def reset(self):
+        self.rest, self.examples = 0.0, 0
+
+    def update(self, rest, examples):
+        """Count a batch: what its loss had beside the weighted losses, and its size."""
+        self.rest += float(rest) * examples
+        self.examples += examples
+
+    def accumulate(self):
+        """The loss as a float."""
+        rest = self.rest / self.examples if self.examples else 0.0
+        return sum(weight * mean.accumulate() for weight, mean in self.parts) + rest
+
+    def state_dict(self):
+        """What it has counted itself: name -> number."""
+        return {"rest": self.rest, "examples": self.examples}
+
+    def set_state_dict(self, state):
+        self.rest, self.examples = float(state["rest"]), int(state["examples"])
+
+
 class Auc:
     """Area under the ROC curve, exact: the share of pairs (positive, negative) in the right order, ties half.
 
@@ -275,19 +312,25 @@ def batch_accuracies(tasks, outputs, labels):
 
 
 def create_metrics(tasks):
-    """The metrics of all tasks, and each task's loss over the epoch: (metrics, names)."""
-    metrics, names = [], []
-    for part in ("metrics", "loss"):
-        for t, task in enumerate(tasks):
-            of_task = task.kind.metrics() if part == "metrics" else {"loss": Mean(task.kind.numpy_losses)}
-            for name, metric in task.named(of_task).items():
-                metric.task = t
-                metrics.append(metric)
-                names.append(name)
-    return metrics, names
+    """The metrics of all tasks, the loss over the epoch, and each task's: (metrics, names)."""
+    metrics = {}
+    of_losses = [Mean(task.kind.numpy_losses) for task in tasks]
+    for t, (task, of_loss) in enumerate(zip(tasks, of_losses)):
+        of_loss.task = t
+        for name, metric in task.named(task.kind.metrics()).items():
+            metric.task = t
+            metrics[name] = metric
+    metrics["loss"] = TotalLoss([(task.weight, of_loss) for task, of_loss in zip(tasks, of_losses)])
+    metrics.update((f"loss{task.suffix}", of_loss) for task, of_loss in zip(tasks, of_losses))
+    return list(metrics.values()), list(metrics)
 
 
-def update_metrics(tasks, metrics, outputs, labels):
+def beside_the_tasks(tasks, losses):
+    """What a batch's loss has beside its tasks' weighted losses; ``losses`` as the function of this name gives them."""
+    return losses["loss"] - paddle.add_n([task.weight * losses[f"loss{task.suffix}"] for task in tasks])
+
+
+def update_metrics(tasks, metrics, outputs, labels, rest=0.0):
     """Count a batch.
 
     Args:
@@ -295,7 +338,11 @@ def update_metrics(tasks, metrics, outputs, labels):
         metrics: as ``create_metrics`` gave them.
         outputs: by task, array [B, C].
         labels: by task, array [B] or [B, 1].
+        rest: what the batch's loss has beside the tasks' (``beside_the_tasks``).
     """
+    for metric in metrics:
+        if metric.task is None:
+            metric.update(rest, len(labels[0]))
     for t, task in enumerate(tasks):
         label = np.asarray(labels[t], "float64").reshape(-1)
         there = ~np.isnan(label) & ((label >= 0) | isinstance(task.kind, Regression))

@@ -22,22 +22,25 @@ def last_run(path):
                 line = json.loads(text)
             except ValueError:  # a killed run's last line
                 continue
+            if not isinstance(line, dict) or "event" not in line:
+                raise ValueError("it is no log that runner.log_json names")
             if line["event"] == "start":
                 lines = runs.setdefault(line.get("run"), [])
             lines.append(line)
     trainings = [lines for run, lines in runs.items() if run is not None]
     if not trainings:
-        raise ValueError(f"{path} has no training in it")
+        raise ValueError("there is no training in it")
     return trainings[-1]
 
 
 def weights_over_time(lines):
     """(examples seen at each point, title -> expert's number -> its weight at each point; 0 where it is not in use)."""
-    points = [line for line in lines if line["event"] == "interval" and line["status"]]
-    seen, total = [], 0
-    for point in points:
-        total += point["examples"]
-        seen.append(total)
+    # a resumed run logs the steps that it takes again, again: the later line counts
+    at = {(line["epoch"], line["batch"]): line for line in lines if line["event"] == "interval" and line["status"]}
+    points = [at[place] for place in sorted(at)]
+    of_epochs = {line["epoch"]: line["examples"] for line in lines if line["event"] == "epoch"}
+    before = {epoch: sum(of_epochs.get(e, 0) for e in range(epoch)) for epoch, _ in at}
+    seen = [before[point["epoch"]] + point["epoch_examples"] for point in points]
     titles = points[0]["status"] if points else {}
     weights = {}
     for title in titles:
@@ -50,7 +53,7 @@ def draw(figure, log):
     """Draw the lines of a log on an empty matplotlib figure: one pair of axes a task."""
     seen, weights = weights_over_time(log)
     if not weights:
-        raise ValueError("the log says nothing of gates: its network has none whose weights are known")
+        raise ValueError("it has no gate weights. Was it written by a training of this package?")
     all_axes = figure.subplots(1, len(weights), sharey=True, squeeze=False)[0]
     for axes, (title, of_expert) in zip(all_axes, weights.items()):
         lines = {}
@@ -69,6 +72,11 @@ def draw(figure, log):
     figure.tight_layout()
 
 
+def fail(message):
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("log", help="what runner.log_json named")
@@ -83,10 +91,10 @@ def main():
         figure = pyplot.figure(figsize=(9, 3.2))
         draw(figure, last_run(args.log))
         figure.savefig(args.out, dpi=110)
-    except (ValueError, KeyError, OSError) as error:
-        sys.exit(f"error: {args.log}: {error}")
+    except (ValueError, OSError) as error:
+        fail(f"{args.log}: {error}")
     except ImportError as error:
-        sys.exit(f"error: {error}. Run: pip install matplotlib")
+        fail(f"{error}. Run: pip install matplotlib")
     print(f"picture: {args.out}")
 
 

@@ -11,13 +11,14 @@ import sys
 import time
 
 import numpy as np
-from run import ROOT, command_line, less_is_better, questions
+from run import ROOT, command_line, questions
 from search import Search
 
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "census")]
 import census_reader  # noqa: E402  (likewise, the line above)
 from engine.config import load_config  # noqa: E402  (run.py sets the path)
 from engine.errors import UserError  # noqa: E402  (likewise)
+from engine.saves import best  # noqa: E402  (likewise)
 
 TASKS = ("income", "never_married")
 ENDS = np.cumsum([census_reader.NUMBER_NUM, census_reader.CATEGORY_NUM, census_reader.NUMBER_NUM])
@@ -168,7 +169,7 @@ def answer(path, stage="final"):
         return questions.digest({**overrides, "seed": seed, "rows": rows, "metric": question.metric})
 
     search = Search(
-        question.results, question.metric, less_is_better(question.metric), lambda run: measure(parts, run), recipe
+        question.results, question.metric, best.less_is_better(question.metric), lambda run: measure(parts, run), recipe
     )
     search.answer(trials_of, question.seeds[:1], stage)
 

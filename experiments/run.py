@@ -122,11 +122,6 @@ def serving_speed(log):
     return float(re.search(r"the model alone ([\d.]+) ins/s", log).group(1))
 
 
-def less_is_better(name):
-    """Whether less of a number is better, as ``runner.keep_best`` reads its name."""
-    return any(word in name.lower() for word in best.LESS_IS_BETTER)
-
-
 def recipe_of(question, overrides, seed):
     """What tells a run of a question from others: see ``questions.recipe``."""
     return questions.recipe(question.config, {**overrides, "runner.seed": seed, "runner.keep_best": question.metric})
@@ -140,7 +135,7 @@ def answer(path, stage="final"):
     """
     question = questions.read(path)
     search = Search(
-        question.results, question.metric, less_is_better(question.metric), lambda run: measure(question, run),
+        question.results, question.metric, best.less_is_better(question.metric), lambda run: measure(question, run),
         lambda overrides, seed: recipe_of(question, overrides, seed),
     )  # fmt: skip
     trials = questions.trials(question.search)

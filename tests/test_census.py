@@ -400,6 +400,22 @@ def test_data_of_another_vocabulary_are_refused_by_the_tools(tmp_path):
     assert_refused(run, "nowhere", "python make_data.py --test")
 
 
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+def test_a_label_beyond_the_classes_is_one_message_where_the_wrapper_is_the_projects(tool, tmp_path):
+    (tmp_path / "beyond_reader.py").write_text(
+        "import census_reader\n\n\nclass RecDataset(census_reader.RecDataset):\n    def gather(self, indices):\n"
+        "        *inputs, first, second = super().gather(indices)\n        return [*inputs, first, second + 5]\n"
+    )
+    shutil.copy(EXAMPLE / "census_reader.py", tmp_path)
+    shutil.copytree(EXAMPLE / "data", tmp_path / "data", ignore=shutil.ignore_patterns("full"))
+    config = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    config["runner"]["train_reader_path"] = "beyond_reader"  # the validation's labels are right, if floats
+    config["hyper_parameters"]["tasks"] = [{"kind": "binary"}, {"name": "married", "classes": 2}]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    run = run_here(tool, tmp_path / "config.yaml", cwd=tmp_path)
+    assert_refused(run, "task married", "classes are 0 to 1")
+
+
 def readme_commands():
     """The commands that the example's README gives, without their remarks."""
     text = (EXAMPLE / "README.md").read_text(encoding="utf-8")

@@ -14,6 +14,7 @@ import hyper_parameters
 import net
 import tasks
 from engine.errors import UserError
+from engine.meter import Meter
 
 SMALL = {"expert_num": 4, "top_k": 2, "expert_size": 8, "tower_size": 8, "expert_norm": "none"}
 DESCRIBED = [{"classes": 3}, {"name": "buys", "kind": "binary", "positive_weight": 2.0}, {"kind": "regression"}]
@@ -472,6 +473,7 @@ def test_metrics_over_an_epoch_are_exact_whatever_the_batches(graph, rng):
                 "logloss_buys",
                 "mae3",
                 "rmse3",
+                "loss",
                 "loss1",
                 "loss_buys",
                 "loss3",
@@ -481,6 +483,31 @@ def test_metrics_over_an_epoch_are_exact_whatever_the_batches(graph, rng):
 
 
 KEPT = {}
+
+
+@pytest.mark.parametrize("graph", ["dynamic", "static"])
+def test_the_epochs_loss_is_the_weighted_sum_of_its_tasks_however_the_labels_lie(graph, rng):
+    """And a done line names all numbers in one order, whatever the kinds of the tasks."""
+    keys = ["hyper_parameters.expert_num=4", "hyper_parameters.input.dense_size=5", "runner.to_static=false"]
+    keys += ["hyper_parameters.input.vocabulary_sizes=[4, 7]"]
+    keys += ["hyper_parameters.tasks=[{classes: 3}, {kind: binary, weight: 2}, {kind: regression, weight: 0.5}]"]
+    whole = table_batches(rng, 1, size=24, missing=True)[0]
+    found = {}
+    for size in (5, 24):
+        with opened(graph, "infer", keys) as (opened_graph, _, _):
+            meter = Meter(graph, "infer", None)
+            meter.begin()
+            opened_graph.begin_evaluation()
+            for begin in range(0, 24, size):
+                step, examples = opened_graph.infer_step([item[begin : begin + size] for item in whole])
+                meter.add(0, begin, step, examples, 0.0, 0.0)
+            found[size] = meter.close(0, opened_graph.metrics())
+    numbers = found[5]
+    assert numbers == pytest.approx(found[24], abs=1e-6)
+    expected = numbers["loss1"] + 2 * numbers["loss2"] + 0.5 * numbers["loss3"]
+    assert numbers["loss"] == pytest.approx(expected, abs=1e-9)
+    names = "Accuracy1 auc2 logloss2 mae3 rmse3 loss loss1 loss2 loss3 experts_used"
+    assert " ".join(numbers) == names
 
 
 def test_metrics_go_on_from_their_state(rng):

@@ -18,28 +18,36 @@ def written(path, *lines, tail=""):
     return str(path)
 
 
-def interval(examples, **weights):
-    return {"event": "interval", "examples": examples, "status": {"task 1 experts": weights}}
+def interval(epoch, batch, epoch_examples, **weights):
+    where = {"epoch": epoch, "batch": batch, "epoch_examples": epoch_examples}
+    return {"event": "interval", **where, "status": {"task 1 experts": weights}}
 
 
-LOST, FIRST, LATER = interval(5, **{"0": 1.0}), interval(10, **{"0": 0.7, "3": 0.3}), interval(20, **{"3": 1.0})
+LOST, FIRST = interval(0, 1, 5, **{"0": 1.0}), interval(0, 1, 10, **{"0": 0.7, "3": 0.3})
+EPOCH = {"event": "epoch", "epoch": 0, "examples": 25}
+AGAIN, LATER = interval(1, 0, 5, **{"0": 1.0}), interval(1, 0, 5, **{"3": 1.0})  # a step before a kill, and after
 
 
 def test_the_last_run_is_taken_with_its_resumed_parts(tmp_path):
     starts = [{"event": "start", "run": run} for run in ("a", "b", "b")]
     evaluation = {"event": "start", "tool": "infer"}
-    path = written(tmp_path / "log", starts[0], LOST, starts[1], FIRST, evaluation, LOST, starts[2], LATER, tail='{"ev')
+    parts = [starts[0], LOST, starts[1], FIRST, EPOCH, AGAIN, evaluation, LOST, starts[2], LATER]
+    path = written(tmp_path / "log", *parts, tail='{"ev')
     seen, weights = plot_gates.weights_over_time(plot_gates.last_run(path))
     assert seen == [10, 30] and weights == {"task 1 experts": {"0": [0.7, 0.0], "3": [0.3, 1.0]}}
 
 
-@pytest.mark.parametrize("lines", [[{"event": "start", "tool": "infer"}], [{"event": "start", "run": "a"}]])
-def test_a_log_without_gates_is_refused(lines, tmp_path, monkeypatch):
+NO_LOGS = [[{"event": "start", "tool": "infer"}], [{"event": "start", "run": "a"}], [7], [{"a": 1}]]
+
+
+@pytest.mark.parametrize("lines", NO_LOGS)
+def test_a_log_without_gates_is_refused(lines, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     path = written(tmp_path / "log", *lines)
     monkeypatch.setattr(sys, "argv", ["plot_gates.py", path, "--out", str(tmp_path / "picture.png")])
-    with pytest.raises(SystemExit, match=f"error: {path}"):
+    with pytest.raises(SystemExit) as end:
         plot_gates.main()
+    assert end.value.code == 2 and capsys.readouterr().err.startswith(f"error: {path}: ")
     assert not (tmp_path / "picture.png").exists()
 
 

@@ -168,12 +168,12 @@ def test_the_loop_says_where_an_epoch_begins(begin):
 
 def test_without_tqdm_auto_writes_lines_and_true_is_refused(monkeypatch, data, tmp_path):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    assert progress.bars("auto", 3) is not None and progress.bars(False, 3) is None
+    assert progress.bars("auto", lambda: 3) is not None and progress.bars(False, lambda: 3) is None
     for name in ("engine.bar", "tqdm", "tqdm.contrib.logging"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delattr("engine.bar")
-    assert progress.bars("auto", 3) is None
+    assert progress.bars("auto", lambda: 3) is None
     with pytest.raises(UserError, match="pip install tqdm"):
-        progress.bars(True, 3)
+        progress.bars(True, lambda: 3)
     process = run_here("trainer", ROOT / "config.yaml", *KEYS, *data, "runner.progress=true", cwd=tmp_path)
     assert_refused(process, "runner.progress", "pip install tqdm")

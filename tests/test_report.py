@@ -39,7 +39,7 @@ def test_each_printed_command_leads_on_to_the_predictions(tmp_path, graph):
     keys = [*KEYS, *small_data(tmp_path / "the data"), "runner.model_save_path=my saves", "runner.infer_end_epoch=1"]
     process, scripts = run_here(f"{graph}trainer", ROOT / "config.yaml", *keys, cwd=tmp_path), []
     last = told(process.stderr, "epoch: 1 done, ")[0]
-    assert told(process.stderr, "2 of 2 epochs trained, this run took ")[0].endswith(" s, saves are in my saves")
+    assert told(process.stderr, "trained 2 of 2 epochs; this run took ")[0].endswith(" s; saves are in my saves")
     figures = told(process.stderr, "last epoch: 1 (of the training), ")[0]
     assert figures.split(", ") == last.replace(":", "").split(", ")[:-1], "the done line's, without its time"
     while "next: " in process.stderr:
@@ -59,30 +59,35 @@ def test_the_command_works_in_a_shell(tmp_path):
     process = run_tool("trainer", "it.yaml", *keys, cwd=tmp_path)
     (command,) = told(process.stderr, "next: ")
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 0 and told(done.stderr, "1 epoch evaluated"), f"{command}\n{done.stderr}"
+    assert done.returncode == 0 and told(done.stderr, "evaluated 1 epoch"), f"{command}\n{done.stderr}"
 
 
-def test_the_best_epoch_is_named_with_its_number_and_exported(tmp_path):
-    keys = [*KEYS, *small_data(tmp_path / "data"), "runner.epochs=3", "runner.keep_best=loss1"]
-    keys += ["hyper_parameters.optimizer.learning_rate=0.3", "runner.infer_end_epoch=3"]
-    for tool, whose in (("trainer", "training"), ("infer", "test data")):
-        process = run_here(tool, ROOT / "config.yaml", *keys, cwd=tmp_path)
-        losses = [
-            float(re.search(r"loss1: (\S+),", line).group(1))
-            for line in told(process.stderr, "epoch: ")
-            if " done" in line
-        ]
-        (text,) = told(process.stderr, "best epoch: ")
-        assert len(losses) == 3 and text.startswith(f"{losses.index(min(losses))} (by loss1 of the {whose}), ")
-        assert f" loss1 {min(losses):.6f}" in text
-    assert f"runner.export_epoch={losses.index(min(losses))}" in told(process.stderr, "next: ")[0]
+@pytest.mark.parametrize("whose, word", [("training", "done"), ("validation", "validation")])
+def test_the_best_epoch_is_named_with_its_number_and_goes_on_to_the_export(whose, word, tmp_path):
+    """The test data choose none: the validation's best epoch is evaluated and exported, or else the last one is."""
+    data = small_data(tmp_path / "data")
+    keys = [*KEYS, *data, "runner.epochs=3", "runner.keep_best=loss1", "hyper_parameters.optimizer.learning_rate=0.3"]
+    keys += [data[1].replace("test_data", "validation_data")] if whose == "validation" else []
+    process = run_here("trainer", ROOT / "config.yaml", *keys, cwd=tmp_path)
+    lines = [line for line in told(process.stderr, "epoch: ") if f" {word}," in line]
+    losses = [float(re.search(r"loss1: (\S+),", line).group(1)) for line in lines]
+    (text,) = told(process.stderr, "best epoch: ")
+    assert len(losses) == 3 and text.startswith(f"{losses.index(min(losses))} (by loss1 of the {whose}), ")
+    assert f" loss1 {min(losses):.6f}" in text
+    (command,) = told(process.stderr, "next: ")
+    assert ("runner.infer_epoch=best" in command) == (whose == "validation")
+    chosen = "best" if whose == "validation" else 2
+    more = ["runner.infer_epoch=best"] if whose == "validation" else ["runner.infer_end_epoch=3"]
+    process = run_here("infer", ROOT / "config.yaml", *keys, *more, cwd=tmp_path)
+    assert told(process.stderr, "best epoch: ") == [] and told(process.stderr, "last epoch: ")
+    assert f"runner.export_epoch={chosen}" in told(process.stderr, "next: ")[0]
 
 
 def test_epochs_saved_before_there_was_a_validation_count(tmp_path):
     data = small_data(tmp_path / "data")
     for more in ([], ["runner.resume=auto", data[1].replace("test_data", "validation_data")]):
         process = run_here("trainer", ROOT / "config.yaml", *KEYS, *data, *more, cwd=tmp_path)
-        assert told(process.stderr, "2 of 2 epochs trained"), process.stderr
+        assert told(process.stderr, "trained 2 of 2 epochs"), process.stderr
     assert "batch_id" not in process.stderr and told(process.stderr, "last epoch: 1 (of the validation)") == [""]
 
 

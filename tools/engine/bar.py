@@ -19,7 +19,7 @@ def show(steps, title, begin):
         begin: steps that were taken earlier.
     """
     return tqdm_logging_redirect(
-        tqdm_class=_Bar, loggers=[LOG], desc=title, total=steps, initial=begin, leave=False, dynamic_ncols=True,
+        tqdm_class=_Bar, loggers=[LOG, logging.root], desc=title, total=steps, initial=begin, leave=False, dynamic_ncols=True,
         miniters=1, bar_format=UNKNOWN if steps is None else KNOWN,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """A package's ``RecDataset`` -> batches, an epoch at a time."""
 
+import functools
 import itertools
 import logging
 import os
@@ -118,6 +119,10 @@ class Batches:
 
     def steps(self):
         """Number of batches in an epoch, or None where the reader does not say how many examples it has."""
+        return self._steps
+
+    @functools.cached_property
+    def _steps(self):  # once: it may read all the data
         return self._count_steps()
 
     def _steps_of_order(self):
@@ -210,6 +215,9 @@ class CustomBatches:
 
     def __init__(self, loader):
         self.loader = loader
+
+    def steps(self):
+        """None: nobody knows."""
 
     def __call__(self, epoch, begin=0):
         count = 0

@@ -46,8 +46,8 @@ def prefixed(doing, path, message):
 
 
 @contextlib.contextmanager
-def user_errors_raised_in(folder):
-    """Turn a ValueError that a file in ``folder`` itself raises into a UserError.
+def user_errors_raised_in(*folders):
+    """Turn a ValueError that a file in one of ``folders`` itself raises into a UserError.
 
     For a package's step: what its own code refuses (a batch of other labels, say) is meant for the
     user; an error that comes up in a library is a bug and keeps its traceback.
@@ -56,7 +56,7 @@ def user_errors_raised_in(folder):
         yield
     except ValueError as error:
         raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if os.path.dirname(os.path.abspath(raised_in)) == os.path.abspath(folder):
+        if os.path.dirname(os.path.abspath(raised_in)) in map(os.path.abspath, folders):
             raise UserError(str(error)) from error
         raise
 

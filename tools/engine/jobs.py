@@ -74,10 +74,9 @@ def train_or_infer(graph_name, job, config, settings, report):
     graph = GRAPHS[graph_name](package, config, settings, job, place)
     if reader is None:
         batches = CustomBatches(graph.model.create_data_loader())
-    steps = None if reader is None else batches.steps()
     meter = Meter(
         graph.name, job, settings.print_interval, _scalars(config, settings, job), graph.values_at_end(),
-        open_bar=progress.bars(settings.progress, steps), journal=report.journal,
+        open_bar=progress.bars(settings.progress, batches.steps), journal=report.journal,
     )  # fmt: skip
     if job == "infer":
         _infer(graph, batches, meter, settings, report)

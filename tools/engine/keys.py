@@ -44,14 +44,14 @@ RUNNER_KEYS = {
     "progress": _key(
         "auto",
         CHOICE,
-        "a bar instead of those lines (pip install tqdm); auto: on a terminal, if tqdm is installed",
+        "a progress bar in place of the interval lines (pip install tqdm); auto: on a terminal, if tqdm is installed",
         choices=(True, False, "auto"),
     ),
     "log_json": _key(
         None,
         str,
         "file to append the log to as lines of JSON, relative to the working folder; a resumed run goes on in the same "
-        "file, and steps that it takes again come again",
+        "file, and steps repeated after a resume are logged again",
     ),
     "seed": _key(12345, int, "of paddle, numpy and random", low=0, steps=True),
     "model_save_path": _key(

@@ -72,6 +72,7 @@ class Meter:
         """Start an epoch, or continue in the middle of one from its ``state()``."""
         self.started = time.perf_counter()
         state = state or {"sums": {}, "examples": {}, "newest": {}}
+        self.seen = state.get("seen", 0)  # examples of this epoch so far
         self.sums, self.examples = dict(state["sums"]), dict(state["examples"])
         self.newest = dict(state["newest"])  # of each name: a number, or an array of another size
         self.vectors = set()  # names of what had another size than 1 in some batch
@@ -91,6 +92,7 @@ class Meter:
         """
         self.batches += 1
         self.interval_examples += examples
+        self.seen += examples
         self.reader_s += reader_s
         self.step_s += step_s
         self._add_to_epoch(step.tensors, examples)
@@ -103,7 +105,7 @@ class Meter:
     def state(self):
         """What the epoch's numbers are made of, as plain numbers."""
         newest = {name: value for name, value in self.newest.items() if name not in self.vectors}
-        return {"sums": self.sums, "examples": self.examples, "newest": newest}
+        return {"sums": self.sums, "examples": self.examples, "newest": newest, "seen": self.seen}
 
     def _add_to_epoch(self, tensors, examples):
         for name, value in tensors.items():
@@ -132,7 +134,7 @@ class Meter:
         cost = self.reader_s + self.step_s
         self.journal.record(
             "interval", epoch=epoch, batch=batch_id, numbers=numbers, examples=self.interval_examples,
-            reader_s=self.reader_s / self.batches, batch_s=cost / self.batches,
+            epoch_examples=self.seen, reader_s=self.reader_s / self.batches, batch_s=cost / self.batches,
             examples_per_s=self.interval_examples / max(cost, 1e-9),
             status=step.status() if self.journal.is_open else {},
         )  # fmt: skip
@@ -155,8 +157,8 @@ class Meter:
         )
 
     def _in_order(self, metrics):
-        """Names as on a done line: metrics that no step gives, then what the steps give."""
-        return [*(name for name in metrics if name not in self.newest), *self.newest]
+        """Names as on a done line: the metrics, then what else the steps give."""
+        return [*metrics, *(name for name in self.newest if name not in metrics)]
 
     def numbers(self, metrics):
         """The epoch's numbers so far, name -> float or int: see ``close``."""
@@ -190,7 +192,8 @@ class Meter:
         for title, values in (status or {}).items():
             LOG.info("epoch: %d %s: %s", epoch, title, _greatest(values))
         event = "epoch" if self.closing == "done" else self.closing
-        self.journal.record(event, epoch=epoch, numbers=numbers, seconds=seconds, status=status or {})
+        facts = {"numbers": numbers, "examples": self.seen, "seconds": seconds, "status": status or {}}
+        self.journal.record(event, epoch=epoch, **facts)
         return numbers
 
 

@@ -24,6 +24,7 @@ class Package:
 
     def __init__(self, folder):
         self.folder = folder
+        self.folders = (folder, PROJECT)  # where its code may be
         self.encoding = {}  # the files its reader encodes inputs by, from ``saves.encodings.find``, once it is known
         sys.path.insert(0, folder)
         sys.path.append(PROJECT)

@@ -6,12 +6,13 @@ import sys
 from engine.errors import UserError
 
 
-def bars(choice, steps):
+def bars(choice, count_steps):
     """What shows a bar, a function (title, steps taken earlier) for a ``with`` statement; None for plain lines.
 
     Args:
         choice: True, False, or "auto": where stderr is a terminal and tqdm is installed.
-        steps: of an epoch, or None if unknown.
+        count_steps: function without arguments: the steps of an epoch, or None if unknown. Called only for a bar: it
+            may read all the data.
     Raises:
         UserError: a bar is asked for, but tqdm is not installed.
     """
@@ -25,4 +26,4 @@ def bars(choice, steps):
         raise UserError(
             f"runner.progress is true, but tqdm cannot be imported ({error}). Run: pip install tqdm"
         ) from error
-    return functools.partial(bar.show, steps)
+    return functools.partial(bar.show, count_steps())

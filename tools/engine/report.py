@@ -7,6 +7,7 @@ import time
 
 from engine.errors import Stopped
 from engine.journal import Journal
+from engine.keys import BEST
 from engine.meter import rounded
 from engine.saves import best, manifests
 from engine.saves.resume import LAST_STEP
@@ -58,12 +59,12 @@ class Report:
         """
         settings, done = self.settings, max(results, default=-1) + 1
         LOG.info(
-            "%d of %d epochs trained, this run took %.1f s, saves are in %s",
+            "trained %d of %d epochs; this run took %.1f s; saves are in %s",
             done, settings.epochs, time.perf_counter() - self.started, settings.model_save_path,
         )  # fmt: skip
         facts = {"epochs": done, "saves": settings.model_save_path, **self._tell_best(results, whose)}
         if stop is None:
-            self._tell_next(self._evaluation(done))
+            self._tell_next(self._evaluation(done, whose))
             self.end("done", **facts)
             return
         number = signal.Signals(stop.signal_number).name
@@ -82,10 +83,11 @@ class Report:
             can_be_exported: whether tools/export.py is for this package.
         """
         epochs = "1 epoch" if len(results) == 1 else f"{len(results)} epochs"
-        LOG.info("%s evaluated, this run took %.1f s", epochs, time.perf_counter() - self.started)
-        facts = self._tell_best(results, "test data")
-        if can_be_exported:
-            self._tell_next(self.commands.of("export", export_epoch=facts["epoch"]))
+        LOG.info("evaluated %s; this run took %.1f s", epochs, time.perf_counter() - self.started)
+        facts = self._tell(results, max(results), "last epoch: {} (of the test data)")
+        if can_be_exported:  # the test data are no way to choose an epoch
+            chosen = BEST if self.settings.infer_epoch == BEST else facts["epoch"]
+            self._tell_next(self.commands.of("export", export_epoch=chosen))
         self.end("done", **facts)
 
     def end_of_export(self):
@@ -101,22 +103,26 @@ class Report:
             return {}
         name = self.settings.keep_best
         in_order = best.in_order(results, name) if name else []
-        epoch = in_order[0] if in_order else max(results)
-        which = (
-            f"best epoch: {epoch} (by {name} of the {whose})" if in_order else f"last epoch: {epoch} (of the {whose})"
-        )
-        figures = "".join(f", {each} {rounded(number)}" for each, number in results[epoch].items())
-        LOG.info("%s%s", which, figures)
-        return {"best_by": name if in_order else None, "epoch": epoch, "numbers": results[epoch]}
+        if not in_order:
+            return {"best_by": None, **self._tell(results, max(results), f"last epoch: {{}} (of the {whose})")}
+        return {"best_by": name, **self._tell(results, in_order[0], f"best epoch: {{}} (by {name} of the {whose})")}
 
-    def _evaluation(self, epochs):
+    @staticmethod
+    def _tell(results, epoch, words):
+        figures = "".join(f", {each} {rounded(number)}" for each, number in results[epoch].items())
+        LOG.info("%s%s", words.format(epoch), figures)
+        return {"epoch": epoch, "numbers": results[epoch]}
+
+    def _evaluation(self, epochs, whose):
         """The command that evaluates what a training of so many epochs has saved; None without data for it."""
         settings, changes = self.settings, {}
         if not self._can_be_tested():
             return None
         if settings.infer_load_path != settings.model_save_path:
             changes["infer_load_path"] = settings.model_save_path
-        if settings.infer_epoch is None and settings.infer_end_epoch < epochs:
+        if settings.keep_best and whose == "validation":
+            changes["infer_epoch"] = BEST
+        elif settings.infer_epoch is None and settings.infer_end_epoch < epochs:
             changes["infer_end_epoch"] = epochs
         return self.commands.of({"trainer": "infer", "static_trainer": "static_infer"}[self.commands.tool], **changes)
 

@@ -39,7 +39,7 @@ class Validation:
             self.graph = graph.for_evaluation(config, settings)
             if reader is None:
                 self.batches = CustomBatches(self.graph.model.create_data_loader())
-        open_bar = progress.bars(settings.progress, None if reader is None else self.batches.steps())
+        open_bar = progress.bars(settings.progress, self.batches.steps)
         self.meter = self._new_meter(open_bar, journal)
 
     def _new_meter(self, open_bar=None, journal=SILENT):

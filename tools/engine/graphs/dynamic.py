@@ -128,7 +128,7 @@ class DynamicGraph:
 
     def _forward(self, forward, batch):
         batch = [paddle.to_tensor(item) if isinstance(item, np.ndarray) else item for item in batch]
-        with user_errors_raised_in(self.package.folder):
+        with user_errors_raised_in(*self.package.folders):
             return forward(self.net, self.metrics_list, batch, self.config)
 
     def end_epoch(self):

@@ -189,10 +189,10 @@ class StaticGraph:
                 f"{len(self.feed_names)}: {', '.join(self.feed_names)}."
             )
         if offered(self.model, "check_batch"):
-            with user_errors_raised_in(self.package.folder):
+            with user_errors_raised_in(*self.package.folders):
                 self.model.check_batch(batch)
         return {
-            name: _converted(np.asarray(value), dtype, len(variable.shape))
+            name: _converted(name, np.asarray(value), dtype, len(variable.shape))
             for name, value, dtype, variable in zip(self.feed_names, batch, self.feed_dtypes, self.feeds)
         }
 
@@ -302,11 +302,19 @@ class StaticGraph:
             self.scope.find_var(name).get_tensor().set(value, self.place)
 
 
-def _converted(array, dtype, rank):
-    """What Paddle's executor takes: whole numbers as floats for a feed of floats; [B, 1] as [B] (Paddle 2.6.2)."""
+def _converted(name, array, dtype, rank):
+    """What Paddle's executor takes: floats for a feed of floats, integers for one of those; [B, 1] as [B] (2.6.2)."""
     if rank == 1 and array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    return array.astype(dtype) if array.dtype.kind in "iub" and dtype.startswith("float") else array
+    if array.dtype.kind in "iub" and dtype.startswith("float"):
+        return array.astype(dtype)
+    if array.dtype.kind == "f" and dtype.startswith("int"):
+        with np.errstate(invalid="ignore"):
+            whole = array.astype(dtype)
+        if not np.array_equal(whole, array):
+            raise UserError(f"the reader gives numbers for {name} that are not whole, but the network takes {dtype}.")
+        return whole
+    return array
 
 
 def _has_branch(program):

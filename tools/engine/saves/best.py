@@ -25,6 +25,11 @@ def find(parent, epochs, name, source):
     return None
 
 
+def less_is_better(name):
+    """Whether less of a number is better, by its name."""
+    return any(word in name.lower() for word in LESS_IS_BETTER)
+
+
 def in_order(found, name):
     """The epochs that have the number, the best one first.
 
@@ -32,7 +37,7 @@ def in_order(found, name):
         found: epoch -> its numbers, name -> number.
         name: of the number.
     """
-    sign = -1 if any(word in name.lower() for word in LESS_IS_BETTER) else 1
+    sign = -1 if less_is_better(name) else 1
     known = {epoch: sign * value[name] for epoch, value in found.items() if name in value}
     known = {epoch: value for epoch, value in known.items() if math.isfinite(value)}
     return sorted(known, key=lambda epoch: (-known[epoch], epoch))

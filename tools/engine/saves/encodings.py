@@ -53,13 +53,13 @@ def check(then, found, where, prefix=None):
         return
     names = ", ".join(map(clipped, sorted(then)))
     if not found:
-        LOG.warning("%s: it was trained with %s, and this reader does not say that it uses such a file", where, names)
+        LOG.warning("%s: it was trained with %s; this reader declares no such file (encoding_files)", where, names)
     elif {*then.values()} != {file.digest for file in found.values()}:
         paths = ", ".join(file.path for file in found.values())
         copies = "" if prefix is None else f" (a copy: {', '.join(prefix + clipped(name) for name in sorted(then))})"
         raise UserError(
-            f"{where}: it was trained with another {names} than {paths}, by which the same input would mean something "
-            f"else. Have the config name the file it was trained with{copies}, or train again."
+            f"{where}: it was trained with a different {names}; with {paths} the same input would mean something else. "
+            f"Point the config at the file used in training{copies}, or train again."
         )
 
 

@@ -55,7 +55,7 @@ def predict_folder(config, settings, journal=SILENT):
     def predict_into(file):
         model.table = file_kind(file, model.signature)
         scalars = visual.open_log(config["config_abs_dir"], "infer") if settings.use_visual else None
-        open_bar = progress.bars(settings.progress, batches.steps())
+        open_bar = progress.bars(settings.progress, batches.steps)
         meter = Meter(model.name, "infer", settings.print_interval, scalars, open_bar=open_bar, journal=journal)
         loop.infer(model, batches, [0], meter, lambda epoch: None, lambda epoch: model.table.close())
 
@@ -192,11 +192,11 @@ class ExportedModel:
         self.totals[task["suffix"]] = total + float(error.sum()), count + int(there.sum())
 
     def metrics(self):
-        """Each task's accuracy so far, or mean absolute error, by name; {} without labels."""
+        """Each task's accuracy so far, or mean absolute error, by name; a task without a label has none."""
         names = {
             task["suffix"]: "mae" if task["kind"] == "regression" else "Accuracy" for task in self.signature["tasks"]
         }
-        return {f"{names[suffix]}{suffix}": total / max(count, 1) for suffix, (total, count) in self.totals.items()}
+        return {f"{names[suffix]}{suffix}": total / count for suffix, (total, count) in self.totals.items() if count}
 
     def _inputs(self, items):
         """The model's inputs out of a batch of the reader, checked: name -> array."""
