@@ -19,8 +19,8 @@ def show(steps, title, begin):
         begin: steps that were taken earlier.
     """
     return tqdm_logging_redirect(
-        tqdm_class=_Bar, loggers=[LOG, logging.root], desc=title, total=steps, initial=begin, leave=False, dynamic_ncols=True,
-        miniters=1, bar_format=UNKNOWN if steps is None else KNOWN,
+        tqdm_class=_Bar, loggers=[LOG, logging.root], desc=title, total=steps, initial=begin, leave=False,
+        dynamic_ncols=True, miniters=1, bar_format=UNKNOWN if steps is None else KNOWN,
     )  # fmt: skip
 
 

@@ -74,7 +74,7 @@ def _ends_in_a_cut_line(path):
         head = file.read(len(BEGINNING))
         if not BEGINNING.startswith(head):
             raise UserError(
-                f"runner.log_json: {path} exists and is not a log written by these tools. Give another file, or remove it."
+                f"runner.log_json: {path} exists and is not a log written by these tools. Give another file."
             )
         file.seek(-1, os.SEEK_END)
         return file.read() != b"\n"
