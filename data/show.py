@@ -48,6 +48,8 @@ def contact_sheet(images, labels, path, predictions=None):
     for axis, image, label, pair in zip(axes.flat, images, labels, shown):
         axis.imshow(image, cmap="gray", vmin=0, vmax=255)
         axis.set_title(f"{pair[0]}, {pair[1]}", fontsize=9, color="black" if tuple(pair) == tuple(label) else "red")
+    shown_are = "labels" if predictions is None else "predictions, red where wrong"
+    figure.suptitle(f"{shown_are} (top left, bottom right)", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 import warnings
 
@@ -58,6 +59,7 @@ def _do(graph, job, args):
 
 
 def _start_log():
+    os.environ.setdefault("GLOG_minloglevel", "2")  # of Paddle's C++ code: errors, not notes on its own working
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
     LOG.addHandler(handler)
