@@ -80,7 +80,7 @@ class StaticModel:
         rest, means = (0.0, others) if self.is_infer else (others[0], others[1:])
         tasks.update_metrics(self.tasks, metrics_list, outputs, labels, rest)
         if means:
-            self.mean_weights.count(means, len(labels[0]), training=not self.is_infer)
+            self.mean_weights.count(means, len(outputs[0]), training=not self.is_infer)
 
     def status(self, parameters):
         """The experts that each task uses, for tools that tell: title -> expert's number -> weight.

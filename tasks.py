@@ -342,7 +342,7 @@ def update_metrics(tasks, metrics, outputs, labels, rest=0.0):
     """
     for metric in metrics:
         if metric.task is None:
-            metric.update(rest, len(labels[0]))
+            metric.update(rest, len(outputs[0]))
     for t, task in enumerate(tasks):
         label = np.asarray(labels[t], "float64").reshape(-1)
         there = ~np.isnan(label) & ((label >= 0) | isinstance(task.kind, Regression))
