@@ -38,9 +38,12 @@ class Moments:
         self.missing += len(column) - len(there)
         if not len(there):
             return
-        mean, count = float(there.mean()), self.count + len(there)
+        with np.errstate(over="ignore"):  # then the deviation is infinite, which is refused
+            mean, count = float(there.mean()), self.count + len(there)
+            squares = float(((there - mean) ** 2).sum())
         # the squares about the common mean: those about each one's own, and their distance
-        self.squares += float(((there - mean) ** 2).sum()) + (mean - self.mean) ** 2 * self.count * len(there) / count
+        distance = mean - self.mean
+        self.squares += squares + distance * distance * self.count * len(there) / count
         self.mean += (mean - self.mean) * len(there) / count
         self.count = count
         self.least, self.greatest = min(self.least, float(there.min())), max(self.greatest, float(there.max()))
@@ -99,13 +102,16 @@ class Columns:
             min_count: how often a value must be there to have an id.
             max_size: of a sparse column, its most frequent values alone have ids; None: all.
         Raises:
-            ValueError: there are no rows, or a dense column is empty.
+            ValueError: there are no rows, or a dense column is empty, or a column's variance is infinite.
         """
         if not self.rows:
             raise ValueError("there is no row in these files.")
         empty = [name for name, moments in self.dense.items() if not moments.count]
         if empty:
             raise ValueError(f"the column {empty[0]} is empty in all rows. Leave it out of --dense.")
+        for name, moments in {**self.dense, **self.labels}.items():
+            if moments.count and not math.isfinite(moments.mean + moments.deviation()):
+                raise ValueError(f"the numbers of {name} reach {moments.greatest:g}: too far apart for a variance.")
         numbers = [
             {"column": name, "mean": moments.mean, "deviation": moments.deviation()}
             for name, moments in self.dense.items()

@@ -119,7 +119,7 @@ class Rows:
 
 
 def _column_of_texts(arrow, texts, is_number):
-    """A binary column, some of which may not be text or no number -> (as in ``Rows``, wrong bool [N]); null is right."""
+    """A binary column, some of which may not be text or no number -> (as in ``Rows``, wrong bool [N]: not for null)."""
     coded = texts.dictionary_encode()
     values, is_text = _cast(arrow, coded.dictionary, arrow.string())
     if is_number:

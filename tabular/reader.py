@@ -33,7 +33,8 @@ KEYS = {
         lambda value: isinstance(value, str),
     ),
     "bad_rows": (
-        "refuse or skip", "refuse", "what is done with a row that cannot be used", lambda value: value in ("refuse", "skip")
+        "refuse or skip", "refuse", "what is done with a row that cannot be used",
+        lambda value: value in ("refuse", "skip"),
     ),
     "bad_rows_share": (
         "a number from 0 to 1", 0.01, "share of the rows that may be skipped before the run ends after all",

@@ -261,7 +261,10 @@ BAD = {
     "infinite": ("0.1,inf,shop 1,3,1,1,0.5", "minutes is infinite"),
     "half a class": ("0.1,0.2,shop 1,3,1.5,1,0.5", "the label rating is 1.5, not a class: a whole number from 0 to 2"),
     "a class below 0": ("0.1,0.2,shop 1,3,-1,1,0.5", "the label rating is -1, not a class"),
-    "one class too many": ("0.1,0.2,shop 1,3,3,1,0.5", "the label rating is 3, not a class: a whole number from 0 to 2"),
+    "one class too many": (
+        "0.1,0.2,shop 1,3,3,1,0.5",
+        "the label rating is 3, not a class: a whole number from 0 to 2",
+    ),
     "less than no": ("0.1,0.2,shop 1,3,1,-1,0.5", "the label bought is -1, not 0 or 1"),
     "neither yes nor no": ("0.1,0.2,shop 1,3,1,2,0.5", "the label bought is 2, not 0 or 1"),
     "an open quote": ('0.1,0.2,"shop 1,3,1,1,0.5', "a quote is not closed in its line"),
@@ -698,6 +701,28 @@ def test_a_compressed_file_may_have_its_name_in_capitals(tmp_path):
     assert read_all(tmp_path / "U.CSV.GZ", ["x"])[0]["x"] == [1, 2]
 
 
+@pytest.mark.parametrize("path", ["a.csv", "a.parquet"])
+def test_what_is_empty_in_a_column_of_numbers_is_a_category_in_one_of_texts(tmp_path, path):
+    texts = ["NA", " n/a ", "nan", "NULL", " ", "", " 2.5 "]
+    if path == "a.csv":
+        (tmp_path / path).write_text("x,c\n" + "".join(f"{text},{text}\n" for text in texts))
+    else:
+        pq.write_table(pa.table({"x": texts, "c": texts}), tmp_path / path)
+    found, good, _ = read_all(tmp_path / path, ["x"], ["c"])
+    assert np.isnan(found["x"][:-1]).all() and found["x"][-1] == 2.5 and all(good)
+    assert found["c"] == [text.strip() for text in texts]
+    (tmp_path / "b.csv").write_text("x\nNone\n")
+    assert read_all(tmp_path / "b.csv", ["x"])[2].endswith("x is 'None', not a number")
+
+
+def test_a_blank_line_is_no_row_and_a_quoted_nothing_is_one(tmp_path):
+    (tmp_path / "a.csv").write_text('x\n1\n\n""\n2\n')
+    assert read_all(tmp_path / "a.csv", [], ["x"])[0]["x"] == ["1", "", "2"]
+    found, good, _ = read_all(tmp_path / "a.csv", ["x"])
+    assert np.isnan(found["x"][1]) and found["x"][::2] == [1, 2] and all(good)
+    assert table_files.open_file(str(tmp_path / "a.csv")).count() == 3
+
+
 @pytest.mark.parametrize("text,kept", [('1,"x\n2,y"\n3,z\n', ["z"]), ('1,"x\n2,y\n3,5" z\n', ["y", '5" z'])])
 def test_the_line_that_closes_a_quote_is_bad_too(tmp_path, text, kept):
     (tmp_path / "a.csv").write_text("n,c\n" + text)
@@ -732,7 +757,9 @@ def test_without_tasks_the_labels_are_classes(mixed):
 
 @pytest.mark.parametrize("task", [{"kind": ["x"]}, {"classes": "many"}, {"classes": 2.5}, {"classes": float("nan")}])
 def test_a_wrong_task_is_left_to_the_network(mixed, task):
-    table_reader.RecDataset([str(mixed.folder / "train" / "a.csv")], {**mixed.config(), "hyper_parameters.tasks": [task]})
+    table_reader.RecDataset(
+        [str(mixed.folder / "train" / "a.csv")], {**mixed.config(), "hyper_parameters.tasks": [task]}
+    )
 
 
 def test_evaluation_says_that_it_needs_labels(mixed):
@@ -768,3 +795,13 @@ def test_the_tasks_are_guessed_with_a_word_on_scale_and_empty_classes(tmp_path):
     for name, scale in (("big", 1000.5), ("huge", 1e5), ("near", 1)):
         assert tasks[name]["weight"] == pytest.approx(1 / np.var(np.arange(20) * scale), rel=0.05)
     assert "über" in (tmp_path / "v.json").read_text(encoding="utf-8")
+
+
+def test_numbers_too_far_apart_for_a_variance_are_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.csv").write_text("x\n" + "0\n" * 200 + "1e300\n" + "0\n" * 200)
+    made = run_script(tmp_path, "--train", "train", "--dense", "x", "--out", "v.json")
+    assert (
+        made.returncode == 2 and made.stderr == "error: the numbers of x reach 1e+300: too far apart for a variance.\n"
+    )
+    assert not (tmp_path / "v.json").exists()
