@@ -139,7 +139,9 @@ class RecDataset(IterableDataset):
             column = rows.numbers[name]
             rows.refuse(
                 np.isinf(arrays[0][:, i]),
-                lambda i, name=name, column=column: f"{name} is {column[i]:g}, too large or too small for float32",
+                lambda i, name=name, column=column: (
+                    f"{name} is {column[i]:g}, which does not fit float32 when standardised"
+                ),
             )
         bad_num = rows.bad_num()
         if bad_num and not self.skips:
@@ -231,8 +233,8 @@ def _kinds(config, vocabulary):
     """The kind of each label that has a task, and its number of classes (None: not known), by the config's tasks."""
     tasks, names = config.get("hyper_parameters.tasks"), vocabulary.labels
     if not tasks:
-        task_num = _whole(config.get(TASK_NUM)) or len(names)
-        return [("classes", _whole(config.get(CLASS_NUM, HyperParameters.defaults()[CLASS_NUM])))] * task_num
+        names = names[: _whole(config.get(TASK_NUM))]
+        return [("classes", _whole(config.get(CLASS_NUM, HyperParameters.defaults()[CLASS_NUM])))] * len(names)
     if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
         return [("classes", None)] * len(names)  # the network refuses it
     for i, (task, label) in enumerate(zip(tasks, names)):

@@ -2,7 +2,7 @@
 
 ``numbers`` are standardised by the mean and the deviation given for each column. ``categories`` have a list of values
 each: a value's id is its place in it, from 1; id 0 is for values that are not in it, and for empty fields.
-``labels`` are names of columns, in the order of the tasks; ``labels`` is optional; unknown keys are ignored.
+``labels`` are names of columns, in the order of the tasks. ``labels`` is optional; unknown keys are ignored.
 """
 
 import itertools

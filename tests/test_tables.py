@@ -732,7 +732,10 @@ def test_the_line_that_closes_a_quote_is_bad_too(tmp_path, text, kept):
 
 
 def test_a_number_that_fits_no_float32_is_bad(tmp_path, rng):
-    for line, why in (("1e300,0,a,1,1,1,1", "price is 1e+300, too large"), ("0,0,a,1,1,1,-1e39", "spent is -1e+39")):
+    for line, why in (
+        ("1e300,0,a,1,1,1,1", "price is 1e+300, which does not fit float32"),
+        ("0,0,a,1,1,1,-1e39", "spent is -1e+39"),
+    ):
         (tmp_path / line[:2]).mkdir()
         folder = Folder(tmp_path / line[:2], ["a.csv"], make_rows(rng, 60))
         where = spoil(folder, "a.csv", line)
