@@ -8,9 +8,9 @@ reading is a process of its own; memory is the sum of the peaks of it and its wo
 
 import argparse
 import cProfile
+import importlib.metadata
 import json
 import os
-import platform
 import pstats
 import subprocess
 import sys
@@ -19,6 +19,7 @@ import threading
 import time
 import types
 
+import machine_facts
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -150,13 +151,15 @@ def main():
     if args.read:
         read(*args.read[:2], int(args.read[2]))
         return
+    facts = {**machine_facts.machine(), "commit": machine_facts.commit(except_for="docs/tables.md")}
+    facts["versions"] = {name: importlib.metadata.version(name) for name in ("paddlepaddle", "numpy", "pyarrow")}
     with tempfile.TemporaryDirectory() as folder:
         generate(folder, args.rows)
         seconds = make_vocabulary(folder)
         if args.profile:
             profile(folder, args.profile)
             return
-        print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; {args.rows} rows")
+        print(json.dumps({**facts, "rows": args.rows}))
         print(f"vocabulary: {args.rows / seconds:,.0f} rows/s")
         print("| files | MB | workers | rows/s | rows for a second of CPU | peak memory, MB |")
         print("| --- | --- | --- | --- | --- | --- |")

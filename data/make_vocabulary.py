@@ -38,9 +38,12 @@ class Moments:
         self.missing += len(column) - len(there)
         if not len(there):
             return
-        mean, count = float(there.mean()), self.count + len(there)
+        with np.errstate(over="ignore"):  # then the deviation is infinite, which is refused
+            mean, count = float(there.mean()), self.count + len(there)
+            squares = float(((there - mean) ** 2).sum())
         # the squares about the common mean: those about each one's own, and their distance
-        self.squares += float(((there - mean) ** 2).sum()) + (mean - self.mean) ** 2 * self.count * len(there) / count
+        distance = mean - self.mean
+        self.squares += squares + distance * distance * self.count * len(there) / count
         self.mean += (mean - self.mean) * len(there) / count
         self.count = count
         self.least, self.greatest = min(self.least, float(there.min())), max(self.greatest, float(there.max()))
@@ -68,7 +71,7 @@ class Columns:
         """Add a file's rows.
 
         Raises:
-            ValueError: it cannot be read, or has not these columns; or a row is bad, unless ``skips``.
+            ValueError: it cannot be read, or lacks one of these columns; or a row is bad, unless ``skips``.
         """
         file = table_files.open_file(path)
         numbers = [*self.dense, *self.labels]
@@ -99,13 +102,16 @@ class Columns:
             min_count: how often a value must be there to have an id.
             max_size: of a sparse column, its most frequent values alone have ids; None: all.
         Raises:
-            ValueError: there are no rows, or a dense column is empty.
+            ValueError: there are no rows, or a dense column is empty, or a column's variance is infinite.
         """
         if not self.rows:
             raise ValueError("there is no row in these files.")
         empty = [name for name, moments in self.dense.items() if not moments.count]
         if empty:
             raise ValueError(f"the column {empty[0]} is empty in all rows. Leave it out of --dense.")
+        for name, moments in {**self.dense, **self.labels}.items():
+            if moments.count and not math.isfinite(moments.mean + moments.deviation()):
+                raise ValueError(f"the numbers of {name} reach {moments.greatest:g}: too far apart for a variance.")
         numbers = [
             {"column": name, "mean": moments.mean, "deviation": moments.deviation()}
             for name, moments in self.dense.items()
@@ -125,12 +131,21 @@ def _chosen(counter, min_count, max_size):
 
 
 def task_for(name, moments):
-    """A task for the config, by what the labels look like."""
+    """A task for the config, by what the labels look like, and a comment."""
+    span = f"{moments.least:g} to {moments.greatest:g}"
     if moments.whole and 0 <= moments.least and moments.greatest <= 1:
-        return f"{{name: {name}, kind: binary}}"
+        return f"{{name: {name}, kind: binary}}", span
     if moments.whole and 0 <= moments.least and moments.greatest < MOST_CLASSES:
-        return f"{{name: {name}, classes: {moments.greatest + 1:.0f}}}"
-    return f"{{name: {name}, kind: regression}}"
+        if moments.least:
+            empty = "class 0 is" if moments.least == 1 else f"classes 0 to {moments.least - 1:g} are"
+            span += f"; classes start at 0: {empty} empty; subtract {moments.least:g}"
+        return f"{{name: {name}, classes: {moments.greatest + 1:.0f}}}", span
+    variance = moments.deviation() ** 2
+    if 0.25 <= variance <= 4:
+        return f"{{name: {name}, kind: regression}}", span
+    weight = np.format_float_positional(float(f"{1 / variance:.2g}"), trim="0")  # YAML takes 1e-05 for a text
+    remark = f"1 / variance, so that tasks of other scales are heard; {span}"
+    return f"{{name: {name}, kind: regression, weight: {weight}}}", remark
 
 
 def report(columns, out):
@@ -147,7 +162,7 @@ def report(columns, out):
         print("  tasks:  # guessed from the labels")
     for name, moments in columns.labels.items():
         if moments.count:
-            print(f"    - {task_for(name, moments)}  # {moments.least:g} to {moments.greatest:g}", end="")
+            print("    - {}  # {}".format(*task_for(name, moments)), end="")
         else:
             print(f"    - {{name: {name}}}  # there is no label", end="")
         print(f", missing in {moments.missing} rows" if moments.missing else "")
@@ -170,7 +185,7 @@ def make(args):
     columns = Columns(args.dense, args.sparse, args.labels)
     for path in paths:
         columns.read(path, args.skip_bad_rows)
-    content = json.dumps(columns.vocabulary(args.min_count, args.max_size), indent=1)
+    content = json.dumps(columns.vocabulary(args.min_count, args.max_size), indent=1, ensure_ascii=False)
     with open(args.out + ".part", "w", encoding="utf-8") as file:
         file.write(content + "\n")
     os.replace(args.out + ".part", args.out)  # so that no half file ever bears the name

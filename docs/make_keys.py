@@ -1,4 +1,4 @@
-"""Write docs/keys.md from the two tables of keys: python docs/make_keys.py (tests/test_keys.py compares)."""
+"""Write docs/keys.md from the tables of keys: python docs/make_keys.py (tests/test_keys.py compares)."""
 
 import dataclasses
 import pathlib
@@ -9,20 +9,21 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 import hyper_parameters  # noqa: E402  (the path is set above)
 from engine.keys import REQUIRED, RUNNER_KEYS  # noqa: E402  (likewise)
+from tabular import reader as table_reader  # noqa: E402  (likewise)
 
 HEAD = """# All keys
 
 Made by `python docs/make_keys.py` from the tables that also check the values: `tools/engine/keys.py` for
-the tools, `hyper_parameters.py` for the model. `python tools/trainer.py -m config.yaml
---print-config` shows the values in force and where each comes from.
+the tools, `tabular/reader.py` for its own keys, `hyper_parameters.py` for the model.
+`python tools/trainer.py -m config.yaml --print-config` shows the values in force and where each comes from.
 """
 TABLE = """
 ## {title}
 
 {text}
 
-| key | type and range | default | meaning | {column} |
-| --- | --- | --- | --- | --- |
+| key | type and range | default | meaning |{column}
+| --- | --- | --- | --- |{line}
 {rows}
 """
 JOBS = {"train": " (training)", "infer": " (evaluation)", "export": " (export)", "": ""}
@@ -43,6 +44,12 @@ def _kind(key):
 
 def _yes(value):
     return "yes" if value else ""
+
+
+def table_rows():
+    """One line of the table for each key of tabular/reader.py."""
+    for name, (wanted, default, meaning, _) in table_reader.KEYS.items():
+        yield f"| `runner.{name}` | {wanted} | {'required' if default is None else default} | {meaning} |"
 
 
 def hyper_rows():
@@ -70,20 +77,28 @@ def _text(value):
     return str(value).lower() if isinstance(value, bool) else str(list(value) if isinstance(value, tuple) else value)
 
 
+def section(title, text, rows, column=None):
+    """A heading, its text and a table; ``column`` heads a fifth column."""
+    more = {"column": f" {column} |" if column else "", "line": " --- |" if column else ""}
+    return TABLE.format(title=title, text=text, rows="\n".join(rows), **more)
+
+
 def page():
     """The whole of docs/keys.md."""
     tools = (
         "Read by `tools/`. A package's reader may have more (`RecDataset.config_keys`). A resumed run may change a "
         "key, unless it decides what a training step computes: then a change is told, or refused within an epoch."
     )
+    table = "Read by `tabular/reader.py` ([`tables.md`](tables.md)), where a config names it as its reader."
     model = (
         "Read by the model. A key that is none of these is refused. A key that shapes the network must be what it was "
         "when a save was made, or the save is refused. A resumed run may change none of these."
     )
     return (
         HEAD
-        + TABLE.format(title="runner", column="decides the steps", text=tools, rows="\n".join(runner_rows()))
-        + TABLE.format(title="hyper_parameters", column="shapes the network", text=model, rows="\n".join(hyper_rows()))
+        + section("runner", tools, runner_rows(), "decides the steps")
+        + section("runner, for tables", table, table_rows())
+        + section("hyper_parameters", model, hyper_rows(), "shapes the network")
     )
 
 

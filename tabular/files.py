@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 SUFFIXES = (".csv", ".tsv", ".parquet")  # .csv and .tsv compressed as well
-PACKED = (".gz", ".bz2", ".zst", ".lz4")
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # a suffix, as pyarrow calls it
 BLOCK_BYTES = 1 << 22  # of CSV text, before the line that it ends in
 BLOCK_ROWS = 1 << 14  # of Parquet
 LONGEST_LINE = 1 << 24
@@ -46,7 +46,7 @@ def _bare(path):
     """A path in lower case, without the suffix of a compression."""
     name = path.lower()
     stem, suffix = os.path.splitext(name)
-    return stem if suffix in PACKED and not stem.endswith(".parquet") else name
+    return stem if suffix in CODECS and not stem.endswith(".parquet") else name
 
 
 def open_file(path):
@@ -75,6 +75,8 @@ def _naming(path):
     arrow = pyarrow()
     try:
         yield arrow
+    except UnicodeError as error:
+        raise ValueError(f"{path}: it is not UTF-8; save it as UTF-8.") from error
     except (arrow.ArrowException, OSError, EOFError) as error:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{path}: it cannot be read ({reason[0]}). Make the file again, or remove it.") from error
@@ -117,7 +119,7 @@ class Rows:
 
 
 def _column_of_texts(arrow, texts, is_number):
-    """A binary column, some of which may not be text or no number -> (as in ``Rows``, wrong bool [N])."""
+    """A binary column, some of which may not be text or no number -> (as in ``Rows``, wrong bool [N]: not for null)."""
     coded = texts.dictionary_encode()
     values, is_text = _cast(arrow, coded.dictionary, arrow.string())
     if is_number:
@@ -125,10 +127,10 @@ def _column_of_texts(arrow, texts, is_number):
         nulls = arrow.array(arrow.csv.ConvertOptions().null_values)  # what the fast way takes for empty
         there = arrow.compute.is_in(trimmed, value_set=nulls)
         values, is_right = _cast(arrow, arrow.compute.if_else(there, None, trimmed), arrow.float64())
-        wrong = ~(is_text & is_right)
-        return _floats(arrow, coded.indices, values), wrong[_codes(coded.indices, 0)]
-    column = _codes(coded.indices, len(values)), [*_stripped(values), ""]
-    return column, (~is_text)[_codes(coded.indices, 0)]
+        column = _floats(arrow, coded.indices, values)
+    else:
+        column, is_right = (_codes(coded.indices, len(values)), [*_stripped(values), ""]), True
+    return column, np.append(~(is_text & is_right), False)[_codes(coded.indices, len(values))]
 
 
 def _cast(arrow, values, to):
@@ -187,22 +189,24 @@ class CsvFile:
     def __init__(self, path):
         self.path = path
         self.delimiter = "\t" if _bare(path).endswith(".tsv") else ","
-        self.is_packed = path.lower().endswith(PACKED)
+        self.codec = CODECS.get(os.path.splitext(path.lower())[1])  # None: the file is not compressed
         with _naming(path) as arrow, self.stream() as stream:
             head = _line(stream, path)
             if not head.strip():
                 raise ValueError(f"{path}: its first line is empty; it must have the columns' names.")
+            if b"\r" in head.rstrip(b"\r\n"):
+                raise ValueError(f"{path}: its lines end in \\r alone; save it with line ends \\n or \\r\\n.")
             options = arrow.csv.ReadOptions(use_threads=False), arrow.csv.ParseOptions(delimiter=self.delimiter)
             self.columns = arrow.csv.read_csv(arrow.BufferReader(head), *options).column_names
         self.head_size = len(head)
 
     def stream(self):
         """The file's text from its beginning, unpacked."""
-        return io.BufferedReader(pyarrow().input_stream(self.path, compression="detect"), BLOCK_BYTES)
+        return io.BufferedReader(pyarrow().input_stream(self.path, compression=self.codec), BLOCK_BYTES)
 
     def parts(self):
         """What can be read in any order: ranges of bytes; of a compressed file, the whole."""
-        if self.is_packed:
+        if self.codec:
             return [_CsvStream(self)]
         begins = range(self.head_size, os.path.getsize(self.path), BLOCK_BYTES)
         return [_CsvRange(self, begin, begin + BLOCK_BYTES) for begin in begins]
@@ -252,7 +256,8 @@ class CsvFile:
         types = dict.fromkeys([*numbers, *categories], arrow.binary())
         lines = [line for line in content.split(b"\n") if line.rstrip(b"\r")]
         open_quotes = [i for i, line in enumerate(lines) if line.count(b'"') % 2 and self._swallows(line, types)]
-        kept = sorted({*range(len(lines))} - {*open_quotes})
+        closing = self._closing(lines, open_quotes, types)
+        kept = sorted({*range(len(lines))} - {*open_quotes} - {*closing})
         try:
             table, cut = self._parsed(b"\n".join([lines[i] for i in kept] + [b""]), types)
             if len(table) + len(cut) != len(kept):
@@ -261,7 +266,9 @@ class CsvFile:
             raise ValueError(f"{place(0)}: the lines from here on cannot be told apart ({error}).") from error
         columns = {name: _whole(table.column(name)) for name in (*numbers, *categories)}
         made = {name: _column_of_texts(arrow, column, name in numbers) for name, column in columns.items()}
-        cut = {**dict.fromkeys(open_quotes, "a quote is not closed in its line"), **{kept[i]: why for i, why in cut}}
+        cut = {kept[i]: why for i, why in cut}
+        cut.update(dict.fromkeys(open_quotes, "a quote is not closed in its line"))
+        cut.update(dict.fromkeys(closing, "it closes a quote of a line before it"))
         rows = Rows(place, *({name: made[name][0] for name in names} for names in (numbers, categories)), cut.items())
         for name, (_, wrong) in made.items():
             wanted = "a number" if name in numbers else "UTF-8 text"
@@ -275,6 +282,19 @@ class CsvFile:
         except pyarrow().ArrowInvalid:
             return True
         return len(table) + len(cut) != 2
+
+    def _closing(self, lines, open_quotes, types):
+        """The lines that close an open quote: from the one to the other they are a row, with line breaks in a field."""
+        odd = [i for i, line in enumerate(lines) if line.count(b'"') % 2]
+        end_of_field = re.compile(rb'(?:[^"]|"")*"(?:%b|\r?\Z)' % self.delimiter.encode())
+        closing = []
+        for begin, end in zip(odd, odd[1:]):
+            if begin in open_quotes and end not in open_quotes and end_of_field.match(lines[end]):
+                with contextlib.suppress(pyarrow().ArrowInvalid):
+                    table, cut = self._parsed(b"\n".join(lines[begin : end + 1]) + b"\n", types)
+                    if len(table) == 1 and not cut:
+                        closing.append(end)
+        return closing
 
     def _parsed(self, content, types):
         """(Table of the columns in ``types``, pairs (row, what is wrong) of rows with too few or too many fields)."""
@@ -471,7 +491,7 @@ class _Batch:
             table = self.group.table(self.begin, [*numbers, *categories])
             columns = {name: _whole(table.column(name)) for name in (*numbers, *categories)}
             made = {name: _number_column(arrow, columns[name], path, name) for name in numbers}
-            made.update({name: _text_column(arrow, columns[name]) for name in categories})
+            made.update({name: _text_column(arrow, columns[name], path, name) for name in categories})
         read = [{name: made[name][0] for name in names} for names in (numbers, categories)]
         rows = Rows(lambda row: f"{path}, row {first + row + 1}", *read)
         for name, (_, wrong) in made.items():
@@ -494,9 +514,16 @@ def _number_column(arrow, column, path, name):
     return _numpy(arrow, column), None
 
 
-def _text_column(arrow, column):
+def _text_column(arrow, column, path, name):
     """(Column as in ``Rows``, bad rows or None)."""
     kinds = arrow.types
+    kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
+    is_plain = (
+        kinds.is_binary, kinds.is_large_binary, kinds.is_string, kinds.is_large_string, kinds.is_integer,
+        kinds.is_floating, kinds.is_boolean, kinds.is_decimal, kinds.is_temporal, kinds.is_null,
+    )  # fmt: skip
+    if not any(is_kind(kind) for is_kind in is_plain):
+        raise ValueError(f"{path}: the column {name} is of type {kind}, not of texts or numbers.")
     if kinds.is_binary(column.type) or kinds.is_large_binary(column.type):
         return _column_of_texts(arrow, column.cast(arrow.binary()), False)
     coded = column if kinds.is_dictionary(column.type) else column.dictionary_encode()

@@ -2,10 +2,9 @@
 
 ``numbers`` are standardised by the mean and the deviation given for each column. ``categories`` have a list of values
 each: a value's id is its place in it, from 1; id 0 is for values that are not in it, and for empty fields.
-``labels`` are names of columns, in the order of the tasks; a form without them, or with more keys, is one too.
+``labels`` are names of columns, in the order of the tasks. ``labels`` is optional; unknown keys are ignored.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -28,8 +27,7 @@ class Vocabulary:
         self.path = path
         try:
             with open(path, "rb") as file:
-                content = file.read()
-            form = json.loads(content)
+                form = json.loads(file.read())
             self.numbers = [(str(c["column"]), float(c["mean"]), float(c["deviation"])) for c in form["numbers"]]
             self.categories = [(str(c["column"]), [str(v) for v in c["values"]]) for c in form["categories"]]
             self.labels = [str(c["column"]) for c in form.get("labels", [])]
@@ -37,8 +35,8 @@ class Vocabulary:
         except OSError as error:
             raise ValueError(f"{path}: the vocabulary cannot be read ({error.strerror}).") from error
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path}: this is no vocabulary ({error!r:.200}). Make it again.") from error
-        self.digest = hashlib.sha256(content).digest()
+            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"{path}: this is no vocabulary ({reason:.200}). Make it again.") from error
         self.ids = [{value: i for i, value in enumerate(values, 1)} for _, values in self.categories]
 
     def _check(self):
@@ -74,26 +72,34 @@ class Vocabulary:
         """The standardised numbers of some rows; the mean, which is 0, where a field is empty.
 
         Args:
-            columns: name -> float64 [N], nan where it is empty.
+            columns: name -> float64 [N], nan where it is empty; or a list, None where it is empty.
         Returns:
-            float32 [N, number of columns].
+            float32 [N, number of columns]; infinite where a number does not fit float32.
         """
         made = np.empty([len(columns[self.numbers[0][0]]), len(self.numbers)], np.float32)
-        for i, (name, mean, deviation) in enumerate(self.numbers):
-            made[:, i] = (columns[name] - mean) / deviation
-        return np.nan_to_num(made, copy=False, nan=0.0)
+        with np.errstate(over="ignore"):
+            for i, (name, mean, deviation) in enumerate(self.numbers):
+                made[:, i] = (np.asarray(columns[name], np.float64) - mean) / deviation
+        made[np.isnan(made)] = 0
+        return made
 
     def encode(self, columns):
         """The ids of some rows.
 
         Args:
-            columns: name -> (codes int [N], values): a row has the text that its code numbers.
+            columns: name -> (codes int [N], values): a row has the text that its code numbers. Or a list of N
+                texts or whole numbers, None for an empty field.
         Returns:
             int32 [N, number of categories].
         """
         ids = []
         for (name, _), id_of in zip(self.categories, self.ids):
-            codes, values = columns[name]
+            codes, values = columns[name] if isinstance(columns[name], tuple) else _as_codes(columns[name])
             of_values = np.fromiter(map(id_of.get, values, itertools.repeat(0)), np.int32, len(values))
             ids.append(of_values[codes])
         return np.stack(ids, axis=1)
+
+
+def _as_codes(column):
+    """A list of values as (codes, texts)."""
+    return np.arange(len(column)), ["" if value is None else str(value).strip() for value in column]

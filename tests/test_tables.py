@@ -28,6 +28,7 @@ from engine.batches import Batches
 from engine.errors import UserError
 from tabular import files as table_files
 from tabular import reader as table_reader
+from tabular.vocabulary import Vocabulary
 
 COLUMNS = "price minutes shop product rating bought spent".split()
 DENSE, SPARSE, LABELS = COLUMNS[:2], COLUMNS[2:4], COLUMNS[4:]
@@ -258,7 +259,13 @@ BAD = {
     "text for a number": ("0.1,cheap,shop 1,3,1,1,0.5", "minutes is 'cheap', not a number"),
     "text for a label": ("0.1,0.2,shop 1,3,1,1,much", "spent is 'much', not a number"),
     "infinite": ("0.1,inf,shop 1,3,1,1,0.5", "minutes is infinite"),
-    "half a class": ("0.1,0.2,shop 1,3,1.5,1,0.5", "the label rating is 1.5, not a whole number"),
+    "half a class": ("0.1,0.2,shop 1,3,1.5,1,0.5", "the label rating is 1.5, not a class: a whole number from 0 to 2"),
+    "a class below 0": ("0.1,0.2,shop 1,3,-1,1,0.5", "the label rating is -1, not a class"),
+    "one class too many": (
+        "0.1,0.2,shop 1,3,3,1,0.5",
+        "the label rating is 3, not a class: a whole number from 0 to 2",
+    ),
+    "less than no": ("0.1,0.2,shop 1,3,1,-1,0.5", "the label bought is -1, not 0 or 1"),
     "neither yes nor no": ("0.1,0.2,shop 1,3,1,2,0.5", "the label bought is 2, not 0 or 1"),
     "an open quote": ('0.1,0.2,"shop 1,3,1,1,0.5', "a quote is not closed in its line"),
     "no UTF-8": ("0.1,0.2,\udcff,3,1,1,0.5", "shop is b'\\xff', not UTF-8 text"),
@@ -394,11 +401,22 @@ def test_a_config_that_does_not_fit_is_refused(mixed, change, words):
         table_reader.RecDataset(files, {**mixed.config(), **change})
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"numbers": [], "categories": []}', '{"numbers": 1}', "[" * 9999])
-def test_what_is_no_vocabulary_is_refused(mixed, content):
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        ("", "Expecting value"),
+        ("[]", "indices"),
+        ("{}", "it has no 'numbers'"),
+        ('{"numbers": [], "categories": []}', "it has no column, or one twice"),
+        ('{"numbers": 1}', "iterable"),
+        ("[" * 9999, "recursion"),
+    ],
+)
+def test_what_is_no_vocabulary_is_refused(mixed, content, words):
     (mixed.folder / "vocabulary.json").write_text(content)
-    with pytest.raises(ValueError, match="vocabulary.json: this is no vocabulary"):
+    with pytest.raises(ValueError, match="vocabulary.json: this is no vocabulary") as caught:
         mixed.reader()
+    assert words in str(caught.value) and "Error(" not in str(caught.value)
 
 
 def test_frequent_values_have_ids(mixed):
@@ -583,7 +601,10 @@ def test_the_command_prints_what_the_config_needs(mixed):
     made = run_script(mixed.folder, "--train", "train", *columns, "--out", "new.json")
     assert made.returncode == 0, made.stderr
     printed = yaml.safe_load(made.stdout.split("for the config:\n")[1])
-    assert printed["input"] == {"dense_size": 2, "vocabulary_sizes": [5, 10]} and printed["tasks"] == TASKS
+    assert printed["input"] == {"dense_size": 2, "vocabulary_sizes": [5, 10]}
+    weight = printed["tasks"][2].pop("weight")
+    spent = [float(row[6]) for row in mixed.rows if row[6]]
+    assert printed["tasks"] == TASKS and weight == pytest.approx(1 / np.var(spent), rel=0.05)
     new = json.loads((mixed.folder / "new.json").read_text())
     assert new["categories"] == mixed.categories and new["labels"] == [{"column": name} for name in LABELS]
     means = [entry["mean"] for entry in mixed.numbers]
@@ -606,3 +627,184 @@ def test_the_command_refuses_in_one_line(mixed, arguments, words):
     process = run_script(mixed.folder, *arguments, "--out", "new.json")
     assert process.returncode == 2 and process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
     assert words in process.stderr and not list(mixed.folder.glob("*.json*"))
+
+
+# ------------------------------------------------------------------------- files with a fault each
+
+
+def read_all(path, numbers=(), categories=()):
+    """(Columns of a file as lists, whether each row is good, what is said of the first bad one)."""
+    found, good, said = {name: [] for name in (*numbers, *categories)}, [], None
+    for part in table_files.open_file(str(path)).parts():
+        for block in part.blocks():
+            rows = block.read([*numbers], [*categories])
+            good += [*rows.good]
+            said = said or (rows.first_bad() if rows.bad_num() else None)
+            for name in numbers:
+                found[name] += rows.numbers[name].tolist()
+            for name in categories:
+                codes, values = rows.categories[name]
+                found[name] += [values[code] for code in codes]
+    return found, good, said
+
+
+def test_an_empty_field_of_a_text_column_in_parquet_is_no_bad_value(tmp_path):
+    columns = {"x": ["cheap", None, "1"], "nothing": pa.array([None] * 3, pa.string())}
+    pq.write_table(pa.table({**columns, "c": pa.array([b"\xff", None, b"a"])}), tmp_path / "a.parquet")
+    found, good, said = read_all(tmp_path / "a.parquet", ["x", "nothing"])
+    assert np.isnan(found["x"][1]) and found["x"][2] == 1 and np.isnan(found["nothing"]).all()
+    assert good == [False, True, True] and "row 1: x is 'cheap'" in said
+    found, good, _ = read_all(tmp_path / "a.parquet", [], ["c"])
+    assert found["c"][1:] == ["", "a"] and good == [False, True, True]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.struct({"a": pa.int64()})], ids=str)
+def test_a_column_of_lists_is_refused_by_its_type(tmp_path, kind):
+    pq.write_table(pa.table({"c": pa.array([None, None], kind)}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet: the column c is of type (list|struct)<.*, not of texts"):
+        read_all(tmp_path / "a.parquet", [], ["c"])
+
+
+@pytest.mark.parametrize(
+    "kind,value,text",
+    [
+        (pa.bool_(), True, "true"),
+        (pa.large_string(), " é ", "é"),
+        (pa.date32(), 1, "1970-01-02"),
+        (pa.dictionary(pa.int8(), pa.int64()), 7, "7"),
+        (pa.null(), None, ""),
+    ],
+    ids=str,
+)
+def test_other_columns_are_read_as_texts(tmp_path, kind, value, text):
+    pq.write_table(pa.table({"c": pa.array([value, None], kind)}), tmp_path / "a.parquet")
+    assert read_all(tmp_path / "a.parquet", [], ["c"])[0]["c"] == [text, ""]
+
+
+@pytest.mark.parametrize(
+    "name,content,words",
+    [
+        ("a.csv", "größe,x\n1,2\n".encode("latin-1"), "a.csv: it is not UTF-8; save it as UTF-8"),
+        ("a.csv", b"x,y\r1,2\r3,4\r", "a.csv: its lines end in \\r alone"),
+    ],
+)
+def test_a_file_of_another_encoding_or_line_end_is_refused(tmp_path, name, content, words):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError) as caught:
+        table_files.open_file(str(tmp_path / name))
+    assert words in str(caught.value)
+
+
+def test_a_compressed_file_may_have_its_name_in_capitals(tmp_path):
+    (tmp_path / "U.CSV.GZ").write_bytes(gzip.compress(b"x\n1\n2\n"))
+    assert table_files.table_paths([str(tmp_path / "U.CSV.GZ")])
+    assert read_all(tmp_path / "U.CSV.GZ", ["x"])[0]["x"] == [1, 2]
+
+
+@pytest.mark.parametrize("path", ["a.csv", "a.parquet"])
+def test_what_is_empty_in_a_column_of_numbers_is_a_category_in_one_of_texts(tmp_path, path):
+    texts = ["NA", " n/a ", "nan", "NULL", " ", "", " 2.5 "]
+    if path == "a.csv":
+        (tmp_path / path).write_text("x,c\n" + "".join(f"{text},{text}\n" for text in texts))
+    else:
+        pq.write_table(pa.table({"x": texts, "c": texts}), tmp_path / path)
+    found, good, _ = read_all(tmp_path / path, ["x"], ["c"])
+    assert np.isnan(found["x"][:-1]).all() and found["x"][-1] == 2.5 and all(good)
+    assert found["c"] == [text.strip() for text in texts]
+    (tmp_path / "b.csv").write_text("x\nNone\n")
+    assert read_all(tmp_path / "b.csv", ["x"])[2].endswith("x is 'None', not a number")
+
+
+def test_a_blank_line_is_no_row_and_a_quoted_nothing_is_one(tmp_path):
+    (tmp_path / "a.csv").write_text('x\n1\n\n""\n2\n')
+    assert read_all(tmp_path / "a.csv", [], ["x"])[0]["x"] == ["1", "", "2"]
+    found, good, _ = read_all(tmp_path / "a.csv", ["x"])
+    assert np.isnan(found["x"][1]) and found["x"][::2] == [1, 2] and all(good)
+    assert table_files.open_file(str(tmp_path / "a.csv")).count() == 3
+
+
+@pytest.mark.parametrize("text,kept", [('1,"x\n2,y"\n3,z\n', ["z"]), ('1,"x\n2,y\n3,5" z\n', ["y", '5" z'])])
+def test_the_line_that_closes_a_quote_is_bad_too(tmp_path, text, kept):
+    (tmp_path / "a.csv").write_text("n,c\n" + text)
+    found, good, said = read_all(tmp_path / "a.csv", ["n"], ["c"])
+    assert [value for value, is_good in zip(found["c"], good) if is_good] == kept
+    assert "line 2: a quote is not closed" in said
+
+
+def test_a_number_that_fits_no_float32_is_bad(tmp_path, rng):
+    for line, why in (
+        ("1e300,0,a,1,1,1,1", "price is 1e+300, which does not fit float32"),
+        ("0,0,a,1,1,1,-1e39", "spent is -1e+39"),
+    ):
+        (tmp_path / line[:2]).mkdir()
+        folder = Folder(tmp_path / line[:2], ["a.csv"], make_rows(rng, 60))
+        where = spoil(folder, "a.csv", line)
+        with pytest.raises(UserError) as caught:
+            list(folder.batches()(0))
+        assert str(caught.value).startswith(where) and why in str(caught.value)
+
+
+NO_TASKS = {"hyper_parameters.tasks": [], "hyper_parameters.task_num": 2, "hyper_parameters.class_num": 3}
+
+
+def test_without_tasks_the_labels_are_classes(mixed):
+    for tasks in (NO_TASKS, {**NO_TASKS, "hyper_parameters.tasks": None}):
+        reader = table_reader.RecDataset([str(mixed.folder / "train" / "a.csv")], {**mixed.config(), **tasks})
+        assert [array.dtype for array in next(reader.blocks(0, None, map))[2:]] == [np.int64] * 2
+    path = mixed.folder / "train" / "a.csv"
+    path.write_text(",".join(COLUMNS) + "\n0,0,a,1,3,1,1\n")
+    reader = table_reader.RecDataset([str(path)], {**mixed.config(), **NO_TASKS})
+    with pytest.raises(ValueError, match="line 2: the label rating is 3, not a class: a whole number from 0 to 2"):
+        list(reader.blocks(0, None, map))
+
+
+@pytest.mark.parametrize("task", [{"kind": ["x"]}, {"classes": "many"}, {"classes": 2.5}, {"classes": float("nan")}])
+def test_a_wrong_task_is_left_to_the_network(mixed, task):
+    table_reader.RecDataset(
+        [str(mixed.folder / "train" / "a.csv")], {**mixed.config(), "hyper_parameters.tasks": [task]}
+    )
+
+
+def test_evaluation_says_that_it_needs_labels(mixed):
+    write(mixed.folder / "new" / "a.csv", [row[:4] for row in mixed.rows], COLUMNS[:4])
+    with pytest.raises(ValueError, match="no column 'rating'.* Evaluation needs the labels; tools/predict.py does not"):
+        mixed.reader("new", job="infer")
+    with pytest.raises(ValueError, match="no column 'rating'") as caught:
+        mixed.reader("new", job="train")
+    assert "Evaluation" not in str(caught.value)
+
+
+def test_a_vocabulary_takes_lists(mixed):
+    vocabulary = Vocabulary(mixed.vocabulary_path)
+    columns = {
+        name: [(float(x) if x else None) if name in DENSE else x or None for x in column]
+        for name, column in zip(COLUMNS[:3], zip(*mixed.rows))
+    }
+    products = [int(row[3]) if row[3] else None for row in mixed.rows]
+    assert_same([vocabulary.dense(columns)], mixed.expected()[:1])
+    ids = vocabulary.encode({**columns, "product": products})
+    assert (ids == mixed.expected()[1]).all()
+
+
+def test_the_tasks_are_guessed_with_a_word_on_scale_and_empty_classes(tmp_path):
+    (tmp_path / "train").mkdir()
+    lines = [f"{x},{1 + i % 4},{x * 1000.5},{x * 1e5 + 0.5},{x - 0.5}" for i, x in enumerate(range(20))]
+    (tmp_path / "train" / "a.csv").write_text("\n".join(["über,stars,big,huge,near", *lines]) + "\n", encoding="utf-8")
+    columns = ["--dense", "über", "--labels", "stars", "big", "huge", "near", "--out", "v.json"]
+    made = run_script(tmp_path, "--train", "train", *columns)
+    assert "classes: 5}  # 1 to 4; classes start at 0: class 0 is empty; subtract 1\n" in made.stdout
+    assert "# 1 / variance, so that tasks of other scales are heard" in made.stdout
+    tasks = {task["name"]: task for task in yaml.safe_load(made.stdout.split("for the config:\n")[1])["tasks"]}
+    for name, scale in (("big", 1000.5), ("huge", 1e5), ("near", 1)):
+        assert tasks[name]["weight"] == pytest.approx(1 / np.var(np.arange(20) * scale), rel=0.05)
+    assert "über" in (tmp_path / "v.json").read_text(encoding="utf-8")
+
+
+def test_numbers_too_far_apart_for_a_variance_are_refused(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "a.csv").write_text("x\n" + "0\n" * 200 + "1e300\n" + "0\n" * 200)
+    made = run_script(tmp_path, "--train", "train", "--dense", "x", "--out", "v.json")
+    assert (
+        made.returncode == 2 and made.stderr == "error: the numbers of x reach 1e+300: too far apart for a variance.\n"
+    )
+    assert not (tmp_path / "v.json").exists()
