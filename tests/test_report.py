@@ -103,7 +103,7 @@ def test_no_line_of_the_summary_looks_like_a_number_to_scripts(tmp_path):
     for tool in ("trainer", "infer"):
         lines = run_here(tool, config, "runner.keep_best=auc", cwd=tmp_path).stderr.splitlines()
         summary = lines[[" done, " in line for line in lines][::-1].index(True) * -1 :]
-        assert any("by auc of" in line for line in summary)
+        assert any("epoch: 1 (" in line and ", auc " in line for line in summary)
         assert not any(re.search(r"\b(ips|auc): ", line) for line in summary), summary
 
 

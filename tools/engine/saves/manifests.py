@@ -147,10 +147,12 @@ def _check_facts(manifest):
         raise ValueError(f"its saved_at is {manifest['saved_at']}")
 
 
-def _check_so_far(sums, examples, newest, counted):
+def _check_so_far(sums, examples, newest, counted, seen=0):  # the first releases did not say what was seen
     """Raise ValueError where what an epoch has counted is not as ``Meter.state`` and a graph's ``counted`` give it."""
     if not _are_numbers(sums) or not _are_numbers(newest) or not isinstance(counted, list):
         raise ValueError("what it says of the epoch so far is not all numbers")
+    if not _is_count(seen):
+        raise ValueError(f"its number of examples seen is {shown(seen)}")
     if not isinstance(examples, dict) or sums.keys() != examples.keys():
         raise ValueError("its sums and numbers of examples do not belong together")
     if not all(_is_count(count) and count for count in examples.values()):
