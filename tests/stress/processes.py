@@ -71,6 +71,8 @@ class _Forked:
 def _run(tool, arguments, cwd, stdout, stderr, new_group):
     if new_group:
         os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests started in the background ignore these two
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(cwd)
