@@ -82,7 +82,7 @@ def _run_without_rows(experts):
     version = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]]
     if not paddle.framework.in_pir_mode() or version < [3, 1, 1] or not paddle.get_device().startswith("cpu"):
         return False
-    return all(
+    return all(isinstance(expert, nn.Layer) for expert in experts) and all(
         type(layer).__module__ == __name__ or type(layer) in TRIED_WITHOUT_ROWS
         for expert in experts
         for layer in expert.sublayers(True)

@@ -24,11 +24,9 @@ warnings.filterwarnings("ignore", "No ccache found")  # what Paddle says when it
 import question as questions  # noqa: E402  (the path is set above)
 from search import RunFailed, Search  # noqa: E402
 
+from engine.commands import TOOLS  # noqa: E402
 from engine.errors import UserError  # noqa: E402
 from engine.saves import best, folders, manifests  # noqa: E402
-
-TRAIN = {"static": "static_trainer", "dynamic": "trainer"}
-INFER = {"static": "static_infer", "dynamic": "infer"}
 
 
 def tool(name, config, *overrides, cwd):
@@ -51,13 +49,15 @@ def measure(question, run):
     """
     with tempfile.TemporaryDirectory() as folder:
         options = _options(question, run.overrides, run.seed)
-        log = _log(TRAIN[question.graph], question.config, options, folder)
+        log = _log(TOOLS[question.graph, "train"], question.config, options, folder)
         epoch, facts = _chosen_epoch(os.path.join(folder, "saves"), question.metric)
         measured = {"epoch": epoch, "validation": facts["validation"], **training_speed(log)}
         measured["parameters"] = sum(map(_size, facts["parameters"].values()))
         measured["versions"] = {**facts["versions"], "python": sys.version.split()[0]}
         if run.stage != "search":
-            log = _log(INFER[question.graph], question.config, [*options, f"runner.infer_epoch={epoch}"], folder)
+            log = _log(
+                TOOLS[question.graph, "infer"], question.config, [*options, f"runner.infer_epoch={epoch}"], folder
+            )
             (measured["test"],) = done_numbers(log)
             _log("export", question.config, [*options, f"runner.export_epoch={epoch}"], folder)
             measured["serve_examples_s"] = serving_speed(_log("predict", question.config, options, folder))

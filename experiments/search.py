@@ -24,12 +24,11 @@ class Search:
         less_is_better: of that number.
         measure: (Run) -> dict of what was measured, with ``validation``: name -> number; may raise RunFailed.
         recipe: (overrides, seed) -> text that tells the run from others.
-        say: takes a line of progress.
     """
 
-    def __init__(self, path, metric, less_is_better, measure, recipe, say=print):
+    def __init__(self, path, metric, less_is_better, measure, recipe):
         self.path, self.metric, self.sign = path, metric, -1 if less_is_better else 1
-        self.measure, self.recipe, self.say = measure, recipe, say
+        self.measure, self.recipe = measure, recipe
         self.lines = lines.read(path)
 
     def answer(self, trials_of, seeds, stage="final"):
@@ -75,7 +74,7 @@ class Search:
             self.lines.append(line)
             outcome = line.get("error") or f"validation {self.metric} {line['validation'].get(self.metric)}"
             keys = " ".join(f"{key}={value}" for key, value in overrides.items())
-            self.say(f"{stage}, {network}, {keys}, seed {seed}: {outcome} ({line['seconds']:.0f} s)")
+            print(f"{stage}, {network}, {keys}, seed {seed}: {outcome} ({line['seconds']:.0f} s)")
         return line
 
     def _measured(self, run):

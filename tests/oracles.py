@@ -63,3 +63,9 @@ def mix_all_experts(experts, x, weights, *_):
     """The dense mixture: stands in for ``net.mix_needed_experts``."""
     outputs = paddle.stack([expert(x) for expert in experts], axis=1)  # [B, n, H]
     return [paddle.squeeze(paddle.reshape(w, [-1, 1, len(experts)]) @ outputs, axis=1) for w in weights]
+
+
+def brute_force_auc(scores, labels):
+    """The share of pairs (positive, negative) in the right order, ties half; both arrays [N], labels 0 or 1."""
+    pairs = scores[labels == 1][:, None] - scores[labels == 0][None, :]
+    return np.mean((pairs > 0) + 0.5 * (pairs == 0))

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from oracles import brute_force_auc
 from toolbox import assert_refused, run_here
 
 import census_reader
@@ -371,11 +372,6 @@ def test_both_graphs_train_to_the_same_numbers(runs):
 def test_two_epochs_of_the_sample_tell_both_tasks(runs):
     last = runs["static"][2][-1]
     assert last["auc_income"] > 0.75 and last["auc_never_married"] > 0.9, last
-
-
-def brute_force_auc(scores, labels):
-    pairs = scores[labels == 1][:, None] - scores[labels == 0][None, :]
-    return np.mean((pairs > 0) + 0.5 * (pairs == 0))
 
 
 def test_the_exported_model_predicts_what_was_evaluated(runs):

@@ -13,7 +13,7 @@ import search
 import table
 import yaml
 from conftest import ROOT
-from test_census import brute_force_auc
+from oracles import brute_force_auc
 from toolbox import assert_refused, run_here
 
 from engine.errors import UserError

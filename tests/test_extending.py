@@ -10,8 +10,7 @@ import sys
 
 import pytest
 from conftest import ROOT
-from processes import JOBS
-from toolbox import run_here, small_data
+from toolbox import JOBS, run_here, small_data
 
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 SECTIONS = {title: text for title, text in re.findall(r"^## (.*)\n((?:(?!^## ).*\n)*)", PAGE, re.MULTILINE)}

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import paddle
 import pytest
+from oracles import brute_force_auc
 from test_sparse import assert_close, start_dense, trained
 from toolbox import opened
 from ways import LEGACY_3, WAYS, code_logits, config, gate_values, start
@@ -432,11 +433,6 @@ def test_learned_variances_weigh_the_losses_as_kendall_does(rng):
         expected = (np.exp(-s) * parts * [1, 1, 0.5] + s / 2).sum()
         assert run.step(batch)[0] == pytest.approx(expected, abs=1e-4)
         assert (run.state()[run.names["log_variances"]] != s.astype("float32")).all(), "they are trained"
-
-
-def brute_force_auc(scores, labels):
-    pairs = scores[labels == 1][:, None] - scores[labels == 0][None, :]
-    return np.mean((pairs > 0) + 0.5 * (pairs == 0))
 
 
 @pytest.mark.parametrize("graph", ["dynamic", "static"])

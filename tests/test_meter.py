@@ -6,7 +6,7 @@ import re
 import numpy as np
 import paddle
 import pytest
-from toolbox import batches_of, opened, small_data
+from toolbox import batches_of, opened, saved_after_a_few_steps
 
 from engine import loop
 from engine.errors import UserError
@@ -24,15 +24,7 @@ def saved(request, tmp_path_factory):
     """(gate, overrides) of a network after a few steps, its weights in epoch 0 of infer_load_path."""
     folder = tmp_path_factory.mktemp(request.param)
     overrides = [f"hyper_parameters.gate={request.param}", "hyper_parameters.expert_num=4", "runner.to_static=false"]
-    overrides += [f"runner.infer_load_path={folder}", *small_data(folder / "data", test_num=EXAMPLES)]
-    overrides += ["runner.steps_per_epoch=4", "runner.train_batch_size=16"]
-    with opened("dynamic", "train", overrides) as (graph, config, settings):
-        graph.begin_epoch()
-        for batch in batches_of(config, settings, "train")(0):
-            graph.train_step(batch)
-        (folder / "0").mkdir()
-        graph.write(str(folder / "0"))
-    return request.param, overrides
+    return request.param, saved_after_a_few_steps(folder, EXAMPLES, *overrides)
 
 
 def evaluate(graph_name, overrides, caplog):

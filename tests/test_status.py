@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import paddle
 import pytest
-from toolbox import batches_of, opened, small_data
+from toolbox import batches_of, opened, saved_after_a_few_steps
 
 from engine import loop
 from engine.jobs import GRAPHS
@@ -23,15 +23,7 @@ def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     overrides = [f"hyper_parameters.gate={request.param}", f"hyper_parameters.expert_num={EXPERTS}"]
     overrides += ["hyper_parameters.gamma=0.05", "runner.to_static=false", "runner.infer_batch_size=32"]
-    overrides += [f"runner.infer_load_path={folder}", *small_data(folder / "data", test_num=EXAMPLES)]
-    overrides += ["runner.steps_per_epoch=4", "runner.train_batch_size=16", "runner.drop_last=false"]
-    with opened("dynamic", "train", overrides) as (graph, config, settings):
-        graph.begin_epoch()
-        for batch in batches_of(config, settings, "train")(0):
-            graph.train_step(batch)
-        (folder / "0").mkdir()
-        graph.write(str(folder / "0"))
-    return request.param, overrides
+    return request.param, saved_after_a_few_steps(folder, EXAMPLES, *overrides, "runner.drop_last=false")
 
 
 def evaluated(graph_name, overrides):

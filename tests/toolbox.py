@@ -21,6 +21,7 @@ from conftest import ROOT
 
 from engine import cli
 from engine.batches import Batches, find_reader, open_dataset
+from engine.commands import TOOLS
 from engine.config import load_config
 from engine.graphs import executor, process_settings, programs
 from engine.graphs.device import set_seeds
@@ -50,6 +51,7 @@ def run_tool(name, config, *overrides, cwd, env=None):
         return subprocess.CompletedProcess(arguments, code, *(path.read_text(encoding="utf-8") for path in written))
 
 
+JOBS = {tool: job for job, tool in TOOLS.items()}
 PACKAGES_MODULES = ("net", "hyper_parameters", "tasks", "training", "dygraph_model", "static_model")  # and the readers
 
 
@@ -86,12 +88,12 @@ def run_here(name, config, *overrides, cwd):
             mock.patch.object(sys, "argv", command), mock.patch.object(sys, "path", list(sys.path)),
             mock.patch.object(process_settings, "tune", lambda: None),
             mock.patch.object(Session, "listen", lambda self: None),
-            warnings.catch_warnings(), contextlib.redirect_stderr(said), apart(processes.JOBS[name][0]),
+            warnings.catch_warnings(), contextlib.redirect_stderr(said), apart(JOBS[name][0]),
         ):  # fmt: skip
             stack.enter_context(patch)
         os.chdir(cwd)
         try:
-            cli.main(*processes.JOBS[name])
+            cli.main(*JOBS[name])
             code = 0
         except SystemExit as end:
             code = end.code
@@ -161,3 +163,16 @@ def opened(graph_name, job, overrides):
 def batches_of(config, settings, job):
     reader = find_reader(Package(str(ROOT)), settings, job)
     return Batches(open_dataset(reader, settings, {**config, "runner.job": job}, job), settings, job, paddle.CPUPlace())
+
+
+def saved_after_a_few_steps(folder, test_num, *overrides):
+    """Train for an epoch of a few steps, and save its weights in ``folder``/0; gives the overrides to evaluate them."""
+    overrides = [*overrides, f"runner.infer_load_path={folder}", *small_data(folder / "data", test_num)]
+    overrides += ["runner.steps_per_epoch=4", "runner.train_batch_size=16"]
+    with opened("dynamic", "train", overrides) as (graph, config, settings):
+        graph.begin_epoch()
+        for batch in batches_of(config, settings, "train")(0):
+            graph.train_step(batch)
+        (folder / "0").mkdir()
+        graph.write(str(folder / "0"))
+    return overrides

@@ -13,10 +13,6 @@ from multiprocessing import forkserver
 from unittest import mock
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-JOBS = {
-    "trainer": ("dynamic", "train"), "infer": ("dynamic", "infer"), "static_trainer": ("static", "train"),
-    "static_infer": ("static", "infer"), "export": ("static", "export"), "predict": ("exported", "infer"),
-}  # fmt: skip
 
 
 def start(tool, arguments, cwd, stdout, stderr, new_group=False):
@@ -79,9 +75,9 @@ def _run(tool, arguments, cwd, stdout, stderr, new_group):
     script = ROOT / "tools" / f"{tool}.py"
     sys.argv = [str(script), *arguments]
     sys.path[:] = [str(script.parent), *(path for path in sys.path if not _is_in_project(path))]  # as of the script
-    from engine import cli
+    from engine import cli, commands
 
-    cli.main(*JOBS[tool])
+    cli.main(*next(job for job, name in commands.TOOLS.items() if name == tool))
 
 
 def _is_in_project(path):
