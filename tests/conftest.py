@@ -1,8 +1,8 @@
 """Paths; a clean graph mode and the same seed for each test."""
 
+import gc
 import pathlib
 import sys
-import traceback
 
 import numpy as np
 import paddle
@@ -11,12 +11,13 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 FOLDERS = ("", "tools", "tests", "tests/stress", "data", "docs", "benchmarks", "examples/census", "experiments")
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
+import building  # noqa: E402, F401  (the path is set above; it makes tests faster)
 
 
-# Paddle takes down the Python stack at each operation of a program, which from within pytest is a third of the time
-# to build one. The nearest frames will do.
-EXTRACT_STACK = traceback.extract_stack
-traceback.extract_stack = lambda f=None, limit=4: EXTRACT_STACK(f or sys._getframe(1), limit)
+def pytest_collection_finish():
+    """What is there before the first test stays; the garbage collector need not look through it again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

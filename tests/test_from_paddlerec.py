@@ -19,7 +19,7 @@ def logs(tmp_path_factory):
     shutil.copy(folder / "clicks" / "click_reader.py", folder / "clicks_dselect_k")
     for name, content in files_in(PAGE).items():
         (folder / name).write_text(content, encoding="utf-8")
-    return folder, {command: run(command, folder, as_process=False) for command in commands_in(PAGE)}
+    return folder, {command: run(command, folder) for command in commands_in(PAGE)}
 
 
 def test_the_package_runs_unchanged_and_with_a_mixture(logs):

@@ -44,7 +44,7 @@ GATES = [gate for gate in hyper_parameters.GATES if gate != "noisy_top_k"]  # no
 @pytest.mark.parametrize("gate", GATES)
 def test_every_gate_trains_to_the_dense_mixtures_parameters(way, gate, rng):
     flat = config(**{**SMALL, **TABLE, "tasks": DESCRIBED, "gate": gate, "optimizer__learning_rate": 0.01})
-    sparse, dense = start(way, flat), start_dense(way, flat)
+    sparse, dense = start(way, flat), start_dense(flat)
     for batch in table_batches(rng, 6):
         (loss, used), (dense_loss, _) = sparse.step(batch), dense.step(batch)
         assert loss == pytest.approx(dense_loss, abs=1e-5)
@@ -68,13 +68,12 @@ def test_every_gate_gives_the_same_in_both_graphs(gate, rng):
 def test_every_gate_and_task_goes_on_from_a_save_as_if_uninterrupted(way, gate, tmp_path, rng):
     flat = config(**{**SMALL, **TABLE, "tasks": DESCRIBED, "gate": gate, "optimizer__learning_rate": 0.01})
     batches = table_batches(rng, 4, missing=True)
-    whole, run = start(way, flat), start(way, flat)
-    for batch in batches:
-        whole.step(batch)
+    whole = start(way, flat)
     for batch in batches[:2]:
-        run.step(batch)
-    run = run.reopened(str(tmp_path))
+        whole.step(batch)
+    run = whole.reopened(str(tmp_path))
     for batch in batches[2:]:
+        whole.step(batch)
         run.step(batch)
     assert_close(run.state(), whole.state(), 1e-7)
 
@@ -150,7 +149,7 @@ def test_fixed_gates_do_not_train_and_are_drawn_from_their_seed():
 )
 def test_images_of_any_shape_through_any_bottom_and_expert(way, gate, keys, rng):
     flat = config(**{**SMALL, "input__image": [2, 20, 24], "gate": gate, **keys})
-    sparse, dense = start(way, flat), start_dense(way, flat)
+    sparse, dense = start(way, flat), start_dense(flat)
     for _ in range(3):
         batch = [rng.rand(6, 2, 20, 24).astype("float32"), rng.randint(0, 10, 6), rng.randint(0, 10, 6)]
         assert sparse.step(batch)[0] == pytest.approx(dense.step(batch)[0], abs=1e-5)
@@ -268,7 +267,7 @@ def prelu_expert(shape, expert_size):
 def test_experts_that_nobody_needs_read_embeddings(way, gate, rng):
     """Paddle 2.6.2 finds no gradient for an empty part of the rows, which those of embeddings need."""
     flat = config(**{**SMALL, **TABLE, "tasks": DESCRIBED, "gate": gate, "optimizer__learning_rate": 0.01})
-    sparse, dense = start(way, flat), start_dense(way, flat)
+    sparse, dense = start(way, flat), start_dense(flat)
     for run in (sparse, dense):
         run.set(gate_values(run, code_logits([0, 2], 2, 0.7)))
     for batch in table_batches(rng, 4):
@@ -292,11 +291,15 @@ def half_of_them(expert_num, top_k, feature_size):
 @every_way
 @pytest.mark.parametrize("keys", EXPERTS_ON_FEATURES.values(), ids=EXPERTS_ON_FEATURES)
 def test_experts_that_nobody_needs_read_data_that_need_no_gradient(way, keys, rng):
-    """Paddle 3.3.1 refuses an empty batch there in most layers' gradients, and in some layers anywhere."""
+    """Paddle 3.3.1 refuses an empty batch there in most layers' gradients, and in some layers anywhere.
+
+    By SGD: Adam would make much of what rounding leaves of the gradient of a bias before a norm, which is 0.
+    """
     if way != "eager" and not paddle.framework.use_pir_api() and "recurrent" in keys["expert"]:
         pytest.skip("legacy programs build no recurrent layer (3.x), or lose its gradient in a branch (2.6.2)")
-    flat = config(**{**SMALL, "input__dense_size": 5, "tasks": DESCRIBED, "optimizer__learning_rate": 0.01, **keys})
-    sparse, dense = start(way, flat), start_dense(way, flat)
+    flat = config(**{**SMALL, "input__dense_size": 5, "tasks": DESCRIBED, "optimizer__class": "sgd", **keys})
+    sparse, dense = start(way, flat), start_dense(flat)
+    dense.set(sparse.state())  # recurrent layers draw others in a program
     for run in (sparse, dense):
         run.set(gate_values(run, code_logits([0, 2], 2, 0.7)))
     for batch in table_batches(rng, 4):

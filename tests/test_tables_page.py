@@ -25,7 +25,7 @@ def logs(tmp_path_factory):
     for name, content in files_in(PAGE).items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(content, encoding="utf-8")
-    return folder, {command: run(command, folder, as_process=False) for command in commands_in(PAGE)}
+    return folder, {command: run(command, folder) for command in commands_in(PAGE)}
 
 
 def test_three_tasks_are_learned_in_both_graphs(logs):
@@ -57,7 +57,6 @@ def test_a_program_of_your_own_asks_the_exported_model(logs):
     run(
         "python tools/predict.py -m shop/config.yaml -o runner.test_data_dir=asked runner.predict_path=asked.csv",
         folder,
-        as_process=False,
     )
     expected = [float(row["value_spent"]) for row in table(folder / "asked.csv")]
     found = re.search(r"'value_spent': array\((\[.*?\])\s*, dtype", process.stdout, re.DOTALL).group(1)

@@ -4,6 +4,8 @@ All that is compared goes by parameter names, which are the same in all three.
 """
 
 import contextlib
+import dataclasses
+import functools
 import os
 
 import numpy as np
@@ -68,9 +70,12 @@ class EagerRun:
         """(accuracies, loss, logits of each task) in evaluation mode."""
         self.net.eval()
         metrics, names = self.wrapper.create_metrics()
+        seen = []
+        hook = self.net.register_forward_post_hook(lambda net, inputs, details: seen.extend(details[0]))
         metrics, printed = self.wrapper.infer_forward(self.net, metrics, self._tensors(batch), self.flat)
+        hook.remove()
         accuracies = [m.accumulate() for m, name in zip(metrics, names) if name.startswith("Accuracy")]
-        return accuracies, float(printed["loss"]), self.predict(batch)
+        return accuracies, float(printed["loss"]), [z.numpy() for z in seen]
 
     def predict(self, batch):
         """Logits of each task, in evaluation mode."""
@@ -107,8 +112,18 @@ class EagerRun:
         return [paddle.to_tensor(item) for item in batch]
 
 
+@dataclasses.dataclass
+class Inference:
+    """A program for inference, with its feeds, what it prints by name, and the logits of each task."""
+
+    program: paddle.static.Program
+    feeds: list
+    fetches: dict
+    logits: list
+
+
 class StaticRun:
-    """The static graph: a training and an inference program over one scope."""
+    """The static graph: a training and an inference program over one scope. The latter is built when first needed."""
 
     def __init__(self, flat, seed=1):
         self.flat = flat
@@ -121,13 +136,6 @@ class StaticRun:
                 self.fetches = self.wrapper.net(self.feeds)
                 self.wrapper.create_optimizer()
             self.names = {key: tensor.name for key, tensor in self.wrapper.network.state_dict().items()}
-            self.infer_program = paddle.static.Program()
-            unused_startup = paddle.static.Program()
-            with paddle.utils.unique_name.guard(), paddle.static.program_guard(self.infer_program, unused_startup):
-                wrapper = StaticModel(flat)
-                self.infer_feeds = wrapper.create_feeds(is_infer=True)
-                self.infer_fetches = wrapper.infer_net(self.infer_feeds)
-                self.logits = wrapper.observed[: len(wrapper.tasks)]  # gates of an example add their mean weights
             self.executor = paddle.static.Executor(paddle.CPUPlace())
             paddle.seed(seed)
             self.executor.run(startup)
@@ -142,6 +150,17 @@ class StaticRun:
         finally:
             paddle.disable_static()
 
+    @functools.cached_property
+    def inference(self):
+        """An ``Inference``, whose program may be replaced by another form of it."""
+        program = paddle.static.Program()
+        with self.on(), paddle.utils.unique_name.guard(), paddle.static.program_guard(program, paddle.static.Program()):
+            wrapper = StaticModel(self.flat)
+            feeds = wrapper.create_feeds(is_infer=True)
+            fetches = wrapper.infer_net(feeds)
+        # gates of an example add their mean weights to what is observed
+        return Inference(program, feeds, fetches, wrapper.observed[: len(wrapper.tasks)])
+
     def _run(self, program, batch, fetches):
         dtypes = (convert_dtype(variable.dtype) for variable in self.feeds)
         feed = {v.name: np.asarray(item, dtype) for v, item, dtype in zip(self.feeds, batch, dtypes)}
@@ -153,15 +172,15 @@ class StaticRun:
         return float(loss), int(used)
 
     def evaluate(self, batch):
-        fetches = list(self.infer_fetches.values())
-        values = self._run(self.infer_program, batch, fetches + self.logits)
-        printed = dict(zip(self.infer_fetches, values))
+        fetches = list(self.inference.fetches.values())
+        values = self._run(self.inference.program, batch, fetches + self.inference.logits)
+        printed = dict(zip(self.inference.fetches, values))
         accuracies = [float(v) for name, v in printed.items() if name.startswith("Accuracy")]
         return accuracies, float(printed["loss"]), values[len(fetches) :]
 
     def predict(self, batch):
         """Logits of each task, in evaluation mode."""
-        return self._run(self.infer_program, batch, self.logits)
+        return self._run(self.inference.program, batch, self.inference.logits)
 
     outputs = predict  # of any kind of task
 
