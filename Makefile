@@ -44,6 +44,9 @@ notebook: $(VENV)/notebook  ## run notebook.ipynb from top to bottom, and keep w
 test: env  ## the tests
 	$(VENV)/bin/python $(PYTEST)
 
+test-bench: env  ## the tests of the benchmarks: their tables, at tiny sizes
+	$(VENV)/bin/python -m pytest tests/test_bench.py -m bench
+
 test-legacy: env  ## the package's own tests in the legacy program mode, which PaddleRec's tools set
 	FLAGS_enable_pir_api=0 $(VENV)/bin/python $(PYTEST) tests/test_gate.py tests/test_sparse.py tests/test_graphs.py \
 		tests/test_hyper_parameters.py tests/test_tools.py tests/test_export.py

@@ -1,8 +1,8 @@
 """The dense mixture in plain Paddle, the baseline: eager, one convolution per expert, ReLU before pooling.
 
-All experts run at every step, each convolution has a bias, and a step includes Adam and an accuracy for each task.
-Gates and towers are the package's, since their cost is negligible. PaddleRec's own code, which computes a different
-function, is timed by ``rates.PackageStep``.
+All experts run at every step, each convolution has a bias, and a step includes Adam and a metric for each task. Gates,
+towers and a table's embeddings are the package's, since their cost is negligible. PaddleRec's own code, which computes
+a different function, is timed by ``rates.PackageStep``.
 """
 
 import paddle
@@ -21,34 +21,43 @@ def _block(channels_in, channels_out):
 
 
 class _Expert(nn.Layer):
-    """Parameters are named as in ``net.CNNExpert``, which has no biases in its convolutions."""
+    """Parameters are named as in ``net.CNNExpert``, which has no biases in its convolutions, or as in ``net.MLP``."""
 
-    def __init__(self, expert_size):
+    def __init__(self, *layers):
         super().__init__()
-        self.layers = nn.Sequential(
-            _block(1, 10),
-            _block(10, 20),
-            nn.Flatten(),
-            nn.Linear(720, 50),
-            nn.ReLU(),
-            nn.Linear(50, expert_size),
-            nn.ReLU(),
-        )
+        self.layers = nn.Sequential(*layers)
 
-    def forward(self, image):
-        return self.layers(image)
+    def forward(self, x):
+        return self.layers(x)
+
+
+def _expert(hyper, inputs):
+    """On an image, or if there are ``inputs``, a table's, on those."""
+    blocks, sizes = [_block(1, 10), _block(10, 20), nn.Flatten()], [720, 50, hyper.expert_size]
+    if inputs is not None:
+        blocks, sizes = [], [inputs.out_size, *hyper.expert_hidden_sizes, hyper.expert_size]
+    linear = [layer for wide in zip(sizes, sizes[1:]) for layer in (nn.Linear(*wide), nn.ReLU())]
+    return _Expert(*blocks, *linear)
 
 
 class _Mixture(nn.Layer):
     def __init__(self, hyper):
         super().__init__()
-        tasks, sizes = range(hyper.task_num), [hyper.tower_size, hyper.tower_size, hyper.class_num]
-        self.experts = nn.LayerList([_Expert(hyper.expert_size) for _ in range(hyper.expert_num)])
+        tasks = hyper.task_list()
+        self.inputs = None
+        if hyper.is_table:
+            self.inputs = net.TableInput(
+                hyper.input_dense_size, hyper.input_vocabulary_sizes, hyper.input_embedding_size
+            )
+        self.experts = nn.LayerList([_expert(hyper, self.inputs) for _ in range(hyper.expert_num)])
         self.gates = nn.LayerList([net.DSelectKGate(hyper.expert_num, hyper.top_k, hyper.gamma) for _ in tasks])
-        self.towers = nn.LayerList([net.MLP(hyper.expert_size, sizes) for _ in tasks])
+        self.towers = nn.LayerList(
+            [net.MLP(hyper.expert_size, [*task.tower_sizes, task.kind.out_size]) for task in tasks]
+        )
 
-    def forward(self, image):
-        outputs = paddle.stack([expert(image) for expert in self.experts], axis=1)  # [B, n, H]
+    def forward(self, *x):
+        x = x[0] if self.inputs is None else self.inputs(*x)
+        outputs = paddle.stack([expert(x) for expert in self.experts], axis=1)  # [B, n, H]
         mixtures = [paddle.sum(outputs * paddle.reshape(gate()[0], [1, -1, 1]), axis=1) for gate in self.gates]
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
@@ -62,9 +71,10 @@ class Baseline:
 
     def __init__(self, path):
         self.case = Case(path)
-        keys = {key.replace("__", "_"): value for key, value in self.case.hyper.items()}
-        hyper = hyper_parameters.HyperParameters(**keys)
-        self.net = _Mixture(hyper)
+        hyper = hyper_parameters.HyperParameters(
+            **{key.replace("__", "_"): value for key, value in self.case.hyper.items()}
+        )
+        self.net, self.binary = _Mixture(hyper), [task.kind.out_size == 1 for task in hyper.task_list()]
         missing, unexpected = self.net.set_state_dict(self.case.weights)
         assert all(key.endswith(".0.bias") for key in missing) and unexpected == ["step"], (missing, unexpected)
         for key in missing:  # the convolutions' biases
@@ -75,19 +85,33 @@ class Baseline:
     def predict(self):
         """Logits of each task."""
         self.net.eval()
-        return [z.numpy() for z in self.net(paddle.to_tensor(self.case.batch[0]))]
+        return [z.numpy() for z in self.net(*map(paddle.to_tensor, self.case.inputs))]
 
     def step(self):
         """One training step: (loss before it, None for the experts in use: all are)."""
         self.net.train()
-        image, *labels = [paddle.to_tensor(item) for item in self.case.batch]
-        labels = [paddle.reshape(label, [-1, 1]) for label in labels]
-        logits = self.net(image)
-        loss = paddle.add_n([F.cross_entropy(z, label) for z, label in zip(logits, labels)])
-        for z, label in zip(logits, labels):
-            metric = paddle.metric.Accuracy()
-            metric.update(metric.compute(z, label))
+        logits = self.net(*map(paddle.to_tensor, self.case.inputs))
+        labels = [paddle.reshape(paddle.to_tensor(label), [-1, 1]) for label in self.case.labels]
+        loss = paddle.add_n([_loss(*task) for task in zip(logits, labels, self.binary)])
+        for task in zip(logits, labels, self.binary):
+            _update_metric(*task)
         loss.backward()
         self.optimizer.step()
         self.optimizer.clear_grad()
         return float(loss), None
+
+
+def _loss(logits, label, binary):
+    if binary:
+        return F.binary_cross_entropy_with_logits(logits, label)
+    return F.cross_entropy(logits, label)
+
+
+def _update_metric(logits, label, binary):
+    """A step's accuracy, or for a binary task its AUC."""
+    if binary:
+        p = F.sigmoid(logits)
+        paddle.metric.Auc("ROC").update(preds=paddle.concat([1 - p, p], axis=1), labels=label)
+        return
+    metric = paddle.metric.Accuracy()
+    metric.update(metric.compute(logits, label))

@@ -28,7 +28,9 @@ def main():
     parser.add_argument(
         "--paddlerec", metavar="FOLDER", help="PaddleRec's DSelect-k, whose own training step joins the table step"
     )
-    parser.add_argument("--small", action="store_true", help="tiny sizes: tests the benchmarks, measures nothing")
+    parser.add_argument(
+        "--small", action="store_true", help="tiny sizes, in one process: tests the benchmarks, measures nothing"
+    )
     args = parser.parse_args()
     unknown = set(args.tables) - set(tables.TABLES)
     if unknown:
@@ -40,20 +42,30 @@ def main():
             parser.error(f"--paddlerec {args.paddlerec}: there is no {file} in it")
     plan = tables.SMALL if args.small else tables.Plan()
     plan = dataclasses.replace(plan, torch=args.torch_python or None, paddlerec=args.paddlerec or None)
-    run(args.tables or tables.BY_DEFAULT, plan)
+    names = args.tables or tables.BY_DEFAULT
+    if not args.small:
+        return run(names, plan)
+    with tempfile.TemporaryDirectory() as folder, Worker(Settings(), folder) as one_process:
+        one_process.ask("build_faster")
+        run(names, plan, one_process)
 
 
-def run(names, plan):
-    """Measure and print tables, then the acceptance table."""
+def run(names, plan, one_process=None):
+    """Measure and print tables, then the acceptance table.
+
+    Args:
+        one_process: see ``Stage``.
+    """
     began, rows = time.perf_counter(), {}
     show(report.machine_lines(machine(plan)))
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         table_began = time.perf_counter()
-        with tempfile.TemporaryDirectory() as folder, Stage(folder) as stage:
+        with tempfile.TemporaryDirectory() as folder, Stage(folder, one_process) as stage:
             table = tables.TABLES[name](plan, stage)
         seconds = round(time.perf_counter() - table_began, 1)
         record = {"table": name, "title": table.title, "seconds": seconds, "difference": stage.greatest_difference}
+        record["examples"] = table.examples or plan.batch
         show(report.table_lines({**record, "rows": table.rows, "notes": list(table.notes)}))
         rows[name] = table.rows
     show(report.acceptance_lines(rows, round(time.perf_counter() - began, 1)))

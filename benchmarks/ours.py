@@ -10,7 +10,7 @@ from unittest import mock
 import numpy as np
 import oracles
 import paddle
-from ways import code_logits, config, gate_values, make_batches, start
+from ways import code_logits, config, gate_values, start
 from worker import ROOT, Case, write_case
 
 import net
@@ -25,7 +25,6 @@ from engine.serving.predict import predictor
 
 CONFIG = str(ROOT / "config.yaml")
 SETTLED_LOGIT = 0.8  # outside the smooth-step's band, which is 1 wide
-IMAGE_SIZE = 36  # pixels a side
 PER_EXAMPLE_LOGIT = 1e4  # a typical one: of a whole batch, hardly any lies in the band
 AGED_MOMENTS = {"_moment1_": 1e-30, "_moment2_": 2e-38}  # see age_skipped_experts
 SMALLEST_NORMAL = np.finfo(np.float32).tiny
@@ -117,7 +116,7 @@ def _tools_graph(run, way, flat, tune):
     if way != "static":
         run.net, run.optimizer, run.wrapper = graph.net, graph.optimizer, graph.model
     elif tune:
-        run.infer_program = executor.unchanging(run.infer_program)
+        run.inference.program = executor.unchanging(run.inference.program)
     return graph
 
 
@@ -141,27 +140,29 @@ class Exported:
 
     def __init__(self, path, pruned, threads):
         case = Case(path)
-        self.image = case.batch[0]
         with tempfile.TemporaryDirectory() as folder:
             (_export_by_tool if pruned else _export_dense)(path, folder)
             self.predictor = predictor(folder, threads, onednn=True)
-        self.input = self.predictor.get_input_handle(self.predictor.get_input_names()[0])
+        handles = [self.predictor.get_input_handle(name) for name in self.predictor.get_input_names()]
+        self.inputs = list(zip(handles, case.inputs))
         self.outputs = [self.predictor.get_output_handle(name) for name in self.predictor.get_output_names()]
         assert len(self.outputs) == len(case.logits), "the model's outputs are not just the tasks' logits"
+        assert len(handles) == len(case.inputs), "the model's inputs are not the case's"
 
     def predict(self):
         """Logits of each task."""
-        self.input.copy_from_cpu(self.image)
+        for handle, array in self.inputs:
+            handle.copy_from_cpu(array)
         self.predictor.run()
         return [output.copy_to_cpu() for output in self.outputs]
 
 
 def _export_dense(path, folder):
     run = Ours(path, "static", dense=True).run
+    found, path = run.inference, os.path.join(folder, PREFIX)
+    feeds, _ = run.wrapper.hyper.split(found.feeds)
     with run.on():
-        paddle.static.save_inference_model(
-            os.path.join(folder, PREFIX), run.infer_feeds[:1], run.logits, run.executor, program=run.infer_program
-        )
+        paddle.static.save_inference_model(path, feeds, found.logits, run.executor, program=found.program)
 
 
 def _export_by_tool(path, folder):
@@ -182,7 +183,7 @@ def _export_by_tool(path, folder):
 def write_reference(spec, path):
     """Write a case: weights, a batch of noise in the real size, and the dense mixture's answers.
 
-    The cost of a step does not depend on the images, though a per-example gate's choice does.
+    The cost of a step does not depend on the inputs, though a per-example gate's choice does.
 
     Args:
         spec: {"hyper": keys as ``ways.config`` takes them, "batch": examples, "settled": what the gates have
@@ -191,9 +192,9 @@ def write_reference(spec, path):
         path: of the file to write.
     """
     rng = np.random.RandomState(0)
-    batch = make_batches(rng, 1, size=spec["batch"])[0]
     with _dense_mixture():
         run = start("eager", config(**spec["hyper"]))
+        batch = _noise(run.wrapper.hyper, spec["batch"], rng)
         run.set(_gate_values(run, spec["settled"], rng))
         state = run.state()
         weights = {key: state[name] for key, name in run.names.items()}
@@ -201,6 +202,20 @@ def write_reference(spec, path):
         logits = run.predict(batch)
         losses = [run.step(batch)[0] for _ in range(2)]
     write_case(path, spec["hyper"], active, batch, logits, losses, weights)
+
+
+def _noise(hyper, size, rng):
+    """A batch as a reader gives it."""
+    draw = {"image": rng.rand, "dense": rng.randn}
+    inputs = [
+        rng.randint(0, hyper.input_vocabulary_sizes, [size, *shape])
+        if name == "ids"
+        else draw[name](size, *shape).astype("float32")
+        for name, shape, _ in hyper.inputs()
+    ]
+    kinds = [task.kind for task in hyper.task_list()]
+    labels = [rng.randint(0, max(2, kind.out_size), size).astype(kind.label_dtype) for kind in kinds]
+    return [*inputs, *labels]
 
 
 def _gate_values(run, settled, rng):
@@ -218,8 +233,8 @@ def _gate_values(run, settled, rng):
 
 
 def _scattering_gates(run, size, rng):
-    """Per-example gates, the same for all tasks, whose selector logits W (x - 1/2) vary from example to example."""
-    weight = rng.randn(IMAGE_SIZE**2, size)
+    """Per-example gates, the same for all tasks, whose selector logits W x vary from example to example."""
+    weight = rng.randn(run.net.gates[0].feature_size, size)
     weight -= weight.mean(axis=0)  # so that an image's mean brightness decides nothing
     values = {}
     for key, tensor in run.net.state_dict().items():
@@ -233,5 +248,6 @@ def _scattering_gates(run, size, rng):
 @paddle.no_grad()
 def _active_experts(run, batch):
     run.net.eval()  # so that batch norm leaves its statistics alone
-    _, weights, _ = run.net(paddle.to_tensor(batch[0]), details=True)
+    inputs, _ = run.wrapper.hyper.split([paddle.to_tensor(item) for item in batch])
+    _, weights, _ = run.net(*inputs, details=True)
     return np.flatnonzero(net.greatest_weights(weights).numpy() > 0).tolist()

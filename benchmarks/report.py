@@ -46,7 +46,7 @@ def table_lines(record):
     """A table's lines.
 
     Args:
-        record: dict with table, title, seconds, difference, rows, notes.
+        record: dict with table, title, seconds, difference, examples (in a step), rows, notes.
     """
     record = json.loads(json.dumps(record, default=float))  # to print exactly what will be read back
     lines = ["", f"{record['title']}  [{record['table']}, {record['seconds']:.0f} s]", *_align(record["rows"])]
@@ -95,7 +95,7 @@ def read(text):
 def problems(text):
     """Where a run's output does not follow from the seconds in it: a list of sentences."""
     machine, records, promised = read(text)
-    found = [line for record in records.values() for line in _wrong_numbers(record, machine["sizes"]["batch"])]
+    found = [line for record in records.values() for line in _wrong_numbers(record)]
     expected = machine_lines(machine) + [line for record in records.values() for line in table_lines(record)]
     expected += acceptance_lines({name: record["rows"] for name, record in records.items()}, promised["seconds"])
     lines = text.splitlines()
@@ -106,12 +106,12 @@ def problems(text):
     ]
 
 
-def _wrong_numbers(record, examples):
+def _wrong_numbers(record):
     seconds = {row["variant"]: row["seconds"] for row in record["rows"] if "seconds" in row}
     for row in record["rows"]:
         if row["variant"] in seconds:
             against = [column[len("against ") :] for column in row if column.startswith("against ")]
-            wanted = json.loads(json.dumps(columns(row["variant"], seconds, examples, against)))
+            wanted = json.loads(json.dumps(columns(row["variant"], seconds, record["examples"], against)))
             for column, value in wanted.items():
                 if row[column] != value:
                     yield f"{record['table']}, {row['variant']}: {column} is {row[column]}, but should be {value}"

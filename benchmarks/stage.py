@@ -38,8 +38,8 @@ WORK = {
 PERF_START_S = 1.0
 
 # kind: "module.Class"; job: "train", "infer", or "rate" for what gives no answers to check; options: of the class;
-# active_num: how many experts each training step must use, or None
-Variant = collections.namedtuple("Variant", "name kind job options settings active_num")
+# active_num: how many experts each training step must use, or None; on_images: not on tables
+Variant = collections.namedtuple("Variant", "name kind job options settings active_num on_images")
 Spread = collections.namedtuple("Spread", "median low high")  # low, high: the quartiles
 
 
@@ -52,10 +52,12 @@ class Stage:
 
     Args:
         folder: for cases, answers and logs.
+        one_process: None, or a Worker for all that needs no interpreter or environment of its own: where nothing is
+            measured. Leaving the stage does not end it.
     """
 
-    def __init__(self, folder):
-        self.folder = folder
+    def __init__(self, folder, one_process=None):
+        self.folder, self.one_process = folder, one_process
         self.workers, self.variants = {}, []
         self.absent = {}  # name -> why
         self.greatest_difference = None  # of any prediction from the dense mixture's
@@ -80,6 +82,8 @@ class Stage:
         Raises:
             Absent: its interpreter cannot be started.
         """
+        if self.one_process and (settings.python, settings.environment) == (REFERENCE.python, ()):
+            return self.one_process
         if settings not in self.workers:
             self.workers[settings] = Worker(settings, self.folder)
         return self.workers[settings]
@@ -87,9 +91,10 @@ class Stage:
     def case(self, hyper, batch, settled):
         """Have a case written, by ``ours.write_reference``; returns its path."""
         path = os.path.join(self.folder, f"case{len(os.listdir(self.folder))}.npz")
-        if self._reference is None:
+        if self._reference is None and not self.one_process:
             self._reference = Worker(REFERENCE, self.folder)
-        self._reference.ask("reference", case={"hyper": hyper, "batch": batch, "settled": settled}, path=path)
+        writer = self.one_process or self._reference
+        writer.ask("reference", case={"hyper": hyper, "batch": batch, "settled": settled}, path=path)
         return path
 
     def add(self, name, kind, job, case, settings, **options):
@@ -102,12 +107,12 @@ class Stage:
         except Absent as why:
             self.absent[name] = str(why)
             return
-        active_num = None
+        active_num, on_images = None, True
         if job != "rate":
             reference = Case(case)
             self.check(name, reference, outputs)
-            active_num = len(reference.active) if job == "train" else None
-        self.variants.append(Variant(name, kind, job, options, settings, active_num))
+            active_num, on_images = len(reference.active) if job == "train" else None, len(reference.inputs) == 1
+        self.variants.append(Variant(name, kind, job, options, settings, active_num, on_images))
 
     def check(self, name, case, outputs):
         """Compare a variant's answers, in the file ``outputs``, with a case's.
@@ -197,7 +202,8 @@ def _describe(variant):
     threads = variant.options.get("threads", settings.threads)
     words = [SETTINGS[settings.tuned]]
     if variant.options.get("fast"):
-        words.append("channels-last, fused Adam" if variant.job == "train" else "channels-last")
+        images = "channels-last" if variant.on_images else ""
+        words += filter(None, [images, "fused Adam" if variant.job == "train" else ""])
     words.append("default threads" if threads is None else f"{threads} thread{'s' if threads > 1 else ''}")
     if settings.one_core:
         words.append("one core")

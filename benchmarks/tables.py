@@ -41,6 +41,12 @@ TORCH_FIXED = tuple(name for name in TORCH if "fixed" in name)
 TRAINERS = ("tools/trainer.py", "tools/static_trainer.py")
 START_TIMEOUT_S = 120
 MB = 1e6
+# a table as that of examples/census: numbers, ids in as many fields, two binary tasks
+TABLE = {
+    "input__dense_size": 7, "input__vocabulary_sizes": [25] * 39, "input__embedding_size": 8,
+    "tasks": [{"kind": "binary"}, {"kind": "binary"}], "expert_hidden_sizes": [128, 64], "expert_size": 32,
+    "tower_size": 16, "expert_norm": "none",
+}  # fmt: skip
 # the published expert's and tower's sizes
 IMAGE, KERNEL, CHANNELS, HIDDEN, CLASSES = 36, 5, (1, 10, 20), 50, 10
 
@@ -50,6 +56,7 @@ class Plan:
     """The sizes of everything."""
 
     batch: int = 256
+    table_batch: int = 1024
     rounds: int = 7
     in_use: tuple = (8, 4, 2, 1)  # numbers of experts, each with a training step of its own
     turn_s: float = 0.25
@@ -72,6 +79,7 @@ class Plan:
 
 SMALL = Plan(
     batch=16,
+    table_batch=16,
     rounds=2,
     in_use=(8, 2),
     turn_s=0.0,
@@ -89,11 +97,31 @@ SMALL = Plan(
     repeat=1,
     hyper={"expert_size": 8, "tower_size": 8},
 )
-Table = collections.namedtuple("Table", "title rows notes", defaults=((),))  # rows: dicts; notes: lines
+# rows: dicts; notes: lines; examples: in a step, None for the plan's batch
+Table = collections.namedtuple("Table", "title rows notes examples", defaults=((), None))
 
 
 def step(plan, stage):
     """Training steps by experts in use, and how near they come to the arithmetic limit."""
+    if plan.paddlerec is None:
+        stage.absent[PADDLEREC] = "no folder with PaddleRec's DSelect-k was given (PADDLEREC)"
+    found, notes = _training_steps(plan, stage)
+    return Table(f"training step, 8 experts, batch {plan.batch}", found, notes)
+
+
+def table_step(plan, stage):
+    """The same on a table: MLP experts behind embeddings."""
+    plan = _on_table(dataclasses.replace(plan, paddlerec=None))
+    found, notes = _training_steps(plan, stage)
+    return Table(f"training step on a table, 8 experts, batch {plan.batch}", found, notes, plan.batch)
+
+
+def _on_table(plan):
+    return dataclasses.replace(plan, batch=plan.table_batch, hyper={**TABLE, **plan.hyper})
+
+
+def _training_steps(plan, stage):
+    """(Rows, notes)."""
     settled = {
         active: _static_gates(plan, stage, 8, codes) for active, codes in SETTLED.items() if active in plan.in_use
     }
@@ -101,9 +129,7 @@ def step(plan, stage):
     for active, case in settled.items():
         for way in WAYS:
             stage.add(f"{way}, {active} of 8", "ours.Ours", "train", case, OURS, way=way)
-    if plan.paddlerec is None:
-        stage.absent[PADDLEREC] = "no folder with PaddleRec's DSelect-k was given (PADDLEREC)"
-    else:  # as PaddleRec's trainer does, in the legacy program mode
+    if plan.paddlerec is not None:  # as PaddleRec's trainer does, in the legacy program mode
         process = DEFAULT._replace(label=PADDLEREC, environment=(("FLAGS_enable_pir_api", "0"),))
         stage.add(PADDLEREC, "rates.PackageStep", "rate", settled[2], process, folder=plan.paddlerec)
     _add_torch(plan, stage, "train", settled[2])
@@ -114,8 +140,7 @@ def step(plan, stage):
     # the fastest: a ceiling
     rates = [plan.product**3 / min(row["seconds"]) for row in found if row["variant"] in products]
     found = [row for row in found if row["variant"] not in products]
-    notes = _arithmetic_limit(plan, *rates, found)
-    return Table(f"training step, 8 experts, batch {plan.batch}", found, notes)
+    return found, _arithmetic_limit(plan, *rates, found)
 
 
 def _arithmetic_limit(plan, one_thread, two_threads, found):
@@ -142,12 +167,34 @@ def _arithmetic_limit(plan, one_thread, two_threads, found):
     return notes
 
 
-def multiplications_per_example(expert_num, task_num=2, expert_size=HIDDEN, tower_size=HIDDEN, training=True):
-    """Multiplications in the experts in use, their mixtures and the towers.
+def multiplications_per_example(used_num, training=True, **hyper):
+    """Multiplications in the experts in use, their mixtures and the towers of two tasks.
 
     Going backward, each layer multiplies as often again for its weights and once more for its input, except for the
-    first convolution: its input is the image, which needs no gradient.
+    first convolution: its input is the image, which needs no gradient. (A table's embeddings need theirs.)
+
+    Args:
+        used_num: how many experts are in use.
+        hyper: keys as ``ways.config`` takes them.
     """
+    size, wide = hyper.get("expert_size", HIDDEN), hyper.get("tower_size", HIDDEN)
+    on_table = "input__vocabulary_sizes" in hyper
+    expert, first = _of_linear_expert(hyper, size) if on_table else _of_convolutions(size)
+    outputs = 1 if on_table else CLASSES
+    towers = 2 * (used_num * size + size * wide + wide**2 + wide * outputs)
+    forward = used_num * expert + towers
+    return 3 * forward - used_num * first if training else forward
+
+
+def _of_linear_expert(hyper, size):
+    """(Multiplications in an expert on a table, of these in a first layer whose input needs no gradient)."""
+    features = hyper["input__dense_size"] + len(hyper["input__vocabulary_sizes"]) * hyper["input__embedding_size"]
+    sizes = [features, *hyper["expert_hidden_sizes"], size]
+    return sum(wide_in * wide_out for wide_in, wide_out in zip(sizes, sizes[1:])), 0
+
+
+def _of_convolutions(expert_size):
+    """The same of an expert on an image."""
     size, first, layers = IMAGE, None, 0
     for channels_in, channels_out in zip(CHANNELS, CHANNELS[1:]):
         size = size - KERNEL + 1
@@ -155,11 +202,7 @@ def multiplications_per_example(expert_num, task_num=2, expert_size=HIDDEN, towe
         first = layer if first is None else first
         layers += layer
         size //= 2  # max-pooling
-    layers += size**2 * CHANNELS[-1] * HIDDEN + HIDDEN * expert_size
-    mixture = expert_num * expert_size
-    tower = expert_size * tower_size + tower_size**2 + tower_size * CLASSES
-    forward = expert_num * layers + task_num * (mixture + tower)
-    return 3 * forward - expert_num * first if training else forward
+    return layers + size**2 * CHANNELS[-1] * HIDDEN + HIDDEN * expert_size, first
 
 
 def settings(plan, stage):
@@ -201,6 +244,17 @@ def growth(plan, stage):
 
 def inference(plan, stage):
     """Predictions once the gates have settled."""
+    return Table(f"inference, 8 experts, batch {plan.batch}", _predictions(plan, stage))
+
+
+def table_inference(plan, stage):
+    """The same on a table."""
+    plan = _on_table(plan)
+    title = f"inference on a table, 8 experts, batch {plan.batch}"
+    return Table(title, _predictions(plan, stage), examples=plan.batch)
+
+
+def _predictions(plan, stage):
     case = _static_gates(plan, stage, 8, SETTLED[2])
     stage.add(BASELINE, "baseline.Baseline", "infer", case, DEFAULT)
     stage.add("eager dense", "ours.Ours", "infer", case, OURS, way="eager", dense=True)
@@ -211,30 +265,41 @@ def inference(plan, stage):
     stage.add("exported pruned", "ours.Exported", "infer", case, TWO_THREADS, pruned=True, threads=2)
     stage.add("exported pruned, one thread", "ours.Exported", "infer", case, ONE_THREAD, pruned=True, threads=1)
     _add_torch(plan, stage, "infer", case)
-    return Table(f"inference, 8 experts, batch {plan.batch}", _measured(plan, stage, [BASELINE]))
+    return _measured(plan, stage, [BASELINE])
 
 
 def rows_inference(plan, stage):
     """Predictions with a per-example gate: each expert runs on the examples that need it."""
-    case = _per_example_gates(plan, stage)
-    for name, routed in (("all experts", False), ("rows routed", True)):
-        stage.add(f"exported, {name}", "ours.Exported", "infer", case, TWO_THREADS, pruned=routed, threads=2)
-    return _routed(plan, stage, case, "infer", "per-example gate at inference")
+    return _routed(plan, stage, "infer", "per-example gate at inference")
 
 
 def rows_training(plan, stage):
     """The same in training, where it is exact only without batch norm."""
-    case = _per_example_gates(plan, stage, expert_norm="none")
-    return _routed(plan, stage, case, "train", "per-example gate in training, expert_norm: none")
+    plan = dataclasses.replace(plan, hyper={**plan.hyper, "expert_norm": "none"})
+    return _routed(plan, stage, "train", "per-example gate in training, expert_norm: none")
 
 
-def _routed(plan, stage, case, job, title):
+def table_rows_inference(plan, stage):
+    """Predictions with a per-example gate on a table."""
+    return _routed(_on_table(plan), stage, "infer", "per-example gate at inference on a table")
+
+
+def table_rows_training(plan, stage):
+    """The same in training."""
+    return _routed(_on_table(plan), stage, "train", "per-example gate in training on a table")
+
+
+def _routed(plan, stage, job, title):
+    case = _per_example_gates(plan, stage)
+    if job == "infer":
+        for name, routed in (("all experts", False), ("rows routed", True)):
+            stage.add(f"exported, {name}", "ours.Exported", "infer", case, TWO_THREADS, pruned=routed, threads=2)
     for way in WAYS:
         stage.add(f"{way}, all experts", "ours.Ours", job, case, OURS, way=way, dense=True)
         stage.add(f"{way}, rows routed", "ours.Ours", job, case, OURS, way=way)
     note = "each example needs two experts, the same for both tasks"
     title = f"{title}, k = 2 of {plan.row_experts}, batch {plan.batch}"
-    return Table(title, _measured(plan, stage, ["all experts"]), [note])
+    return Table(title, _measured(plan, stage, ["all experts"]), [note], plan.batch)
 
 
 def reader(plan, stage):
@@ -394,6 +459,10 @@ TABLES = {
     "inference": inference,
     "rows_inference": rows_inference,
     "rows_training": rows_training,
+    "table_step": table_step,
+    "table_inference": table_inference,
+    "table_rows_inference": table_rows_inference,
+    "table_rows_training": table_rows_training,
     "reader": reader,
     "start": start,
     "memory": memory,
@@ -412,8 +481,8 @@ def _static_gates(plan, stage, expert_num, settled, batch=None):
     return stage.case(hyper, batch or plan.batch, settled)
 
 
-def _per_example_gates(plan, stage, **keys):
-    hyper = {"gate": "dselect_k_per_example", "expert_num": plan.row_experts, "top_k": 2, **plan.hyper, **keys}
+def _per_example_gates(plan, stage):
+    hyper = {"gate": "dselect_k_per_example", "expert_num": plan.row_experts, "top_k": 2, **plan.hyper}
     # so slow that the gates stay as they are set
     return stage.case({**hyper, "optimizer__gate_learning_rate_factor": 1e-6}, plan.batch, "per example")
 

@@ -24,14 +24,59 @@ class _Layers(nn.Module):
         return self.layers(x)
 
 
-def _expert(size):
-    return _Layers(
-        _block(1, 10), _block(10, 20), nn.Flatten(), nn.Linear(720, 50), nn.ReLU(), nn.Linear(50, size), nn.ReLU()
-    )
+def _linear(sizes):
+    return [layer for wide in zip(sizes, sizes[1:]) for layer in (nn.Linear(*wide), nn.ReLU())]
+
+
+def _expert(weights):
+    """An expert of the shape of ``weights``' experts: on images, or linear layers on a table."""
+    ours = [value for key, value in weights.items() if key.startswith("experts.0.") and key.endswith(".weight")]
+    sizes = [value.shape[0] for value in ours if value.ndim == 2]
+    if any(value.ndim == 4 for value in ours):
+        return _Layers(_block(1, 10), _block(10, 20), nn.Flatten(), *_linear([720, *sizes]))
+    return _Layers(*_linear([ours[0].shape[1], *sizes]))
+
+
+class _TableInput(nn.Module):
+    """Dense features, and the embeddings of ids: one table for all fields, as in ours."""
+
+    def __init__(self, weight, vocabulary_sizes):
+        super().__init__()
+        self.embedding = nn.Embedding(*weight.shape)
+        offsets = torch.tensor([0, *vocabulary_sizes[:-1]]).cumsum(0)
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    def forward(self, dense, ids):
+        return torch.cat([dense, self.embedding(ids + self.offsets).flatten(1)], dim=1)
+
+
+class _GroupedLinearExperts(nn.Module):
+    """All experts of linear layers as one network: the first layers side by side, then batched products.
+
+    Args:
+        experts: from ``_expert``; their parameters are copied.
+    """
+
+    def __init__(self, experts):
+        super().__init__()
+        layers = [[expert.layers[i] for expert in experts] for i in range(0, len(experts[0].layers), 2)]
+        first, *others = [[torch.stack([getattr(one, name).detach() for one in layer]) for name in ("weight", "bias")]
+                          for layer in layers]  # fmt: skip
+        self.first = nn.Linear(first[0].shape[2], first[0].shape[0] * first[0].shape[1])
+        self.first.weight, self.first.bias = (nn.Parameter(item.flatten(0, 1)) for item in first)
+        self.expert_num = len(experts)
+        self.weights = nn.ParameterList([weight for weight, _ in others])
+        self.biases = nn.ParameterList([bias for _, bias in others])
+
+    def forward(self, x):
+        x = self.first(x).relu().reshape(len(x), self.expert_num, -1).transpose(0, 1)  # [n, B, wide]
+        for weight, bias in zip(self.weights, self.biases):
+            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)).relu()
+        return x  # [n, B, H]
 
 
 class _GroupedExperts(nn.Module):
-    """All experts as one network: grouped convolutions, and batched products for the linear layers.
+    """All experts on images as one network: grouped convolutions, and batched products for the linear layers.
 
     Args:
         experts: from ``_expert``; their parameters are copied.
@@ -68,8 +113,9 @@ class _GroupedExperts(nn.Module):
         return x  # [n, B, H]
 
 
-def _tower(size, hidden, classes):
-    return _Layers(nn.Linear(size, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, classes))
+def _tower(weights, task):
+    shapes = [weights[f"towers.{task}.layers.{i}.weight"].shape for i in (0, 2, 4)]
+    return _Layers(*_linear([shapes[0][1], *(shape[0] for shape in shapes)])[:-1])
 
 
 class _Gate(nn.Module):
@@ -94,39 +140,41 @@ class _Gate(nn.Module):
 class _Mixture(nn.Module):
     """Computes the dense mixture; ``experts`` says how, see ``TorchRun``."""
 
-    def __init__(self, weights, active, experts):
+    def __init__(self, weights, active, experts, vocabulary_sizes):
         super().__init__()
-        size, hidden = weights["towers.0.layers.0.weight"].shape[1], weights["towers.0.layers.2.weight"].shape[0]
-        classes = weights["towers.0.layers.4.weight"].shape[0]
         expert_num, task_num = (
             len({key.split(".")[1] for key in weights if key.startswith(part)}) for part in ("experts", "towers")
         )
-        self.experts = nn.ModuleList([_expert(size) for _ in range(expert_num)])
+        self.inputs = None
+        if vocabulary_sizes:
+            self.inputs = _TableInput(weights["inputs.embedding.weight"], vocabulary_sizes)
+        self.experts = nn.ModuleList([_expert(weights) for _ in range(expert_num)])
         logits = [[weights[f"gates.{t}.{name}_logits"] for name in ("selector", "mixing")] for t in range(task_num)]
         self.gates = nn.ModuleList([_Gate(expert_num, *of_task) for of_task in logits])
-        self.towers = nn.ModuleList([_tower(size, hidden, classes) for _ in range(task_num)])
+        self.towers = nn.ModuleList([_tower(weights, t) for t in range(task_num)])
         found = self.load_state_dict(weights, strict=False)
         assert all(key.endswith("num_batches_tracked") for key in found.missing_keys), found
         assert found.unexpected_keys == ["step"], found
-        self.skipping, self.fixed = experts == "needed", None
+        self.skipping, self.fixed, self.grouped = experts == "needed", None, experts.endswith("grouped")
         if experts.startswith("fixed"):
             self.fixed = active
             self.experts = nn.ModuleList([self.experts[i] for i in active])
-        if experts.endswith("grouped"):
-            self.experts = _GroupedExperts(self.experts)
+        if self.grouped:
+            self.experts = (_GroupedLinearExperts if vocabulary_sizes else _GroupedExperts)(self.experts)
 
-    def forward(self, image):
+    def forward(self, *inputs):
+        x = inputs[0] if self.inputs is None else self.inputs(*inputs)
         weights = torch.stack([gate() for gate in self.gates])  # [T, n]
         if self.fixed is not None:
             weights = weights[:, self.fixed]
-        if isinstance(self.experts, _GroupedExperts):
-            outputs = self.experts(image)  # [n, B, H]
+        if self.grouped:
+            outputs = self.experts(x)  # [n, B, H]
         else:
             chosen = list(range(len(self.experts)))
             if self.skipping:
                 chosen = torch.nonzero(weights.amax(dim=0) > 0).flatten().tolist()
                 weights = weights[:, chosen]
-            outputs = torch.stack([self.experts[i](image) for i in chosen])  # [n, B, H]
+            outputs = torch.stack([self.experts[i](x) for i in chosen])  # [n, B, H]
         mixtures = torch.einsum("tn,nbh->tbh", weights, outputs)
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
@@ -139,7 +187,7 @@ class TorchRun:
         experts: "each": one expert after the other; "grouped": all as one network; "needed": one after the other,
             skipping those without weight, looked up at every step; "fixed", "fixed grouped": like "each" and
             "grouped", but without the experts that have no weight in the case.
-        fast: channels-last and fused Adam instead of PyTorch's defaults.
+        fast: fused Adam, and channels-last images, instead of PyTorch's defaults.
         compiled: by ``torch.compile``.
         threads: of PyTorch.
     Raises:
@@ -152,11 +200,11 @@ class TorchRun:
             _require_compiler()
         case = Case(path)
         weights = {_renamed(key): _as_torch(key, value) for key, value in case.weights.items()}
-        self.batch = [torch.from_numpy(item) for item in case.batch]
-        self.net = _Mixture(weights, case.active, experts)
-        if fast:
+        self.inputs, self.labels = ([torch.from_numpy(item) for item in items] for items in (case.inputs, case.labels))
+        self.net = _Mixture(weights, case.active, experts, case.hyper.get("input__vocabulary_sizes"))
+        if fast and self.inputs[0].ndim == 4:
             self.net = self.net.to(memory_format=torch.channels_last)
-            self.batch[0] = self.batch[0].contiguous(memory_format=torch.channels_last)
+            self.inputs[0] = self.inputs[0].contiguous(memory_format=torch.channels_last)
         rate = case.hyper.get("optimizer__learning_rate", 0.001)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=rate, fused=fast or None)
         self.forward = torch.compile(self.net) if compiled else self.net
@@ -165,17 +213,22 @@ class TorchRun:
     def predict(self):
         """Logits of each task."""
         self.net.eval()
-        return [z.numpy() for z in self.forward(self.batch[0])]
+        return [z.numpy() for z in self.forward(*self.inputs)]
 
     def step(self):
         """One training step: (loss before it, None for the experts in use)."""
         self.net.train()
-        image, *labels = self.batch
-        loss = sum(F.cross_entropy(z, label) for z, label in zip(self.forward(image), labels))
+        loss = sum(_loss(z, label) for z, label in zip(self.forward(*self.inputs), self.labels))
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
         return float(loss), None
+
+
+def _loss(logits, label):
+    if logits.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(logits[:, 0], label)
+    return F.cross_entropy(logits, label)
 
 
 def _require_compiler():
@@ -192,5 +245,5 @@ def _renamed(key):
 
 def _as_torch(key, value):
     """Paddle's linear weights are [in, out], PyTorch's [out, in]."""
-    linear = value.ndim == 2 and key.endswith(".weight")
+    linear = value.ndim == 2 and key.endswith(".weight") and "embedding" not in key
     return torch.from_numpy(value.T.copy() if linear else value)

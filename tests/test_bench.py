@@ -21,7 +21,8 @@ import hyper_parameters
 TIMEOUT_S = 120
 
 
-def test_multiplications_are_those_of_the_networks_layers():
+@pytest.mark.parametrize("table", [{}, tables.TABLE], ids=["image", "table"])
+def test_multiplications_are_those_of_the_networks_layers(table):
     counts, first = [], []
 
     def count(layer, _, output):
@@ -30,15 +31,16 @@ def test_multiplications_are_those_of_the_networks_layers():
         if isinstance(layer, paddle.nn.Conv2D) and layer.weight.shape[1] == 1:
             first.append(counts[-1])
 
-    network = hyper_parameters.build(hyper_parameters.HyperParameters(expert_num=2, expert_size=7, tower_size=9))
+    keys = {**table, "expert_num": 2, "expert_size": 7, "tower_size": 9}
+    hyper = hyper_parameters.HyperParameters(**{key.replace("__", "_"): value for key, value in keys.items()})
+    network = hyper_parameters.build(hyper)
     for layer in network.sublayers():
         if isinstance(layer, (paddle.nn.Conv2D, paddle.nn.Linear)):
             layer.register_forward_post_hook(count)
-    network(paddle.rand([1, 1, 36, 36]))
+    network(*[paddle.zeros([1, *shape], dtype) for _, shape, dtype in hyper.inputs()])
     forward = sum(counts) + 2 * 2 * 7  # and for each task the mixture of two experts
-    sizes = {"expert_size": 7, "tower_size": 9}
-    assert tables.multiplications_per_example(2, training=False, **sizes) == forward
-    assert tables.multiplications_per_example(2, **sizes) == 3 * forward - sum(first)
+    assert tables.multiplications_per_example(2, training=False, **keys) == forward
+    assert tables.multiplications_per_example(2, **keys) == 3 * forward - sum(first)
 
 
 def test_spread_is_median_and_quartiles():
@@ -103,7 +105,7 @@ def test_a_variant_that_computes_something_else_is_refused(wrong, tmp_path, rng)
 def run_bench(*arguments, cwd):
     """What a run at tiny sizes prints."""
     command = [sys.executable, str(ROOT / "benchmarks" / "bench.py"), "--small", *arguments]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=len(arguments) * TIMEOUT_S)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -115,9 +117,10 @@ def check(text):
     return records, {row["key"]: row["measured"] for row in promised["rows"]}
 
 
+@pytest.mark.bench
 def test_training_steps_run_from_start_to_end(tmp_path):
     """Cases, checks, turns, lines of JSON; a package's own step, here this one's; PyTorch's rows say why not."""
-    text = run_bench("step", "--paddlerec", str(ROOT), cwd=tmp_path)
+    text = run_bench("step", "growth", "--paddlerec", str(ROOT), cwd=tmp_path)
     records, measured = check(text)
     assert records["step"]["difference"] < 1e-4
     rows = {row["variant"]: row for row in records["step"]["rows"]}
@@ -130,6 +133,9 @@ def test_training_steps_run_from_start_to_end(tmp_path):
         "step eager settled",
         "step static all",
     }
+    names = {row["variant"] for row in records["growth"]["rows"]}
+    assert names >= {"eager, 2 of 4", "static, 2 of 8", "eager, all of 4"}
+    assert measured["growth eager"] is None  # it is promised of 64 experts
     refuses_changes(text, rows["eager, 8 of 8"])
 
 
@@ -146,18 +152,15 @@ def refuses_changes(text, row):
         assert old in text and report.problems(text.replace(old, new, 1)), old
 
 
-def test_growth_runs(tmp_path):
-    records, measured = check(run_bench("growth", cwd=tmp_path))
-    names = {row["variant"] for row in records["growth"]["rows"]}
-    assert names >= {"eager, 2 of 4", "static, 2 of 8", "eager, all of 4"}
-    assert measured["growth eager"] is None  # it is promised of 64 experts
-
-
 # table -> a variant of it, how many of its figures are promised
 OTHERS = {
     "inference": ("exported pruned", 1),
     "rows_inference": ("exported, rows routed", 3),
     "rows_training": ("to_static, rows routed", 3),
+    "table_step": ("static, 2 of 8", 0),
+    "table_inference": ("exported pruned", 0),
+    "table_rows_inference": ("exported, rows routed", 0),
+    "table_rows_training": ("static, rows routed", 0),
     "reader": ("engine's Batches", 1),
     "start": ("tools/static_trainer.py", 0),
     "memory": ("static, 2 of 4", 0),
@@ -165,13 +168,14 @@ OTHERS = {
 }
 
 
+@pytest.mark.bench
 @pytest.mark.skipif(paddle.__version__.startswith("2."), reason="the figures are of Paddle 3")
-@pytest.mark.parametrize("name", OTHERS)
-def test_the_other_tables_run(name, tmp_path):
-    records, measured = check(run_bench(name, cwd=tmp_path))
-    variant, promised_num = OTHERS[name]
-    assert variant in {row["variant"] for row in records[name]["rows"]}
-    assert sum(value is not None for value in measured.values()) == promised_num
+def test_the_other_tables_run(tmp_path):
+    records, measured = check(run_bench(*OTHERS, cwd=tmp_path))
+    for name, (variant, _) in OTHERS.items():
+        assert variant in {row["variant"] for row in records[name]["rows"]}, name
+    tables_of = [acceptance.TARGETS[key].table for key, value in measured.items() if value is not None]
+    assert {name: tables_of.count(name) for name in OTHERS} == {name: number for name, (_, number) in OTHERS.items()}
 
 
 def perf_works():
@@ -213,7 +217,8 @@ def test_the_readme_is_filled_from_a_run(paddlerec, said):
     lines = report.machine_lines({"machine": {"cpu": "Abacus", "cores": 2, "versions": {}}, "sizes": {"batch": 256}})
     of_tables = {"step": rows, "inference": [row("exported pruned", 1.0)]}
     for name, found in of_tables.items():
-        record = {"table": name, "title": "", "seconds": 1.0, "difference": 0.0, "rows": found, "notes": []}
+        record = {"table": name, "title": "", "seconds": 1.0, "difference": 0.0, "examples": 256}
+        record.update(rows=found, notes=[])
         lines += report.table_lines(record)
     lines += report.acceptance_lines(of_tables, 1.0)
     readme = f"before\n{report.BEGIN}stale\n{report.END}after\n"
