@@ -42,8 +42,8 @@ class DygraphModel:
         rate = training.learning_rate(self.hyper, config)
         self.schedule = rate if isinstance(rate, training.TrainingSchedule) else None
         parameters = [p for p in dy_model.parameters() if not p.stop_gradient]
-        for parameter in parameters:
-            # An expert that has not run yet would have no gradient at all, and Adam would leave
+        for parameter in dy_model.experts.parameters():
+            # One that has not run yet would have no gradient at all, and Adam would leave
             # its moments alone where a static program, or a dense one, lets them decay.
             parameter.grad = paddle.zeros_like(parameter)
         return training.build_optimizer(dy_model, self.hyper, rate, parameters)

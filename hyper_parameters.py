@@ -130,7 +130,12 @@ class HyperParameters:
     )
     entropy_ramp_steps: int = _key(1000, int, "training steps until entropy_weight is reached", low=1, high=1000000)
     balance_weight: float = _key(0.01, float, "strength of the pull of top-k gates to equal loads", low=0)
-    optimizer_class: str = _key("adam", str, "which optimizer", choices=("adam", "adamw", "sgd"))
+    optimizer_class: str = _key(
+        "adam",
+        str,
+        "which optimizer; lazy_adam trains just the embeddings of a batch's ids, in trainer.py with to_static: false",
+        choices=("adam", "adamw", "lazy_adam", "sgd"),
+    )
     optimizer_learning_rate: float = _key(0.001, float, "the rate; with a schedule, its highest", above=0)
     optimizer_schedule: str = _key(
         "constant", str, "course of the rate over the whole training", choices=("constant", "cosine", "one_cycle")
@@ -138,7 +143,7 @@ class HyperParameters:
     optimizer_warmup_steps: int = _key(0, int, "training steps over which the rate rises from 0", low=0)
     optimizer_gate_learning_rate_factor: float = _key(1.0, float, "the gates' rate over the others'", above=0)
     optimizer_weight_decay: float = _key(
-        0.0, float, "L2 penalty (adam, sgd) or decoupled decay (adamw) of all but the gates", low=0
+        0.0, float, "L2 penalty (adam, sgd) or decoupled decay (adamw) of all but the gates; not of lazy_adam", low=0
     )
     optimizer_momentum: float = _key(0.9, float, "momentum of sgd", low=0)
     optimizer_clip_norm: float = _key(0.0, float, "greatest norm of all gradients together; 0: no limit", low=0)
@@ -187,6 +192,13 @@ class HyperParameters:
     def is_table(self):
         """Whether an example is dense features and ids, not an image."""
         return bool(self.input_dense_size or self.input_vocabulary_sizes)
+
+    @property
+    def sparse_gradients(self):
+        """Whether the optimizer moves just the embeddings of a batch's ids."""
+        return self.optimizer_class == "lazy_adam" or (
+            self.optimizer_class == "sgd" and not self.optimizer_momentum and not self.optimizer_weight_decay
+        )
 
     def task_list(self):
         """The tasks, as ``tasks.Task``."""
@@ -250,6 +262,11 @@ class HyperParameters:
                 f"{PREFIX}optimizer.warmup_steps is {self.optimizer_warmup_steps}, but the "
                 "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule."
             )
+        if self.optimizer_class == "lazy_adam" and (self.optimizer_weight_decay or not self.input_vocabulary_sizes):
+            raise ValueError(
+                f"{PREFIX}optimizer.class is lazy_adam, which needs embeddings (input.vocabulary_sizes), and no "
+                "weight_decay, which would move all of them at each step. Use adam, or change these keys."
+            )
         if len(self.input_image) != 3:
             raise ValueError(f"{PREFIX}input.image is {list(self.input_image)}, but must be [channels, height, width].")
         if self.is_table and (self.bottom == "cnn" or self.expert == "cnn"):
@@ -296,7 +313,9 @@ def build(hyper):
     inputs = bottom = None
     shape = list(hyper.input_image)
     if hyper.is_table:
-        inputs = net.TableInput(hyper.input_dense_size, hyper.input_vocabulary_sizes, hyper.input_embedding_size)
+        inputs = net.TableInput(
+            hyper.input_dense_size, hyper.input_vocabulary_sizes, hyper.input_embedding_size, hyper.sparse_gradients
+        )
         shape = [inputs.out_size]
     if hyper.bottom == "cnn":
         bottom = net.CNN(shape, hyper.expert_norm)

@@ -12,6 +12,7 @@ al., *Outrageously Large Neural Networks*, ICLR 2017 (arXiv 1701.06538) for top-
 Shapes in comments: B batch, n experts, k selectors, m binary digits, T tasks, H ``expert_size``.
 """
 
+import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -126,6 +127,15 @@ def _numpy_dtype(tensor):
 def clip_norm_builds() -> bool:
     """Whether clipping by the global norm builds here: not in the legacy programs of Paddle 3.x."""
     return _can_branch()
+
+
+def runs_line_by_line(network: nn.Layer) -> bool:
+    """Whether it is a network of the dynamic graph that ``paddle.jit.to_static`` has not compiled.
+
+    Only then can gradients be sparse: PIR programs ignore it without a word (3.0 to 3.3.1), and networks compiled by
+    2.6.2 compute wrong ones.
+    """
+    return paddle.in_dynamic_mode() and inspect.ismethod(network.forward)
 
 
 # ------------------------------------------------------------------------------- the smooth-step
@@ -934,17 +944,26 @@ class TableInput(nn.Layer):
         dense_size: number of dense features, from 0.
         vocabulary_sizes: number of ids of each sparse field.
         embedding_size: width of an embedding.
+        sparse_gradients: where the network runs line by line (see ``runs_line_by_line``), the embeddings' gradient has
+            the rows of a batch's ids alone, for an optimizer that leaves the other rows as they are.
     Raises:
         ValueError: there is neither a feature nor a field, or a size is out of its range.
     """
 
-    def __init__(self, dense_size: int, vocabulary_sizes: Sequence[int] = (), embedding_size: int = 8) -> None:
+    def __init__(
+        self,
+        dense_size: int,
+        vocabulary_sizes: Sequence[int] = (),
+        embedding_size: int = 8,
+        sparse_gradients: bool = False,
+    ) -> None:
         super().__init__()
         _check_whole("dense_size", dense_size, 0 if vocabulary_sizes else 1)
         for size in vocabulary_sizes:
             _check_whole("a vocabulary's size", size, 1)
         _check_whole("embedding_size", embedding_size, 1)
         self.dense_size, self.field_num = dense_size, len(vocabulary_sizes)
+        self.sparse_gradients = sparse_gradients
         # One table for all fields, each with its own range of rows: one lookup instead of one a field.
         self.offsets = np.concatenate([[0], np.cumsum(vocabulary_sizes)[:-1]]).astype("int64")
         self.out_size = dense_size + self.field_num * embedding_size
@@ -969,7 +988,8 @@ class TableInput(nn.Layer):
             joined.append(parts[0])
         if self.field_num:
             _check_shape("the ids", parts[-1], -1, self.field_num)
-            vectors = self.embedding(parts[-1] + paddle.assign(self.offsets))  # [B, fields, embedding_size]
+            rows, sparse = parts[-1] + paddle.assign(self.offsets), self.sparse_gradients and paddle.in_dynamic_mode()
+            vectors = F.embedding(rows, self.embedding.weight, sparse=sparse)  # [B, fields, embedding_size]
             joined.append(paddle.flatten(vectors, start_axis=1))
         return paddle.concat(joined, axis=1)
 

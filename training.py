@@ -110,8 +110,13 @@ def build_optimizer(network, hyper, learning_rate, parameters=None):
         learning_rate: a number or a scheduler.
         parameters: what to train, in the dynamic graph; None in a static program.
     Raises:
-        ValueError: clipping by norm in a legacy program of Paddle 3.x, which cannot build it.
+        ValueError: clipping by norm in a legacy program of Paddle 3.x, which cannot build it; lazy Adam in a program.
     """
+    if hyper.optimizer_class == "lazy_adam" and not net.runs_line_by_line(network):
+        raise ValueError(
+            "hyper_parameters.optimizer.class is lazy_adam, which needs a network that runs line by line. Use "
+            "tools/trainer.py with runner.to_static: false; or the class adam."
+        )
     if hyper.optimizer_clip_norm and not net.clip_norm_builds():
         raise ValueError(
             "hyper_parameters.optimizer.clip_norm cannot be used in the legacy program mode of "
@@ -128,6 +133,9 @@ def build_optimizer(network, hyper, learning_rate, parameters=None):
         return paddle.optimizer.AdamW(
             weight_decay=decay, apply_decay_param_fun=lambda name: name not in spared, **common
         )
+    if hyper.optimizer_class == "sgd" and not hyper.optimizer_momentum:
+        return paddle.optimizer.SGD(weight_decay=decay or None, **common)
     if hyper.optimizer_class == "sgd":
         return paddle.optimizer.Momentum(momentum=hyper.optimizer_momentum, weight_decay=decay or None, **common)
-    return paddle.optimizer.Adam(weight_decay=decay or None, **common)
+    lazy = hyper.optimizer_class == "lazy_adam"
+    return paddle.optimizer.Adam(weight_decay=decay or None, lazy_mode=lazy, **common)
