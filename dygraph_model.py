@@ -42,8 +42,10 @@ class DygraphModel:
         rate = training.learning_rate(self.hyper, config)
         self.schedule = rate if isinstance(rate, training.TrainingSchedule) else None
         parameters = [p for p in dy_model.parameters() if not p.stop_gradient]
-        for parameter in dy_model.experts.parameters():
-            # One that has not run yet would have no gradient at all, and Adam would leave
+        has_sparse = self.hyper.sparse_gradients and self.hyper.input_vocabulary_sizes
+        sparse = dy_model.inputs.embedding.weight if has_sparse else None
+        for parameter in (p for p in parameters if p is not sparse):
+            # An expert that has not run yet would have no gradient at all, and Adam would leave
             # its moments alone where a static program, or a dense one, lets them decay.
             parameter.grad = paddle.zeros_like(parameter)
         return training.build_optimizer(dy_model, self.hyper, rate, parameters)

@@ -25,7 +25,7 @@ STEPS = {
     "PaddleRec's own step (default settings)": {8: tables.PADDLEREC},
     "PyTorch, dense (default settings)": {8: "PyTorch, dense"},
     "PyTorch, dense, `torch.compile`": {8: "PyTorch, dense, compiled"},
-    "PyTorch, dense, experts as one grouped convolution": {8: "PyTorch, dense, grouped"},
+    "PyTorch, dense, experts grouped into one": {8: "PyTorch, dense, grouped"},
     "PyTorch, dense, grouped, `torch.compile`": {8: "PyTorch, dense, grouped, compiled"},
     "PyTorch, skipping experts without weight (default settings)": {2: "PyTorch, skipping, 2 of 8"},
     "PyTorch, only the two experts in use, `torch.compile`": {2: "PyTorch, fixed, compiled, 2 of 8"},
@@ -136,6 +136,7 @@ def filled(readme, results):
     lines += _readme_table(STEPS, ACTIVE, records["step"])
     lines += ["", *ABOUT_TORCH, "", *_about_paddlerec(records["step"]), "", "Examples a second at inference:", ""]
     lines += _readme_table(INFERENCE, (8, 2), records["inference"])
+    lines += _about_tables(records)
     lines += [
         "",
         "What is promised, and what this run measured; ratios are taken round by round, and their median given:",
@@ -144,6 +145,20 @@ def filled(readme, results):
     lines += ["| figure | promised | measured |", "| --- | --- | --- |"]
     lines += [f"| {row['figure']} | {row['target']} | {_measured(row)} |" for row in promised["rows"]]
     return before + begin + "\n".join(lines) + "\n" + end + after
+
+
+def _about_tables(records):
+    """Lines on the speeds on a table, if they are among the records."""
+    if "table_step" not in records or "table_inference" not in records:
+        return []
+    size = records["table_step"]["examples"]
+    lines = [
+        "",
+        f"On a table (MLP experts behind embeddings, sizes as in `examples/census`), batch {size}, in training:",
+        "",
+    ]
+    lines += [*_readme_table(STEPS, (8, 2), records["table_step"]), "", "And at inference:", ""]
+    return lines + _readme_table(INFERENCE, (8, 2), records["table_inference"])
 
 
 def _readme_table(names, active, record):

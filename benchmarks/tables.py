@@ -57,6 +57,7 @@ class Plan:
 
     batch: int = 256
     table_batch: int = 1024
+    ids: int = 1_000_000  # of the large field in the table embeddings
     rounds: int = 7
     in_use: tuple = (8, 4, 2, 1)  # numbers of experts, each with a training step of its own
     turn_s: float = 0.25
@@ -80,6 +81,7 @@ class Plan:
 SMALL = Plan(
     batch=16,
     table_batch=16,
+    ids=1000,
     rounds=2,
     in_use=(8, 2),
     turn_s=0.0,
@@ -302,6 +304,19 @@ def _routed(plan, stage, job, title):
     return Table(title, _measured(plan, stage, ["all experts"]), [note], plan.batch)
 
 
+def embeddings(plan, stage):
+    """Training steps on a table one of whose fields has many ids, with all embeddings trained or those in the batch."""
+    plan = _on_table(plan)
+    fields = [plan.ids, *TABLE["input__vocabulary_sizes"][1:]]
+    for optimizer, ways in (("adam", ("eager", "static")), ("lazy_adam", ("eager",))):
+        hyper = {**plan.hyper, "input__vocabulary_sizes": fields, "optimizer__class": optimizer}
+        case = _static_gates(dataclasses.replace(plan, hyper=hyper), stage, 8, SETTLED[2])
+        for way in ways:
+            stage.add(f"{way}, {optimizer}", "ours.Ours", "train", case, OURS, way=way)
+    title = f"training step on a table, {plan.ids} ids in a field, 2 of 8 experts, batch {plan.batch}"
+    return Table(title, _measured(plan, stage, ["eager, adam"]), examples=plan.batch)
+
+
 def reader(plan, stage):
     """Shuffled batches a second on one core."""
     data, what = _data(plan, stage)
@@ -463,6 +478,7 @@ TABLES = {
     "table_inference": table_inference,
     "table_rows_inference": table_rows_inference,
     "table_rows_training": table_rows_training,
+    "embeddings": embeddings,
     "reader": reader,
     "start": start,
     "memory": memory,

@@ -161,6 +161,7 @@ OTHERS = {
     "table_inference": ("exported pruned", 0),
     "table_rows_inference": ("exported, rows routed", 0),
     "table_rows_training": ("static, rows routed", 0),
+    "embeddings": ("eager, lazy_adam", 0),
     "reader": ("engine's Batches", 1),
     "start": ("tools/static_trainer.py", 0),
     "memory": ("static, 2 of 4", 0),
