@@ -34,7 +34,7 @@ bigdata: env  ## download MNIST (or MNIST=FOLDER), make the full set, train on i
 	$(VENV)/bin/python tools/static_trainer.py -m config_bigdata.yaml
 	$(VENV)/bin/python tools/static_infer.py -m config_bigdata.yaml
 
-predict: env  ## what the model in data/model makes of the sample: predictions.csv, and predictions.png to look at
+predict: env  ## run the model in data/model on the sample: predictions.csv, and predictions.png to look at
 	$(VENV)/bin/python tools/predict.py -m config.yaml -o runner.export_path=data/model
 	$(VENV)/bin/python data/show.py data/test --predictions predictions.csv --out predictions.png
 

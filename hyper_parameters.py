@@ -118,7 +118,7 @@ class HyperParameters:
     expert_dropout: float = _key(
         0.0, float, "share of an mlp expert's hidden numbers that training leaves out", low=0, high=0.99
     )
-    top_k: int = _key(2, int, "at most so many experts for a task", network=True, low=1, high=1024)
+    top_k: int = _key(2, int, "at most this many experts for a task", network=True, low=1, high=1024)
     gamma: float = _key(1.0, float, "width of the smooth-step's band", network=True, above=0)
     tower_size: int = _key(50, int, "width of a tower's two hidden layers", network=True, low=1, high=65536)
     entropy_weight: float = _key(0.1, float, "strength of the pull of each selector to one expert", low=0)
@@ -173,8 +173,7 @@ class HyperParameters:
                 near = difflib.get_close_matches(key, fields, 1)
                 raise ValueError(
                     f"{PREFIX}{key} is not a key of this model"
-                    + (f"; did you mean {PREFIX}{near[0]}?" if near else ".")
-                    + f" It has: {', '.join(sorted(fields))}."
+                    + (f"; did you mean {PREFIX}{near[0]}?" if near else f". It has: {', '.join(sorted(fields))}.")
                 )
         return cls(**{fields[key]: value for key, value in given.items()})
 

@@ -150,7 +150,8 @@ class Classes:
         return F.cross_entropy(logits, label, ignore_index=-1, reduction="none")
 
     def numpy_losses(self, logits, label):
-        shifted = logits - logits.max(axis=1, keepdims=True)
+        with np.errstate(invalid="ignore"):  # logits that are not finite: the loss is not either, which is told
+            shifted = logits - logits.max(axis=1, keepdims=True)
         return np.log(np.exp(shifted).sum(axis=1)) - np.take_along_axis(shifted, label[:, None].astype(int), 1)[:, 0]
 
     def metrics(self):

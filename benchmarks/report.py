@@ -1,7 +1,7 @@
-"""A run's output, written and read back; and the README's figures from it: python benchmarks/report.py
+"""A run's output, written and read back; and the READMEs' figures from it: python benchmarks/report.py
 
 A run prints each table for readers, and below it the line of JSON from which all of the table is made. As a script,
-this fills the README in from RESULTS.txt.
+this fills both READMEs in from RESULTS.txt.
 """
 
 import json
@@ -12,7 +12,7 @@ from stage import columns
 from worker import HERE, ROOT
 
 ONLY_JSON = ("seconds", "key", "of")  # columns that are not printed
-RESULTS, README = HERE / "RESULTS.txt", ROOT / "README.md"
+RESULTS = HERE / "RESULTS.txt"
 BEGIN, END = "<!-- speed: made by benchmarks/report.py -->\n", "<!-- speed ends -->\n"
 ACTIVE = (8, 4, 2, 1)
 MEASURED_ELSEWHERE = 0.87  # examples a second of PaddleRec's own step over those of the dense mixture in plain Paddle
@@ -32,6 +32,13 @@ STEPS = {
     "PyTorch, only the two experts in use, grouped, `torch.compile`": {2: "PyTorch, fixed, grouped, compiled, 2 of 8"},
 }
 INFERENCE = {**STEPS, "**ours**, exported, Paddle Inference with oneDNN": {8: "exported dense", 2: "exported pruned"}}
+CHINESE = {  # key of a promise -> its label on the Chinese page
+    "step static settled": "静态图训练，8 个专家中使用 2 个，与普通 Paddle 的稠密混合专家（动态图，默认设置）相比",
+    "step eager settled": "动态图训练，8 个专家中使用 2 个，与同一基准相比",
+    "step static all": "静态图训练，8 个专家全部使用，与同一基准相比",
+    "step static settled torch": "静态图训练，8 个专家中使用 2 个，与 PyTorch 最快的稠密混合专家相比",
+    "inference pruned": "导出并剪枝到 2 个专家后的推理，与普通 Paddle 的稠密混合专家相比",
+}
 ABOUT_TORCH = (
     "PyTorch runs on two threads. Rows without \"default settings\" use channels-last, the fused Adam and a glibc that",
     "keeps freed memory; the compiled ones have frozen weights at inference.",
@@ -117,18 +124,24 @@ def _wrong_numbers(record):
                     yield f"{record['table']}, {row['variant']}: {column} is {row[column]}, but should be {value}"
 
 
-def filled(readme, results):
-    """The README's text with the figures of a run's output between its markers."""
-    before, begin, rest = readme.partition(BEGIN)
+def filled(page, results, lines_of):
+    """A page's text with the figures of a run's output between its markers.
+
+    Args:
+        page: the text.
+        results: the output.
+        lines_of: ``english`` or ``chinese``.
+    """
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
-    assert begin and end, f"the README needs the lines {BEGIN!r} and {END!r}"
-    machine, records, promised = read(results)
-    facts = machine["machine"]
-    versions = {**facts.get("of PyTorch's process", {}), **facts["versions"]}
-    libraries = ", ".join(f"{name} {versions[name]}" for name in ("paddlepaddle", "torch") if name in versions)
-    where = f"{libraries}, on {facts['cores']} cores of an {facts['cpu']}"
+    assert begin and end, f"the page needs the lines {BEGIN!r} and {END!r}"
+    return before + begin + "\n".join(lines_of(*read(results))) + "\n" + end + after
+
+
+def english(machine, records, promised):
+    """The lines of README.md, from what ``read`` gives."""
     lines = [
-        f"Measured at batch size {machine['sizes']['batch']} with {where}.",
+        f"Measured at batch size {machine['sizes']['batch']} with {_libraries(machine)}, on {_processor(machine)}.",
         "",
         "Examples a second in training, by experts in use:",
         "",
@@ -143,8 +156,29 @@ def filled(readme, results):
         "",
     ]
     lines += ["| figure | promised | measured |", "| --- | --- | --- |"]
-    lines += [f"| {row['figure']} | {row['target']} | {_measured(row)} |" for row in promised["rows"]]
-    return before + begin + "\n".join(lines) + "\n" + end + after
+    return lines + [f"| {row['figure']} | {row['target']} | {_measured(row)} |" for row in promised["rows"]]
+
+
+def chinese(machine, records, promised):
+    """The lines of README.zh-CN.md: what is promised of the published network, in short."""
+    measured = {row["key"]: _measured(row) for row in promised["rows"]}
+    lines = [
+        f"批次大小 {machine['sizes']['batch']}，{_libraries(machine)}，{machine['machine']['cores']} 核 "
+        f"{machine['machine']['cpu']}；在同一次运行中测得：",
+        "",
+        "| 速度之比 | 倍数 |",
+        "| --- | --- |",
+    ]
+    return lines + [f"| {label} | {measured[key]} |" for key, label in CHINESE.items()]
+
+
+def _libraries(machine):
+    versions = {**machine["machine"].get("of PyTorch's process", {}), **machine["machine"]["versions"]}
+    return ", ".join(f"{name} {versions[name]}" for name in ("paddlepaddle", "torch") if name in versions)
+
+
+def _processor(machine):
+    return f"{machine['machine']['cores']} cores of an {machine['machine']['cpu']}"
 
 
 def _about_tables(records):
@@ -195,5 +229,10 @@ def _measured(row):
     return number + ("" if row["kept"] else ", **not kept**")
 
 
+PAGES = {ROOT / "README.md": english, ROOT / "README.zh-CN.md": chinese}
+
+
 if __name__ == "__main__":
-    README.write_text(filled(README.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8")), encoding="utf-8")
+    for path, lines_of in PAGES.items():
+        page = filled(path.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8"), lines_of)
+        path.write_text(page, encoding="utf-8")

@@ -10,9 +10,11 @@ import csv
 import itertools
 import os
 import sys
+import warnings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
+warnings.filterwarnings("ignore", "No ccache found")  # what Paddle says when it is imported
 
 from make_multi_mnist import describe  # noqa: E402  (beside this file)
 from multiMNIST_reader import RecDataset  # noqa: E402  (found by the line above)

@@ -205,9 +205,10 @@ def test_results_are_what_the_code_makes_of_its_measurements():
 
 
 @needs_new_results
-def test_the_readme_has_the_figures_of_the_results():
-    readme = report.README.read_text(encoding="utf-8")
-    assert readme == report.filled(readme, report.RESULTS.read_text(encoding="utf-8"))
+@pytest.mark.parametrize("path", report.PAGES, ids=lambda path: path.name)
+def test_a_readme_has_the_figures_of_the_results(path):
+    page = path.read_text(encoding="utf-8")
+    assert page == report.filled(page, report.RESULTS.read_text(encoding="utf-8"), report.PAGES[path])
 
 
 @pytest.mark.parametrize("paddlerec, said", [([], "0.87 times the dense"), ([2.5], "0.80 times the dense")])
@@ -223,11 +224,13 @@ def test_the_readme_is_filled_from_a_run(paddlerec, said):
         lines += report.table_lines(record)
     lines += report.acceptance_lines(of_tables, 1.0)
     readme = f"before\n{report.BEGIN}stale\n{report.END}after\n"
-    filled = report.filled(readme, "\n".join(lines))
+    filled = report.filled(readme, "\n".join(lines), report.english)
     assert filled.startswith("before\n") and filled.endswith("after\n") and "stale" not in filled
     assert "static graph |  |  | 512 |  |\n" in filled and "oneDNN |  | 256 |\n" in filled
     assert ("own step (default settings) |" in filled) == bool(paddlerec)
     assert f"| {acceptance.TARGETS['step static settled'].figure} | >= 10x | 4, **not kept** |" in filled
+    chinese = report.filled(readme, "\n".join(lines), report.chinese)
+    assert "（动态图，默认设置）相比 | 4, **not kept** |\n" in chinese and "Abacus" in chinese
     assert said in filled and "the harder baseline" in filled
 
 

@@ -437,8 +437,7 @@ def test_the_readmes_commands_run(tmp_path, capsys, monkeypatch):
         _, script, *arguments = command.split()
         if script.startswith("tools/"):
             (option, config) = arguments
-            short = ["runner.epochs=1", "runner.infer_end_epoch=1", "runner.train_batch_size=500"]
-            short.append("runner.steps_per_epoch=4")
+            short = ("runner.epochs=1", "runner.infer_end_epoch=1", "runner.train_batch_size=2000")
             run = run_here(pathlib.Path(script).stem, tmp_path / config, *short, cwd=tmp_path)
             assert option == "-m" and run.returncode == 0, f"{command}\n{run.stderr}"
         else:

@@ -97,7 +97,16 @@ def test_merge_keys_are_read_as_paddlerec_reads_them(tmp_path):
 
 def test_an_override_of_no_section_is_kept_and_warned_of(tmp_path, caplog):
     assert load(tmp_path, "runner: {epochs: 1}", "epochs=3")["epochs"] == 3
-    assert "-o epochs=3" in caplog.text
+    assert "-o epochs=3" in caplog.text and "Did you mean runner.epochs?" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "override,words", [("epochs=3", "Did you mean runner.epochs?"), ("gate=x", "hyper_parameters")]
+)
+def test_an_override_of_no_section_is_refused_under_strict(tmp_path, override, words):
+    with pytest.raises(UserError, match=f"-o {override}: ") as refused:
+        load(tmp_path, "{runner: {epochs: 1, strict: true}, hyper_parameters: {gate: y}}", override)
+    assert words in str(refused.value)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_read(tmp_path):

@@ -165,6 +165,7 @@ def outline(text):
     commands = [re.split(r"  +#", line)[0].strip() for line in lines if re.match(r"    (make|python|pip) ", line)]
     prose = " ".join(line for line in lines if not line.startswith("    "))
     spans = {" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)}
+    links = {link.replace("/en/", "/") for link in re.findall(r"\]\(([^)#]+)\)", prose)}
     return {
         "sections": sum(line.startswith("## ") for line in lines),
         "programs": re.findall(r"^```.*?^```$", text, re.MULTILINE | re.DOTALL),
@@ -172,7 +173,7 @@ def outline(text):
         "files": [line.split()[0] for line in lines if re.match(r" {4,8}[\w/]+(\.\w+|/) ", line)],
         "figures": re.findall(r"0\.\d{4}", prose),
         "code": sorted(span for span in spans if re.search(r"[._/=]", span) and "TORCH_PYTHON" not in span),
-        "links": sorted(set(re.findall(r"\]\(([^)#]+)\)", prose)) - {"README.md", "README.zh-CN.md"}),
+        "links": sorted(links - {"README.md", "README.zh-CN.md"}),
     }
 
 

@@ -241,7 +241,9 @@ def test_lr_step_moves_the_schedule_after_each_batch_or_epoch_or_never(toy, grap
 def test_steps_per_epoch_is_counted_unless_it_is_given(toy):
     assert set(printed("steps", toy("dynamic", "train", train_batch_size=2)).values()) == {2}
     assert set(printed("steps", toy("dynamic", "train", train_batch_size=2, drop_last=False)).values()) == {3}
-    assert set(printed("steps", toy("dynamic", "train", steps_per_epoch=77)).values()) == {77}
+    log = toy("dynamic", "train", steps_per_epoch=77)
+    assert set(printed("steps", log).values()) == {77}
+    assert len([line for line in log if "runner.steps_per_epoch is 77, but an epoch" in line]) == 1
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

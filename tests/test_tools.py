@@ -12,6 +12,7 @@ from conftest import ROOT
 from toolbox import TEST_NUM, assert_refused, run_here, run_tool, small_data
 from ways import LEGACY_3
 
+from engine import cli
 from engine.graphs import dynamic
 
 CONFIG = ROOT / "config.yaml"
@@ -265,6 +266,15 @@ def test_a_mistake_is_one_message_and_code_2(tool, overrides, config, words, tmp
     assert_refused(run_here(tool, config, *overrides, cwd=tmp_path), *words)
     written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert written in ([], [".lock"]), "nothing should have been written"
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m", str(CONFIG), "--epoch", "3"]], ids=["no config", "no such option"])
+def test_a_command_line_that_is_wrong_is_one_message_and_code_2(arguments, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["trainer", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main("dynamic", "train")
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1 and "-m config.yaml" in said
 
 
 def test_repeated_o_add_up_and_a_value_may_hold_an_equals_sign(tmp_path):

@@ -116,7 +116,8 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         kills = trials(args.trials, args.seed, folder)
-    print(f"{args.trials} trials, {kills} kills: all ended in the bits of the undisturbed run")
+    told = "all ended in the bits of the undisturbed run" if kills else "no kill came in time, and nothing was tested"
+    print(f"trials: {args.trials}, kills: {kills}; {told}")
 
 
 if __name__ == "__main__":

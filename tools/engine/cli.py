@@ -23,7 +23,7 @@ def main(graph, job):
         graph: "dynamic", "static" or "exported".
         job: "train", "infer" or "export".
     """
-    parser = argparse.ArgumentParser()
+    parser = _Parser()
     parser.add_argument("-m", "--config_yaml", required=True, metavar="PATH", help="YAML file of a model package")
     parser.add_argument(
         "-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the YAML"
@@ -42,6 +42,13 @@ def main(graph, job):
         sys.exit(128 + stop.signal_number)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as the tools say it of a config."""
+
+    def error(self, message):
+        self.exit(2, f"error: {message}. For instance: -m config.yaml -o runner.epochs=2\n")
+
+
 def _do(graph, job, args):
     config = load_config(args.config_yaml, args.opt)
     settings = read_settings(config, job)
@@ -50,7 +57,10 @@ def _do(graph, job, args):
     try:
         from engine import jobs  # not before: this imports paddle
     except ModuleNotFoundError as error:
-        raise UserError(f"{error}. Install what the tools need: pip install paddlepaddle numpy pyyaml") from error
+        raise UserError(
+            f"{error}. Activate the environment that has it (after make: . .venv/bin/activate), or install what the "
+            "tools need: pip install paddlepaddle numpy pyyaml"
+        ) from error
 
     if args.print_config:
         jobs.print_config(graph, job, config, settings, args.opt)

@@ -81,10 +81,20 @@ def load_config(path, overrides=()):
             raise UserError(f"-o {text}: expected KEY=VALUE, for instance -o runner.epochs=2.")
         config[key] = _parse_override(key, value, config.get(key))
         if not key.startswith(tuple(section + "." for section in KEPT_SECTIONS)):
-            LOG.warning("-o %s: this is not a key of runner or hyper_parameters; it is passed on to the package", text)
+            near = _did_you_mean(key, config)
+            if config.get("runner.strict"):
+                raise UserError(f"-o {text}: {key} is not a key of runner or hyper_parameters (runner.strict).{near}")
+            LOG.warning("-o %s: no key of runner or hyper_parameters; it is passed on to the package.%s", text, near)
     config["config_abs_dir"] = os.path.dirname(os.path.abspath(path))
     config["yaml_path"] = path
     return config
+
+
+def _did_you_mean(key, config):
+    """A question, if a section is missing before a key."""
+    known = {*config, *(f"runner.{name}" for name in RUNNER_KEYS)}
+    found = [f"{section}.{key}" for section in KEPT_SECTIONS if f"{section}.{key}" in known]
+    return f" Did you mean {found[0]}?" if found else ""
 
 
 def all_defaults(package_defaults):

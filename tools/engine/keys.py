@@ -94,13 +94,18 @@ RUNNER_KEYS = {
         steps=True,
     ),
     "steps_per_epoch": _key(
-        None, int, "training steps an epoch; counted by the tool where it can be", job="train", low=1, steps=True
+        None,
+        int,
+        "training steps an epoch, for schedules: it makes no epoch shorter; counted by the tool where it can be",
+        job="train",
+        low=1,
+        steps=True,
     ),
     "resume": _key(
         "off", str, "continue a run: off, auto (from the newest save), or the folder of a save", job="train"
     ),
     "save_interval_steps": _key(
-        0, int, "also save inside an epoch, every so many steps; 0: only after it", job="train", low=0
+        0, int, "also save inside an epoch, each time after this many steps; 0: only after it", job="train", low=0
     ),
     "keep_last": _key(0, int, "how many epochs' folders to keep; 0: all", job="train", low=0),
     "keep_best": _key(
@@ -112,7 +117,7 @@ RUNNER_KEYS = {
     "patience": _key(
         0,
         int,
-        "end the training after so many epochs in a row in which the validation's keep_best has not been better; "
+        "end the training after this many epochs in a row in which the validation's keep_best has not been better; "
         "0: never",
         job="train",
         low=0,

@@ -59,7 +59,10 @@ def epoch(settings, key, purpose):
 def _best(settings, key, there):
     parent, name = settings.infer_load_path, settings.keep_best
     if name is None:
-        raise UserError(f"runner.{key} is {BEST}, but keep_best does not say by which number of the validation.")
+        raise UserError(
+            f"runner.{key} is {BEST}, but keep_best does not say by which number of the validation. "
+            "Set it as in the training, for instance -o runner.keep_best=loss."
+        )
     found = best.find(parent, there, name, best.VALIDATION)
     if found is None:
         known = {name for numbers in best.numbers(parent, there, best.VALIDATION).values() for name in numbers}
