@@ -196,9 +196,10 @@ def test_each_command_refuses_a_bad_question_with_one_message(script, tmp_path):
     assert_refused(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True), path, "graph")
 
 
-def test_the_census_results_are_of_the_question_as_it_stands():
-    """Each final line is a run that the question and the example's config still describe."""
-    question = questions.read(ROOT / "experiments" / "census.yaml")
+@pytest.mark.parametrize("name", ["census", "choosing"])
+def test_the_results_are_of_the_question_as_it_stands(name):
+    """Each final line is a run that the question and its config still describe."""
+    question = questions.read(ROOT / "experiments" / f"{name}.yaml")
     found = [line for line in lines.read(question.results) if line["stage"] == "final"]
     of_networks = [line for line in found if line["network"] in question.networks]
     assert len(of_networks) == len(question.networks) * len(question.seeds)
@@ -206,9 +207,13 @@ def test_the_census_results_are_of_the_question_as_it_stands():
         assert line["recipe"] == run.recipe_of(question, line["overrides"], line["seed"]), line["network"]
 
 
-def test_the_examples_readme_has_the_table_of_the_results():
-    made = table.table(questions.read(ROOT / "experiments" / "census.yaml"))
-    assert "\n".join(made) in (CENSUS / "README.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    "name,page",
+    [("census", "examples/census/README.md"), ("choosing", "README.md"), ("choosing", "README.zh-CN.md")],
+)
+def test_a_page_has_the_table_of_the_results(name, page):
+    made = table.table(questions.read(ROOT / "experiments" / f"{name}.yaml"))
+    assert "\n".join(made) in (ROOT / page).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"stage": "final"}', "", '{"stage": "other"}'])

@@ -2,10 +2,13 @@
 
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
 
+import paddle
 import pytest
 from conftest import ROOT
 from toolbox import assert_refused, run_here, small_data
@@ -141,6 +144,44 @@ def test_the_messages_of_mistakes_are_as_shown(trained):
     for message, (beginning, (tool, overrides)) in zip(shown, MISTAKES.items()):
         assert message.startswith(beginning)
         assert_refused(run_here(tool, ROOT / "config.yaml", *overrides, cwd=trained), *message.split(" ... "))
+
+
+def commands():
+    """Every command in a block of the README, in order, without its remark."""
+    prose = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^    ((?:make|python) .*?)(?:  +#.*)?$", prose, re.MULTILINE)
+
+
+def test_every_command_runs(tmp_path, monkeypatch, capsys):
+    """As written but for small data and one epoch; of what downloads or trains for long, just the options."""
+    pytest.importorskip("matplotlib")
+    short = [*small_data(tmp_path / "data"), "runner.epochs=1", "runner.infer_end_epoch=1", "runner.to_static=false"]
+    short += ["runner.train_batch_size=16", "runner.infer_batch_size=50"]
+    shutil.copytree(ROOT / "data" / "model", tmp_path / "data" / "model")
+    monkeypatch.chdir(tmp_path)
+    for command in commands():
+        program, script, *arguments = shlex.split(command)
+        if program == "make":
+            done = subprocess.run(["make", "-n", script, *arguments], cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stderr}"
+        elif script.startswith("tools/"):
+            _, config, *overrides = [argument for argument in arguments if argument != "-o"]
+            if "data/model" in command and paddle.__version__.startswith("2."):
+                continue  # of Paddle 3, as the README says
+            run = run_here(script[len("tools/") : -len(".py")], ROOT / config, *short, *overrides, cwd=tmp_path)
+            assert run.returncode == 0, f"{command}\n{run.stderr}"
+        elif script in ("data/make_multi_mnist.py", "experiments/run.py"):
+            monkeypatch.setattr(sys, "argv", [script, "--help"])
+            with pytest.raises(SystemExit):
+                runpy.run_path(str(ROOT / script), run_name="__main__")
+            known = capsys.readouterr().out
+            assert all(argument in known for argument in arguments if argument.startswith("-")), command
+        elif (tmp_path / "predictions.csv").exists() or "show.py" not in script:
+            given = [str(ROOT / argument) if argument.endswith(".yaml") else argument for argument in arguments]
+            monkeypatch.setattr(sys, "argv", [script, *given])
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert (tmp_path / "gates.png").exists() and (tmp_path / "predictions.csv").exists()
+    assert (tmp_path / "predictions.png").exists() or paddle.__version__.startswith("2.")
 
 
 def test_the_tree_names_every_file_of_the_package():
