@@ -143,7 +143,7 @@ class HyperParameters:
     optimizer_warmup_steps: int = _key(0, int, "training steps over which the rate rises from 0", low=0)
     optimizer_gate_learning_rate_factor: float = _key(1.0, float, "the gates' rate over the others'", above=0)
     optimizer_weight_decay: float = _key(
-        0.0, float, "L2 penalty (adam, sgd) or decoupled decay (adamw) of all but the gates; not of lazy_adam", low=0
+        0.0, float, "L2 penalty (adam, sgd) or decoupled decay (adamw) of all but the gates; 0 for lazy_adam", low=0
     )
     optimizer_momentum: float = _key(0.9, float, "momentum of sgd", low=0)
     optimizer_clip_norm: float = _key(0.0, float, "greatest norm of all gradients together; 0: no limit", low=0)

@@ -93,7 +93,8 @@ def learning_rate(hyper, config):
         ValueError: ``runner.lr_step`` asks the tool to move on the schedule, which the model does itself.
     """
     steps, epochs = config.get("runner.steps_per_epoch"), config.get("runner.epochs")
-    rate = learning_rate_schedule(hyper, int(steps) * int(epochs) if steps and epochs else None)
+    # no step at all: too few data for a batch, which the tool is about to say
+    rate = learning_rate_schedule(hyper, max(int(steps), 1) * int(epochs) if steps is not None and epochs else None)
     if isinstance(rate, TrainingSchedule) and config.get("runner.lr_step", "none") != "none":
         raise ValueError(
             f"runner.lr_step is {config['runner.lr_step']!r}, but this model moves its schedule itself. Set it to none."

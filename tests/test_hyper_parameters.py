@@ -142,6 +142,9 @@ def test_a_schedule_without_a_known_length_says_so(caplog):
     with caplog.at_level(logging.WARNING):
         rate = training.learning_rate(hyper, {"runner.epochs": 3})
     assert rate == hyper.optimizer_learning_rate and "steps_per_epoch" in caplog.text
+    caplog.clear()
+    training.learning_rate(hyper, {"runner.epochs": 3, "runner.steps_per_epoch": 0})  # not enough data for one
+    assert not caplog.text
 
 
 def test_a_schedule_that_the_tool_would_move_as_well_is_refused():

@@ -55,14 +55,14 @@ def open_dataset(reader, settings, config, job):
 def open_batches(reader, settings, config, job, place):
     """(Batches of a reader over its data folder, the config for the package's wrapper); see ``Batches`` for errors."""
     batches = Batches(open_dataset(reader, settings, config, job), settings, job, place)
-    given = settings.steps_per_epoch if job == "train" else None
+    given = settings.steps_per_epoch
     if given is None:
         config = {**config, "runner.steps_per_epoch": batches.steps()}  # for packages with a schedule
-    elif batches.steps() not in (None, given):
+    elif job == "train" and batches.steps() not in (None, given):
         LOG.warning(
-            "runner.steps_per_epoch is %d, but an epoch of the training data has %d steps: schedules go by %d, and the "
-            "epoch is as long as the data.",
-            given, batches.steps(), given,
+            "runner.steps_per_epoch is %d, but an epoch of the training data has %d steps. It makes no epoch shorter, "
+            "and misleads schedules: leave it out.",
+            given, batches.steps(),
         )  # fmt: skip
     return batches, config
 
