@@ -76,6 +76,26 @@ TARGETS = {
         )
         for way in WAYS
     },
+    "table static settled": Target(
+        f"static training on a table, 2 of 8 experts in use: times as fast as {PLAIN}",
+        ">=", 5, "table_step", times_as_fast, "static, 2 of 8", (BASELINE,),
+    ),
+    "table static settled torch": Target(
+        "static training on a table, 2 of 8 experts in use: times as fast as the fastest dense mixture in PyTorch",
+        ">=", 1.3, "table_step", times_as_fast, "static, 2 of 8", TORCH_DENSE,
+    ),
+    "table inference pruned": Target(
+        f"inference on a table, exported and pruned to 2 of 8 experts: times as fast as {PLAIN}",
+        ">=", 15, "table_inference", times_as_fast, "exported pruned", (BASELINE,),
+    ),
+    "table rows training": Target(
+        f"static training on a table, per-example gate: {ON_ITS_OWN}",
+        ">=", 2, "table_rows_training", times_as_fast, "static, rows routed", ("static, all experts",),
+    ),
+    "embeddings": Target(
+        "eager training on a table with a million ids in a field: times as fast with lazy_adam as with adam",
+        ">=", 1.3, "embeddings", times_as_fast, "eager, lazy_adam", ("eager, adam",),
+    ),
     "reader": Target(
         "our reader on one core, shuffled", ">=", 200_000, "reader", rate, "engine's Batches", (), " examples/s"
     ),
