@@ -74,10 +74,10 @@ check: env  ## lint and format
 bench: env  ## the benchmarks, half an hour; TORCH_PYTHON: interpreter with PyTorch; PADDLEREC: its folder; TABLES: some
 	$(BENCH) $(TABLES)
 
-results: env  ## all benchmarks into benchmarks/RESULTS.txt, and its figures into the README; on an idle machine
-	$(BENCH) > benchmarks/RESULTS.new
-	mv benchmarks/RESULTS.new benchmarks/RESULTS.txt
-	$(VENV)/bin/python benchmarks/report.py
+results: env  ## the benchmarks (TABLES: some) into benchmarks/RESULTS.txt and the READMEs; on an idle machine
+	$(BENCH) $(TABLES) > benchmarks/RESULTS.new
+	$(VENV)/bin/python benchmarks/report.py benchmarks/RESULTS.new
+	rm benchmarks/RESULTS.new
 
 clean:  ## remove the environments and what training wrote
 	rm -rf $(VENV) $(VENV26) output output_bigdata output_census output_census_full exported predictions.csv predictions.png .pytest_cache .ruff_cache

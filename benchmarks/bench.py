@@ -57,7 +57,8 @@ def run(names, plan, one_process=None):
         one_process: see ``Stage``.
     """
     began, rows = time.perf_counter(), {}
-    show(report.machine_lines(machine(plan)))
+    facts = machine(plan)
+    show(report.machine_lines(facts))
     for name in names:
         print(f"measuring {name} ...", file=sys.stderr, flush=True)
         table_began = time.perf_counter()
@@ -65,7 +66,7 @@ def run(names, plan, one_process=None):
             table = tables.TABLES[name](plan, stage)
         seconds = round(time.perf_counter() - table_began, 1)
         record = {"table": name, "title": table.title, "seconds": seconds, "difference": stage.greatest_difference}
-        record["examples"] = table.examples or plan.batch
+        record.update(examples=table.examples or plan.batch, commit=facts["machine"]["commit"])
         show(report.table_lines({**record, "rows": table.rows, "notes": list(table.notes)}))
         rows[name] = table.rows
     show(report.acceptance_lines(rows, round(time.perf_counter() - began, 1)))

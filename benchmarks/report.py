@@ -1,10 +1,11 @@
-"""A run's output, written and read back; and the READMEs' figures from it: python benchmarks/report.py
+"""A run's output, written and read back; and the READMEs' figures from it: python benchmarks/report.py [OUTPUT]
 
 A run prints each table for readers, and below it the line of JSON from which all of the table is made. As a script,
-this fills both READMEs in from RESULTS.txt.
+this puts the tables of an output in RESULTS.txt, and fills both READMEs in from that.
 """
 
 import json
+import sys
 
 import acceptance
 import tables
@@ -53,10 +54,14 @@ def table_lines(record):
     """A table's lines.
 
     Args:
-        record: dict with table, title, seconds, difference, examples (in a step), rows, notes.
+        record: dict with table, title, seconds, commit, difference, examples (in a step), rows, notes.
     """
     record = json.loads(json.dumps(record, default=float))  # to print exactly what will be read back
-    lines = ["", f"{record['title']}  [{record['table']}, {record['seconds']:.0f} s]", *_align(record["rows"])]
+    lines = [
+        "",
+        f"{record['title']}  [{record['table']}, {record['seconds']:.0f} s, {record['commit']}]",
+        *_align(record["rows"]),
+    ]
     if record["difference"] is not None:
         lines.append(f"greatest difference of a prediction from the dense mixture's: {record['difference']:.1e}")
     return lines + record["notes"] + [json.dumps(record)]
@@ -97,6 +102,28 @@ def read(text):
     machine, *records = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     records = {record["table"]: record for record in records}
     return machine, records, records.pop("acceptance")
+
+
+def merged(old, new):
+    """An output with the tables of ``new``, and those of ``old`` that it lacks.
+
+    Raises:
+        ValueError: some would be of another machine, of other libraries or of other sizes.
+    """
+    (was, records, _), (machine, newer, _) = read(old), read(new)
+    if records.keys() - newer.keys() and _ground(was) != _ground(machine):
+        raise ValueError(f"{_ground(machine)} is not {_ground(was)}: measure all tables")
+    records = {name: newer.get(name, record) for name, record in {**records, **newer}.items()}
+    lines = machine_lines(machine) + [line for record in records.values() for line in table_lines(record)]
+    seconds = round(sum(record["seconds"] for record in records.values()), 1)
+    rows = {name: record["rows"] for name, record in records.items()}
+    return "\n".join(lines + acceptance_lines(rows, seconds)) + "\n"
+
+
+def _ground(machine):
+    """What two outputs must share for their tables to stand together."""
+    facts = {key: value for key, value in machine["machine"].items() if key not in ("load", "commit")}
+    return {**facts, "sizes": machine["sizes"]}
 
 
 def problems(text):
@@ -233,6 +260,9 @@ PAGES = {ROOT / "README.md": english, ROOT / "README.zh-CN.md": chinese}
 
 
 if __name__ == "__main__":
+    for output in sys.argv[1:]:
+        text = merged(RESULTS.read_text(encoding="utf-8"), open(output, encoding="utf-8").read())
+        RESULTS.write_text(text, encoding="utf-8")
     for path, lines_of in PAGES.items():
         page = filled(path.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8"), lines_of)
         path.write_text(page, encoding="utf-8")

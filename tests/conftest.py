@@ -15,9 +15,10 @@ import building  # noqa: E402, F401  (the path is set above; it makes tests fast
 
 
 def pytest_collection_finish():
-    """What is there before the first test stays; the garbage collector need not look through it again."""
+    """What is there before the first test stays; the garbage collector need not look through it again, nor so often."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
 
 
 @pytest.fixture(autouse=True)

@@ -211,6 +211,21 @@ def test_a_readme_has_the_figures_of_the_results(path):
     assert page == report.filled(page, report.RESULTS.read_text(encoding="utf-8"), report.PAGES[path])
 
 
+@needs_new_results
+def test_a_table_measured_again_takes_its_place():
+    old = report.RESULTS.read_text(encoding="utf-8")
+    assert report.merged(old, old).splitlines()[:-2] == old.splitlines()[:-2]  # but for the seconds in all
+    machine, records, _ = report.read(old)
+    again = {**records["reader"], "commit": "again", "seconds": 7.0}
+    lines = report.machine_lines(machine) + report.table_lines(again) + report.acceptance_lines({}, 7.0)
+    new = report.merged(old, "\n".join(lines))
+    assert not report.problems(new)
+    _, found, _ = report.read(new)
+    assert list(found) == list(records) and found["reader"] == again and found["step"] == records["step"]
+    with pytest.raises(ValueError, match="measure all tables"):
+        report.merged(old, "\n".join(lines).replace('"cores": 2', '"cores": 64', 1))
+
+
 @pytest.mark.parametrize("paddlerec, said", [([], "0.87 times the dense"), ([2.5], "0.80 times the dense")])
 def test_the_readme_is_filled_from_a_run(paddlerec, said):
     """Between its markers alone."""
@@ -219,7 +234,7 @@ def test_the_readme_is_filled_from_a_run(paddlerec, said):
     lines = report.machine_lines({"machine": {"cpu": "Abacus", "cores": 2, "versions": {}}, "sizes": {"batch": 256}})
     of_tables = {"step": rows, "inference": [row("exported pruned", 1.0)]}
     for name, found in of_tables.items():
-        record = {"table": name, "title": "", "seconds": 1.0, "difference": 0.0, "examples": 256}
+        record = {"table": name, "title": "", "seconds": 1.0, "difference": 0.0, "examples": 256, "commit": "abc"}
         record.update(rows=found, notes=[])
         lines += report.table_lines(record)
     lines += report.acceptance_lines(of_tables, 1.0)
