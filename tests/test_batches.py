@@ -15,7 +15,7 @@ from paddle.io import Dataset, IterableDataset
 from toolbox import assert_refused, run_tool, small_data
 
 from engine import blocks
-from engine.batches import Batches, CustomBatches, open_dataset
+from engine.batches import Batches, CustomBatches, open_batches, open_dataset
 from engine.errors import UserError, user_errors
 
 HANG_S = 60
@@ -58,21 +58,22 @@ class Stream(IterableDataset):
             yield self.items[i]
 
 
+SETTINGS = {
+    "train_data_dir": "/train",
+    "test_data_dir": "/test",
+    "train_batch_size": 4,
+    "infer_batch_size": 4,
+    "drop_last": True,
+    "infer_drop_last": False,
+    "shuffle": False,
+    "shuffle_window": None,
+    "num_workers": 0,
+    "seed": 3,
+}
+
+
 def make(dataset, job="train", **settings):
-    values = {
-        "train_data_dir": "/train",
-        "test_data_dir": "/test",
-        "train_batch_size": 4,
-        "infer_batch_size": 4,
-        "drop_last": True,
-        "infer_drop_last": False,
-        "shuffle": False,
-        "shuffle_window": None,
-        "num_workers": 0,
-        "seed": 3,
-        **settings,
-    }
-    return Batches(dataset, types.SimpleNamespace(**values), job, paddle.CPUPlace())
+    return Batches(dataset, types.SimpleNamespace(**{**SETTINGS, **settings}), job, paddle.CPUPlace())
 
 
 def numbers(batches, epoch=0):
@@ -167,6 +168,24 @@ def test_a_resumed_epoch_of_a_packages_own_loader():
 def test_steps_are_counted_where_they_can_be():
     assert make(Items()).steps() == 2 and make(Items(), drop_last=False).steps() == 3
     assert make(Stream()).steps() is None
+
+
+class Uncounted(Stream):
+    def blocks(self, epoch, seed, apply):
+        raise AssertionError("nothing is to be read yet")
+
+    def row_num(self):
+        raise AssertionError("all files would be read")
+
+
+def test_a_streams_files_are_not_read_to_check_a_number_that_is_given(tmp_path):
+    (tmp_path / "part").write_text("")
+    settings = types.SimpleNamespace(
+        **{**SETTINGS, "train_data_dir": str(tmp_path), "steps_per_epoch": 7}
+    )  # fmt: skip
+    given = {"runner.steps_per_epoch": 7}
+    _, config = open_batches(lambda files, config: Uncounted(), settings, given, "train", paddle.CPUPlace())
+    assert config == given
 
 
 def test_worker_processes_give_every_example_once():

@@ -58,7 +58,7 @@ def open_batches(reader, settings, config, job, place):
     given = settings.steps_per_epoch
     if given is None:
         config = {**config, "runner.steps_per_epoch": batches.steps()}  # for packages with a schedule
-    elif job == "train" and batches.steps() not in (None, given):
+    elif job == "train" and batches.knows_its_size and batches.steps() != given:
         LOG.warning(
             "runner.steps_per_epoch is %d, but an epoch of the training data has %d steps. It makes no epoch shorter, "
             "and misleads schedules: leave it out.",
@@ -123,6 +123,11 @@ class Batches:
         else:
             self.dataset = _GuardedStream(dataset, self.batch_size, seed, settings.shuffle_window or SHUFFLE_BUFFER)
             self._load = self._from_loader
+
+    @property
+    def knows_its_size(self):
+        """Whether ``steps`` reads nothing: a stream may have to read all of its files."""
+        return self.order is not None
 
     def steps(self):
         """Number of batches in an epoch, or None where the reader does not say how many examples it has."""
