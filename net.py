@@ -132,8 +132,8 @@ def clip_norm_builds() -> bool:
 def runs_line_by_line(network: nn.Layer) -> bool:
     """Whether it is a network of the dynamic graph that ``paddle.jit.to_static`` has not compiled.
 
-    Only then can gradients be sparse: PIR programs ignore it without a word (3.0 to 3.3.1), and networks compiled by
-    2.6.2 compute wrong ones.
+    Only then can an embedding's gradient be sparse: PIR programs compute a dense one without a word (3.0 to 3.3.1), and
+    networks compiled by 2.6.2 a wrong one.
     """
     return paddle.in_dynamic_mode() and inspect.ismethod(network.forward)
 
