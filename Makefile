@@ -53,6 +53,7 @@ test-legacy: env  ## the package's own tests in the legacy program mode, which P
 
 test-paddle26: $(VENV26)/ready  ## the tests on paddlepaddle 2.6.2, in an environment of its own
 	$(VENV26)/bin/python $(PYTEST)
+	$(VENV26)/bin/python -m pytest tests/test_bench.py -m bench
 
 test-notebook: $(VENV)/notebook  ## run notebook.ipynb from top to bottom
 	$(VENV)/bin/jupyter execute notebook.ipynb
