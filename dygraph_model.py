@@ -42,8 +42,7 @@ class DygraphModel:
         rate = training.learning_rate(self.hyper, config)
         self.schedule = rate if isinstance(rate, training.TrainingSchedule) else None
         parameters = [p for p in dy_model.parameters() if not p.stop_gradient]
-        has_sparse = self.hyper.sparse_gradients and self.hyper.input_vocabulary_sizes
-        sparse = dy_model.inputs.embedding.weight if has_sparse else None
+        sparse = dy_model.inputs.embedding.weight if self.hyper.sparse_gradients else None
         for parameter in (p for p in parameters if p is not sparse):
             # An expert that has not run yet would have no gradient at all, and Adam would leave
             # its moments alone where a static program, or a dense one, lets them decay.

@@ -194,10 +194,9 @@ class HyperParameters:
 
     @property
     def sparse_gradients(self):
-        """Whether the optimizer moves just the embeddings of a batch's ids."""
-        return self.optimizer_class == "lazy_adam" or (
-            self.optimizer_class == "sgd" and not self.optimizer_momentum and not self.optimizer_weight_decay
-        )
+        """Whether there are embeddings, and the optimizer moves just those of a batch's ids."""
+        plain_sgd = self.optimizer_class == "sgd" and not self.optimizer_momentum and not self.optimizer_weight_decay
+        return bool(self.input_vocabulary_sizes) and (plain_sgd or self.optimizer_class == "lazy_adam")
 
     def task_list(self):
         """The tasks, as ``tasks.Task``."""

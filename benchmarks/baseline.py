@@ -8,6 +8,7 @@ a different function, is timed by ``rates.PackageStep``.
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
+from ways import config
 from worker import Case
 
 import hyper_parameters
@@ -71,10 +72,8 @@ class Baseline:
 
     def __init__(self, path):
         self.case = Case(path)
-        hyper = hyper_parameters.HyperParameters(
-            **{key.replace("__", "_"): value for key, value in self.case.hyper.items()}
-        )
-        self.net, self.binary = _Mixture(hyper), [task.kind.out_size == 1 for task in hyper.task_list()]
+        hyper = hyper_parameters.HyperParameters.from_config(config(**self.case.hyper))
+        self.net = _Mixture(hyper)
         missing, unexpected = self.net.set_state_dict(self.case.weights)
         assert all(key.endswith(".0.bias") for key in missing) and unexpected == ["step"], (missing, unexpected)
         for key in missing:  # the convolutions' biases
@@ -92,8 +91,8 @@ class Baseline:
         self.net.train()
         logits = self.net(*map(paddle.to_tensor, self.case.inputs))
         labels = [paddle.reshape(paddle.to_tensor(label), [-1, 1]) for label in self.case.labels]
-        loss = paddle.add_n([_loss(*task) for task in zip(logits, labels, self.binary)])
-        for task in zip(logits, labels, self.binary):
+        loss = paddle.add_n([_loss(*task) for task in zip(logits, labels)])
+        for task in zip(logits, labels):
             _update_metric(*task)
         loss.backward()
         self.optimizer.step()
@@ -101,15 +100,19 @@ class Baseline:
         return float(loss), None
 
 
-def _loss(logits, label, binary):
-    if binary:
+def _is_binary(logits):
+    return logits.shape[1] == 1
+
+
+def _loss(logits, label):
+    if _is_binary(logits):
         return F.binary_cross_entropy_with_logits(logits, label)
     return F.cross_entropy(logits, label)
 
 
-def _update_metric(logits, label, binary):
+def _update_metric(logits, label):
     """A step's accuracy, or for a binary task its AUC."""
-    if binary:
+    if _is_binary(logits):
         p = F.sigmoid(logits)
         paddle.metric.Auc("ROC").update(preds=paddle.concat([1 - p, p], axis=1), labels=label)
         return

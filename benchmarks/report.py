@@ -114,10 +114,15 @@ def merged(old, new):
     if records.keys() - newer.keys() and _ground(was) != _ground(machine):
         raise ValueError(f"{_ground(machine)} is not {_ground(was)}: measure all tables")
     records = {name: newer.get(name, record) for name, record in {**records, **newer}.items()}
-    lines = machine_lines(machine) + [line for record in records.values() for line in table_lines(record)]
     seconds = round(sum(record["seconds"] for record in records.values()), 1)
+    return "\n".join(_lines(machine, records, seconds)) + "\n"
+
+
+def _lines(machine, records, seconds):
+    """An output's lines, from what ``read`` gives and the seconds in all."""
+    of_tables = [line for record in records.values() for line in table_lines(record)]
     rows = {name: record["rows"] for name, record in records.items()}
-    return "\n".join(lines + acceptance_lines(rows, seconds)) + "\n"
+    return [*machine_lines(machine), *of_tables, *acceptance_lines(rows, seconds)]
 
 
 def _ground(machine):
@@ -130,9 +135,7 @@ def problems(text):
     """Where a run's output does not follow from the seconds in it: a list of sentences."""
     machine, records, promised = read(text)
     found = [line for record in records.values() for line in _wrong_numbers(record)]
-    expected = machine_lines(machine) + [line for record in records.values() for line in table_lines(record)]
-    expected += acceptance_lines({name: record["rows"] for name, record in records.items()}, promised["seconds"])
-    lines = text.splitlines()
+    expected, lines = _lines(machine, records, promised["seconds"]), text.splitlines()
     if len(lines) != len(expected):
         found.append(f"there are {len(lines)} lines, not {len(expected)}")
     return found + [

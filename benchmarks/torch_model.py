@@ -50,6 +50,26 @@ class _TableInput(nn.Module):
         return torch.cat([dense, self.embedding(ids + self.offsets).flatten(1)], dim=1)
 
 
+class _BatchedLinear(nn.Module):
+    """The linear layers of all experts, each followed by ReLU, as batched products.
+
+    Args:
+        layers: for each layer, the experts' ``nn.Linear``, whose parameters are copied.
+    """
+
+    def __init__(self, layers):
+        super().__init__()
+        self.weights, self.biases = (
+            nn.ParameterList([torch.stack([getattr(one, name).detach() for one in layer]) for layer in layers])
+            for name in ("weight", "bias")
+        )
+
+    def forward(self, x):
+        for weight, bias in zip(self.weights, self.biases):
+            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)).relu()
+        return x  # [n, B, H]
+
+
 class _GroupedLinearExperts(nn.Module):
     """All experts of linear layers as one network: the first layers side by side, then batched products.
 
@@ -59,20 +79,17 @@ class _GroupedLinearExperts(nn.Module):
 
     def __init__(self, experts):
         super().__init__()
-        layers = [[expert.layers[i] for expert in experts] for i in range(0, len(experts[0].layers), 2)]
-        first, *others = [[torch.stack([getattr(one, name).detach() for one in layer]) for name in ("weight", "bias")]
-                          for layer in layers]  # fmt: skip
-        self.first = nn.Linear(first[0].shape[2], first[0].shape[0] * first[0].shape[1])
-        self.first.weight, self.first.bias = (nn.Parameter(item.flatten(0, 1)) for item in first)
         self.expert_num = len(experts)
-        self.weights = nn.ParameterList([weight for weight, _ in others])
-        self.biases = nn.ParameterList([bias for _, bias in others])
+        first, *others = [[expert.layers[i] for expert in experts] for i in range(0, len(experts[0].layers), 2)]
+        self.first = nn.Linear(first[0].in_features, len(experts) * first[0].out_features)
+        self.first.weight, self.first.bias = (
+            nn.Parameter(torch.cat([getattr(one, name).detach() for one in first])) for name in ("weight", "bias")
+        )
+        self.others = _BatchedLinear(others)
 
     def forward(self, x):
         x = self.first(x).relu().reshape(len(x), self.expert_num, -1).transpose(0, 1)  # [n, B, wide]
-        for weight, bias in zip(self.weights, self.biases):
-            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)).relu()
-        return x  # [n, B, H]
+        return self.others(x)
 
 
 class _GroupedExperts(nn.Module):
@@ -101,16 +118,11 @@ class _GroupedExperts(nn.Module):
             return nn.Sequential(grouped, norm, nn.MaxPool2d(2), nn.ReLU())
 
         self.blocks = nn.Sequential(block(0), block(1))
-        linears = [[expert.layers[i] for expert in experts] for i in (3, 5)]
-        self.weights = nn.ParameterList([torch.stack([one.weight.detach() for one in layer]) for layer in linears])
-        self.biases = nn.ParameterList([torch.stack([one.bias.detach() for one in layer]) for layer in linears])
+        self.linear = _BatchedLinear([[expert.layers[i] for expert in experts] for i in (3, 5)])
 
     def forward(self, image):
         x = self.blocks(image)  # [B, n * 20, 6, 6]
-        x = x.reshape(len(x), self.expert_num, -1).transpose(0, 1)  # [n, B, 720]
-        for weight, bias in zip(self.weights, self.biases):
-            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)).relu()
-        return x  # [n, B, H]
+        return self.linear(x.reshape(len(x), self.expert_num, -1).transpose(0, 1))  # [n, B, 720] -> [n, B, H]
 
 
 def _tower(weights, task):

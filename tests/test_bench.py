@@ -15,6 +15,7 @@ import stage
 import tables
 import worker
 from conftest import ROOT
+from ways import config
 
 import hyper_parameters
 
@@ -32,7 +33,7 @@ def test_multiplications_are_those_of_the_networks_layers(table):
             first.append(counts[-1])
 
     keys = {**table, "expert_num": 2, "expert_size": 7, "tower_size": 9}
-    hyper = hyper_parameters.HyperParameters(**{key.replace("__", "_"): value for key, value in keys.items()})
+    hyper = hyper_parameters.HyperParameters.from_config(config(**keys))
     network = hyper_parameters.build(hyper)
     for layer in network.sublayers():
         if isinstance(layer, (paddle.nn.Conv2D, paddle.nn.Linear)):
