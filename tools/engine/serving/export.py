@@ -16,6 +16,7 @@ import re
 import numpy as np
 import paddle
 from paddle.base.data_feeder import convert_dtype
+from paddle.base.proto import framework_pb2
 
 from engine.errors import UserError, user_errors
 from engine.graphs import programs
@@ -63,19 +64,31 @@ def write(folder, source, feed_names=(), fetch_names=()):
         )
     variables = [built.inputs[name] for name in inputs]
     path = os.path.join(folder, PREFIX)
-    with folders.written_by_paddle(path, lambda: _read_back(path, source)):
+    with folders.written_by_paddle(path, lambda: read_back(path, source)):
         paddle.static.save_inference_model(path, variables, outputs, source.executor, program=built.program)
     encodings.copy(source.encoding, path + ".")
     _write_signature(folder, built, inputs, names, encodings.digests(source.encoding))
 
 
-def _read_back(path, source):
-    """Raise an error if the program cannot be read, or its weights are not the source's."""
+def read_back(path, source):
+    """Raise an error if the program cannot be read, or its weights are not the source's.
+
+    The weights' size is looked at too: Paddle reads a file that is cut short without an error, and what is missing
+    may be in memory from before.
+    """
     with paddle.static.scope_guard(paddle.static.Scope()):
         program, _, _ = paddle.static.load_inference_model(path, source.executor)
         read = {n: np.asarray(x) for n, x in program.state_dict("all", paddle.static.global_scope()).items()}
+    if read and os.path.getsize(path + ".pdiparams") < _size_of_file(read.values()):
+        raise ValueError("the weights are cut short")
     for name in {*read} & {*source.parameters}:
         np.testing.assert_array_equal(read[name], source.parameters[name], name)
+
+
+def _size_of_file(arrays):
+    """Bytes that Paddle writes for some arrays: of each, versions and lengths, its dtype and shape, and its data."""
+    descriptions = [framework_pb2.VarType.TensorDesc(data_type=0, dims=array.shape) for array in arrays]
+    return sum(20 + told.ByteSize() + array.nbytes for told, array in zip(descriptions, arrays))
 
 
 def _choose(source, feed_names, fetch_names):
