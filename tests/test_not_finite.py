@@ -89,18 +89,17 @@ MOVING = [
     ["hyper_parameters.optimizer.schedule=cosine", "hyper_parameters.optimizer.warmup_steps=3"],
     ["hyper_parameters.optimizer.schedule=constant", "hyper_parameters.optimizer.class=sgd"],
 ]
-BROKEN = {"the third": [2], "the first": [0], "two in a row, and the last": [1, 2, 5]}
+BROKEN = [0, 2, 4, 5, 8]  # of nine batches: the first, one between sound ones, two in a row, the last
 
 
 @pytest.mark.parametrize("graph", GRAPHS)
 @pytest.mark.parametrize("moving", MOVING, ids=lambda overrides: overrides[0].split("=")[1])
-@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
-def test_an_undone_step_leaves_the_run_as_if_its_batch_had_not_been_there(tmp_path, rng, graph, moving, broken):
+def test_an_undone_step_leaves_the_run_as_if_its_batch_had_not_been_there(tmp_path, rng, graph, moving):
     """Parameters, running statistics, moments, schedule, step counter, ramp and the epoch's numbers, to the bit."""
-    batches = make_batches(rng, 6)
-    for i in broken:
+    batches = make_batches(rng, 9)
+    for i in BROKEN:
         batches[i][0][0] = np.nan
-    sound = [batch for i, batch in enumerate(batches) if i not in broken]
+    sound = [batch for i, batch in enumerate(batches) if i not in BROKEN]
     with_them, without = (trained(graph, moving, tmp_path / name, of) for name, of in (("a", batches), ("b", sound)))
     assert not kill_resume.differences(with_them[0], without[0])
     assert with_them[1:] == without[1:] and len(sound) == with_them[3]
@@ -112,7 +111,7 @@ def trained(graph_name, overrides, cwd, batches):
         *kill_resume.OVERRIDES,
         *overrides,
         "runner.epochs=1",
-        "runner.steps_per_epoch=6",
+        "runner.steps_per_epoch=9",
         "runner.strict=false",
     ]
     overrides += [
