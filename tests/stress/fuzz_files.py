@@ -31,6 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 import hyper_parameters  # noqa: E402  (the path is set above)
 from engine.config import load_config  # noqa: E402  (likewise)
 from engine.errors import NotFinite, UserError, user_errors  # noqa: E402  (likewise)
+from engine.graphs import programs  # noqa: E402  (likewise)
 from engine.graphs.dynamic import DynamicGraph  # noqa: E402  (likewise)
 from engine.graphs.static import StaticGraph  # noqa: E402  (likewise)
 from engine.keys import check_unknown_keys, read_settings  # noqa: E402  (likewise)
@@ -64,7 +65,7 @@ class Trained:
         self._switch()
         config = load_config(str(ROOT / "config.yaml"), [*SMALL, f"runner.model_save_path={self.folder}", *overrides])
         self.settings = read_settings(config, "train")
-        with paddle.utils.unique_name.guard():  # the names that a process of its own would give
+        with programs.new_programs():
             place = paddle.set_device("cpu")
             self.graph = GRAPHS[name](Package(str(ROOT)), config, self.settings, "train", place)
         self.meter = Meter(name, "train", 1)
