@@ -5,6 +5,7 @@ this puts the tables of an output in RESULTS.txt, and fills both READMEs in from
 """
 
 import json
+import pathlib
 import sys
 
 import acceptance
@@ -111,8 +112,11 @@ def merged(old, new):
         ValueError: some would be of another machine, of other libraries or of other sizes.
     """
     (was, records, _), (machine, newer, _) = read(old), read(new)
-    if records.keys() - newer.keys() and _ground(was) != _ground(machine):
-        raise ValueError(f"{_ground(machine)} is not {_ground(was)}: measure all tables")
+    before, now = _ground(was), _ground(machine)
+    changed = [f"{key} {before[key]} -> {now[key]}" for key in before if before[key] != now[key]]
+    kept = sorted(records.keys() - newer.keys())
+    if kept and changed:
+        raise ValueError(f"{'; '.join(changed)}: {', '.join(kept)} would be of another run. Measure all tables.")
     records = {name: newer.get(name, record) for name, record in {**records, **newer}.items()}
     seconds = round(sum(record["seconds"] for record in records.values()), 1)
     return "\n".join(_lines(machine, records, seconds)) + "\n"
@@ -264,7 +268,11 @@ PAGES = {ROOT / "README.md": english, ROOT / "README.zh-CN.md": chinese}
 
 if __name__ == "__main__":
     for output in sys.argv[1:]:
-        text = merged(RESULTS.read_text(encoding="utf-8"), open(output, encoding="utf-8").read())
+        try:
+            text = merged(RESULTS.read_text(encoding="utf-8"), pathlib.Path(output).read_text(encoding="utf-8"))
+        except ValueError as error:
+            print(f"error: {RESULTS} is kept as it is: {error}", file=sys.stderr)
+            sys.exit(2)
         RESULTS.write_text(text, encoding="utf-8")
     for path, lines_of in PAGES.items():
         page = filled(path.read_text(encoding="utf-8"), RESULTS.read_text(encoding="utf-8"), lines_of)

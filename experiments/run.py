@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -156,6 +157,7 @@ def command_line(description, answer):
         "--speed", action="store_true", help="measure speeds: the chosen trials once more; on an idle machine"
     )
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its tool ends with it
     try:
         answer(args.question, "speed" if args.speed else "final")
     except UserError as error:

@@ -223,7 +223,7 @@ def test_a_table_measured_again_takes_its_place():
     assert not report.problems(new)
     _, found, _ = report.read(new)
     assert list(found) == list(records) and found["reader"] == again and found["step"] == records["step"]
-    with pytest.raises(ValueError, match="measure all tables"):
+    with pytest.raises(ValueError, match="cores 2 -> 64: .*step.* Measure all tables"):
         report.merged(old, "\n".join(lines).replace('"cores": 2', '"cores": 64', 1))
 
 

@@ -1,8 +1,11 @@
 """experiments/: a question is run once, to the tools' own numbers; the table is arithmetic on its lines."""
 
+import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 
 import lines
 import numpy as np
@@ -14,7 +17,7 @@ import table
 import yaml
 from conftest import ROOT
 from oracles import brute_force_auc
-from toolbox import assert_refused, run_here
+from toolbox import TIMEOUT_S, assert_refused, run_here
 
 from engine.errors import UserError
 
@@ -194,6 +197,20 @@ def test_each_command_refuses_a_bad_question_with_one_message(script, tmp_path):
     path = written(tmp_path, graph="exported")
     command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), "-m", str(path)]
     assert_refused(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True), path, "graph")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the tool is found by Linux's /proc")
+def test_a_signal_ends_the_tool_under_way_too(tmp_path):
+    command = [sys.executable, str(ROOT / "experiments" / "run.py"), "-m", str(written(tmp_path))]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    begun = []
+    while not begun and process.poll() is None:
+        time.sleep(0.05)
+        children = pathlib.Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        begun = [child for child in children if b"trainer.py" in pathlib.Path(f"/proc/{child}/cmdline").read_bytes()]
+    process.terminate()
+    assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+    assert begun and not pathlib.Path("/proc", begun[0]).exists()
 
 
 @pytest.mark.parametrize("name", ["census", "choosing"])
