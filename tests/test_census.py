@@ -427,7 +427,7 @@ def test_make_runs_what_the_readme_says_by_hand():
 
 @needs_official
 def test_the_readmes_commands_run(tmp_path, capsys, monkeypatch):
-    """In a copy of the example, as written but for one short epoch."""
+    """In a copy of the example, as written but for one short epoch of a smaller network."""
     shutil.copytree(EXAMPLE, tmp_path / "examples" / "census", ignore=shutil.ignore_patterns("full", "__pycache__"))
     shutil.copy(OFFICIAL, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -437,7 +437,8 @@ def test_the_readmes_commands_run(tmp_path, capsys, monkeypatch):
         _, script, *arguments = command.split()
         if script.startswith("tools/"):
             (option, config) = arguments
-            short = ("runner.epochs=1", "runner.infer_end_epoch=1", "runner.train_batch_size=2000")
+            short = ["runner.epochs=1", "runner.infer_end_epoch=1", "runner.train_batch_size=2000"]
+            short += ["hyper_parameters.expert_num=2", "hyper_parameters.expert_hidden_sizes=[8]"]
             run = run_here(pathlib.Path(script).stem, tmp_path / config, *short, cwd=tmp_path)
             assert option == "-m" and run.returncode == 0, f"{command}\n{run.stderr}"
         else:
