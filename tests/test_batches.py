@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import multiprocessing
 import os
 import shutil
 import signal
@@ -316,8 +317,26 @@ def test_a_killed_worker_ends_in_one_message(kind):
     if kind is Stream:
         dataset, dataset.items = Stream(), dataset
         dataset.shards_by_worker = True
+    before = multiprocessing.active_children()
     with pytest.raises(UserError, match="^reading /train: a worker process ended too soon[^\n]*num_workers[^\n]*$"):
         flat(make(dataset, num_workers=2))
+    assert multiprocessing.active_children() == before
+
+
+class Blocks(Stream):
+    def blocks(self, epoch, seed, apply):
+        return apply(lambda begin: [np.arange(begin, begin + 4)], range(0, 40, 4))
+
+
+@pytest.mark.parametrize("kind", [Items, Stream, Blocks])
+def test_no_worker_outlives_the_batches_that_are_not_taken_to_their_end(kind):
+    before, dataset = multiprocessing.active_children(), kind()
+    dataset.shards_by_worker = True
+    batches = make(dataset, num_workers=2)(0)
+    next(batches)
+    assert len(multiprocessing.active_children()) == len(before) + 2
+    batches.close()
+    assert multiprocessing.active_children() == before
 
 
 READER = """

@@ -42,18 +42,28 @@ def _ignore_ctrl_c(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def iterate(loader):
-    """The loader's iterator, without its handler of SIGCHLD.
+@contextlib.contextmanager
+def iterating(loader):
+    """The loader's iterator. Its worker processes end with the block, and it has no handler of SIGCHLD.
 
     That raises for a dead worker wherever the main thread is, in a training step most of the time. The
     loader's own thread sees a dead worker too, within seconds, and ends the iteration.
+
+    An iterator left to the garbage collector may wait for its workers for ever (seen on Python 3.13): the queues
+    by which they are told to end can be gone before it.
     """
-    if not loader.num_workers or threading.current_thread() is not threading.main_thread():
-        return iter(loader)
+    if not loader.num_workers:
+        yield iter(loader)
+        return
+    in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
     batches = iter(loader)
-    signal.signal(signal.SIGCHLD, handler)
-    return batches
+    if in_main_thread:
+        signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield batches
+    finally:
+        batches._shutdown_on_exit()  # waits a second for each, and does nothing where they have ended
 
 
 @contextlib.contextmanager
