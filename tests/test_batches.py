@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import traceback
 import types
 
 import numpy as np
@@ -318,25 +319,44 @@ def test_a_killed_worker_ends_in_one_message(kind):
         dataset, dataset.items = Stream(), dataset
         dataset.shards_by_worker = True
     before = multiprocessing.active_children()
-    with pytest.raises(UserError, match="^reading /train: a worker process ended too soon[^\n]*num_workers[^\n]*$"):
+    said = "^reading /train: a worker process ended too soon[^\n]*num_workers[^\n]*$"
+    with pytest.raises(UserError, match=said) as caught:
         flat(make(dataset, num_workers=2))
-    assert multiprocessing.active_children() == before
+    assert_nothing_left(before, caught.value)
+
+
+def assert_nothing_left(children, error=None):
+    """Neither a worker process, nor an iterator of Paddle's in what an exception's traceback holds."""
+    assert multiprocessing.active_children() == children
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            assert "_DataLoaderIterMultiProcess" not in {type(value).__name__ for value in frame.f_locals.values()}
+        error = error.__cause__
 
 
 class Blocks(Stream):
     def blocks(self, epoch, seed, apply):
-        return apply(lambda begin: [np.arange(begin, begin + 4)], range(0, 40, 4))
+        return apply(lambda begin: [np.array([item]) for item in self.items[begin]], range(len(self.items)))
 
 
 @pytest.mark.parametrize("kind", [Items, Stream, Blocks])
 def test_no_worker_outlives_the_batches_that_are_not_taken_to_their_end(kind):
-    before, dataset = multiprocessing.active_children(), kind()
+    before, dataset = multiprocessing.active_children(), kind(40)
     dataset.shards_by_worker = True
     batches = make(dataset, num_workers=2)(0)
     next(batches)
     assert len(multiprocessing.active_children()) == len(before) + 2
     batches.close()
-    assert multiprocessing.active_children() == before
+    assert_nothing_left(before)
+
+
+@pytest.mark.parametrize("kind", [Items, Stream, Blocks])
+def test_no_worker_outlives_a_failure_of_the_reader(kind):
+    before, dataset = multiprocessing.active_children(), kind(40, bad=20)
+    dataset.shards_by_worker = True
+    with pytest.raises(UserError) as caught:
+        flat(make(dataset, num_workers=2))
+    assert_nothing_left(before, caught.value)
 
 
 READER = """

@@ -13,7 +13,7 @@ from paddle.io.dataloader.collate import default_collate_fn
 from engine import blocks
 from engine.errors import UserError, prefixed, user_errors
 from engine.interface import offered
-from engine.loader import Failure, encoded, ended_too_soon, failure_of, iterating, loader_settings
+from engine.loader import Failure, encoded, ended_too_soon, failure_of, iterate, loader_settings
 
 LOG = logging.getLogger("engine")
 SHUFFLE_BUFFER = 4096  # examples an iterable reader is shuffled among, if runner.shuffle_window does not say
@@ -212,8 +212,8 @@ class Batches:
             self.order.epoch, self.order.begin = epoch, begin * self.batch_size
             passed_over = 0
             loader = DataLoader(self.dataset, batch_sampler=self._sampler(), **common)
-        with ended_too_soon(self.folder), iterating(loader) as batches:
-            yield from itertools.islice(batches, passed_over, None)
+        with ended_too_soon(self.folder):
+            yield from itertools.islice(iterate(loader), passed_over, None)
 
 
 def _defines_last(dataset, name, single):

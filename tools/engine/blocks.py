@@ -11,7 +11,7 @@ import paddle
 from paddle.io import DataLoader, IterableDataset, get_worker_info
 
 from engine.errors import UserError, prefixed
-from engine.loader import Failure, encoded, ended_too_soon, failure_of, iterating, loader_settings
+from engine.loader import Failure, encoded, ended_too_soon, failure_of, iterate, loader_settings
 
 WINDOW = 100_000  # rows shuffled among one another, if runner.shuffle_window does not say
 
@@ -34,8 +34,8 @@ def in_order(workers, folder):
         loader = DataLoader(
             dataset, batch_size=1, collate_fn=_alone, places=paddle.CPUPlace(), **loader_settings(workers)
         )
-        with ended_too_soon(folder), iterating(loader) as results:
-            for result in results:
+        with ended_too_soon(folder):
+            for result in iterate(loader):
                 if failure_of(result) is not None:
                     raise UserError(prefixed("reading", folder, failure_of(result)))
                 yield pickle.loads(np.asarray(result[0]))

@@ -42,18 +42,18 @@ def _ignore_ctrl_c(_):
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-@contextlib.contextmanager
-def iterating(loader):
-    """The loader's iterator. Its worker processes end with the block, and it has no handler of SIGCHLD.
+def iterate(loader):
+    """What the loader gives, without its handler of SIGCHLD. Its worker processes end with the iteration.
 
-    That raises for a dead worker wherever the main thread is, in a training step most of the time. The
+    The handler raises for a dead worker wherever the main thread is, in a training step most of the time. The
     loader's own thread sees a dead worker too, within seconds, and ends the iteration.
 
-    An iterator left to the garbage collector may wait for its workers for ever (seen on Python 3.13): the queues
-    by which they are told to end can be gone before it.
+    Paddle's iterator must not be left to the garbage collector. There it may wait for its workers for ever, because
+    the queues that tell them to end can be gone before it (seen on Python 3.13). And a worker that is forked later has
+    a copy of it, and hangs or crashes when it destroys that (Paddle 2.6.2).
     """
     if not loader.num_workers:
-        yield iter(loader)
+        yield from loader
         return
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGCHLD)
@@ -61,9 +61,10 @@ def iterating(loader):
     if in_main_thread:
         signal.signal(signal.SIGCHLD, handler)
     try:
-        yield batches
+        yield from batches
     finally:
         batches._shutdown_on_exit()  # waits a second for each, and does nothing where they have ended
+        del batches  # a traceback may hold these variables
 
 
 @contextlib.contextmanager
@@ -72,6 +73,7 @@ def ended_too_soon(folder):
     try:
         yield
     except SystemError as error:
+        traceback.clear_frames(error.__traceback__)  # they hold Paddle's iterator: see ``iterate``
         raise UserError(
             f"reading {folder}: a worker process ended too soon: killed, crashed or out of memory. "
             "Set runner.num_workers to 0 to see why."
