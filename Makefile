@@ -5,6 +5,8 @@ VENV := .venv
 VENV26 := .venv-paddle26
 JOBS ?= 3
 PYTEST := -m pytest -n $(JOBS) --dist worksteal
+SEED ?= 11
+NUMERIC = $(addprefix tests/model/test_,net_gates.py net_sparse.py training.py embeddings.py gate_status.py)
 FUZZ ?= 1000
 KILLS ?= 20
 MNIST ?=
@@ -45,22 +47,27 @@ test: env  ## the tests
 	$(VENV)/bin/python $(PYTEST)
 
 test-bench: env  ## the tests of the benchmarks: their tables, at tiny sizes
-	$(VENV)/bin/python -m pytest tests/test_bench.py -m bench
+	$(VENV)/bin/python -m pytest tests/benchmarks/test_bench.py -m bench
 
 test-legacy: env  ## the package's own tests in the legacy program mode, which PaddleRec's tools set
-	FLAGS_enable_pir_api=0 $(VENV)/bin/python $(PYTEST) tests/test_gate.py tests/test_sparse.py tests/test_graphs.py \
-		tests/test_hyper_parameters.py tests/test_tools.py tests/test_export.py
+	FLAGS_enable_pir_api=0 $(VENV)/bin/python $(PYTEST) \
+		$(addprefix tests/model/test_,net_gates.py net_sparse.py net_layers.py graphs.py training.py build.py gates.py) \
+		tests/tools/test_tools.py tests/engine/test_export.py
+
+test-arithmetic: env  ## the numeric tests with other kernels of MKL and oneDNN, two threads, and another seed
+	MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
+		$(VENV)/bin/python $(PYTEST) --seed $(SEED) $(NUMERIC)
 
 test-paddle26: $(VENV26)/ready  ## the tests on paddlepaddle 2.6.2, in an environment of its own
 	$(VENV26)/bin/python $(PYTEST)
-	$(VENV26)/bin/python -m pytest tests/test_bench.py -m bench
+	$(VENV26)/bin/python -m pytest tests/benchmarks/test_bench.py -m bench
 
 test-notebook: $(VENV)/notebook  ## run notebook.ipynb from top to bottom
 	$(VENV)/bin/jupyter execute notebook.ipynb
 
 test-onnx: $(VENV)/onnx $(VENV26)/onnx  ## the tests of ONNX on both releases, where paddle2onnx has builds
-	$(VENV)/bin/python -m pytest tests/test_export.py -k onnx
-	$(VENV26)/bin/python -m pytest tests/test_export.py -k onnx
+	$(VENV)/bin/python -m pytest tests/engine/test_export.py -k onnx
+	$(VENV26)/bin/python -m pytest tests/engine/test_export.py -k onnx
 
 stress: env  ## faults, kills and hostile files at length, some six minutes; the faults need strace
 	$(VENV)/bin/python tests/stress/fuzz_data.py --files $(FUZZ)
@@ -68,20 +75,22 @@ stress: env  ## faults, kills and hostile files at length, some six minutes; the
 	$(VENV)/bin/python tests/stress/save_faults.py --resume-every 10
 	$(VENV)/bin/python tests/stress/kill_resume.py --trials $(KILLS)
 
-check: env  ## lint and format
+check: env  ## lint, format, types, and who may import whom
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	PYTHONPATH=tools:. $(VENV)/bin/lint-imports
 
 bench: env  ## the benchmarks, half an hour; TORCH_PYTHON: interpreter with PyTorch; PADDLEREC: its folder; TABLES: some
 	$(BENCH) $(TABLES)
 
-results: env  ## the benchmarks (TABLES: some) into benchmarks/RESULTS.txt and the READMEs; on an idle machine
+results: env  ## the benchmarks (TABLES: some) into benchmarks/RESULTS.txt, docs/speed.md and the READMEs; on an idle machine
 	$(BENCH) $(TABLES) > benchmarks/RESULTS.new
 	$(VENV)/bin/python benchmarks/report.py benchmarks/RESULTS.new
 	rm benchmarks/RESULTS.new
 
 clean:  ## remove the environments and what training wrote
-	rm -rf $(VENV) $(VENV26) output output_bigdata output_census output_census_full exported predictions.csv predictions.png .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV26) output output_bigdata output_census output_census_full exported predictions.csv predictions.png .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
@@ -105,4 +114,4 @@ $(VENV26)/onnx: $(VENV26)/ready
 	$(VENV26)/bin/python -m pip install --quiet 'paddle2onnx==1.3.1' 'numpy<2' '.[onnx]'
 	touch $@
 
-.PHONY: help env train train-census bigdata predict notebook test test-legacy test-paddle26 test-notebook test-onnx stress check bench results clean
+.PHONY: help env train train-census bigdata predict notebook test test-arithmetic test-legacy test-paddle26 test-notebook test-onnx stress check bench results clean

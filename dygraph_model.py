@@ -1,18 +1,18 @@
-"""The dynamic-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py`` and ``tasks.py``."""
+"""The dynamic-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py``."""
 
 import paddle
 
-import hyper_parameters
 import net
-import tasks
-import training
+from dselect_k_model import build, gate_status, hyper_parameters, tasks, training
+from dselect_k_model.epoch_metrics import EpochMetrics
 
 
 class DygraphModel:
     """Config -> network, optimizer, metrics, and one forward pass each for training and inference."""
 
-    config_defaults = hyper_parameters.HyperParameters.defaults()  # for tools that ask: every key of this model
-    network_config = staticmethod(hyper_parameters.network_config)  # and those that a save must agree in
+    # Optional hooks of the tools: every key with its default, and those that a checkpoint must agree in
+    config_defaults = hyper_parameters.HyperParameters.defaults()
+    network_config = staticmethod(hyper_parameters.network_config)
 
     def create_model(self, config):
         """Build the network.
@@ -25,11 +25,10 @@ class DygraphModel:
             ValueError: a ``hyper_parameters`` key is unknown or its value is not allowed.
         """
         self.hyper = hyper_parameters.HyperParameters.from_config(config)
-        self.tasks = self.hyper.task_list()
-        network = hyper_parameters.build(self.hyper)
-        self.parameter_labels = network.parameter_labels()  # for tools that name a parameter
-        self.values_at_end = hyper_parameters.values_at_end(network)  # for tools that take means over an epoch
-        self.log_variances, self.per_example = network.log_variances, network.per_example
+        self.tasks = self.hyper.task_list
+        network = build.build(self.hyper)
+        self.facts = build.NetworkFacts(network)
+        self.log_variances = network.log_variances
         return network
 
     def create_feeds(self, batch_data, config):
@@ -38,7 +37,7 @@ class DygraphModel:
         return self.hyper.split(batch_data)
 
     def create_optimizer(self, dy_model, config):
-        """Build the optimizer over ``dy_model``'s parameters; its schedule is moved on by ``train_forward``."""
+        """Build the optimizer over ``dy_model``'s parameters; ``train_forward`` moves its schedule on."""
         rate = training.learning_rate(self.hyper, config)
         self.schedule = rate if isinstance(rate, training.TrainingSchedule) else None
         parameters = [p for p in dy_model.parameters() if not p.stop_gradient]
@@ -55,14 +54,19 @@ class DygraphModel:
         Returns:
             (metrics, names).
         """
-        self.mean_weights = tasks.MeanWeights()
-        return tasks.create_metrics(self.tasks)
+        self.epoch_metrics, self.mean_weights = EpochMetrics(self.tasks), gate_status.MeanWeights()
+        named = self.epoch_metrics.named()
+        return list(named.values()), list(named)
+
+    def network_facts(self, dy_model):
+        """What the tools may know of the network: see ``build.NetworkFacts``."""
+        return self.facts
 
     def status(self, dy_model):
-        """The experts that each task uses, for tools that tell: title -> expert's number -> weight."""
-        if self.per_example:
+        """The experts that each task uses, for the log: title -> expert's number -> weight."""
+        if self.facts.per_example:
             return self.mean_weights.of_tasks(self.tasks)
-        return tasks.experts_of_tasks(self.tasks, net.constant_weights(dy_model.gates))
+        return gate_status.experts_of_tasks(self.tasks, net.constant_weights(dy_model.gates))
 
     def train_forward(self, dy_model, metrics_list, batch_data, config):
         """One training step's forward pass.
@@ -87,13 +91,12 @@ class DygraphModel:
     def _forward(self, dy_model, metrics_list, batch_data, config, training):
         inputs, labels = self.create_feeds(batch_data, config)
         outputs, gate_weights, penalty = dy_model(*inputs, details=True)
-        if self.per_example:
+        if self.facts.per_example:
             means = [w.numpy().mean(axis=0) for w in gate_weights]
             self.mean_weights.count(means, len(labels[0]), training)
         if training:
             losses = tasks.losses(self.tasks, outputs, labels, penalty, self.log_variances)
-            rest = float(tasks.beside_the_tasks(self.tasks, losses))
         else:
-            losses, rest = tasks.losses(self.tasks, outputs, labels), 0.0
-        tasks.update_metrics(self.tasks, metrics_list, outputs, labels, rest)
-        return {**losses, "experts_used": net.experts_used(gate_weights)}
+            losses = tasks.losses(self.tasks, outputs, labels)
+        self.epoch_metrics.update(outputs, labels, losses.by_label, float(losses.penalty) if training else 0.0)
+        return {**losses.named, "experts_used": net.experts_used(gate_weights)}

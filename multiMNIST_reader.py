@@ -1,91 +1,103 @@
 """Multi-MNIST files -> examples (image, left label, right label). Knows no network.
 
-A data file holds arrays, or lists of numbers, and nothing else: a pickle of any protocol, written by
-Python 2 or 3 and NumPy 1 or 2, a gzip of one, or an .npz. array_files.py reads it. Two forms are known:
+A data file is a pickle, a gzip of one, or an .npz (see dselect_k_model/array_files.py). It holds either
 
-- the pair (images, labels), as data/make_multi_mnist.py writes it; large sets also as images_000.npy (uint8) and
-  labels_000.npy, images_001.npy and so on, of which the images are memory-mapped, not read;
-- the four arrays (trainX, trainLabel, testX, testLabel) of the Pareto-MTL data sets, of which
-  the half is taken that the config's role asks for.
+- the pair (images, labels), as data/make_multi_mnist.py writes it, or a dict of these names;
+- or the four arrays (trainX, trainLabel, testX, testLabel) of the Pareto-MTL data sets, or a dict of these names. The
+  config says which half is read.
 
-Files may come from strangers. Their code never runs, and content that makes no sense is refused, naming file,
-index and reason.
+A large set can also be images_000.npy (uint8) and labels_000.npy, images_001.npy and so on. These images are
+memory-mapped. Images may be [N, 36, 36], have one channel, or be flat; pixels are 0..255 or 0..1. Labels are two digits
+for each image or two one-hot vectors, and -1 where one is missing.
+
+Files may come from strangers. Their code never runs. What makes no sense is refused with file, index and reason.
 """
 
+import collections
+import logging
 import math
 import os
 
 import numpy as np
 from paddle.io import Dataset
 
-import array_files
+from dselect_k_model import array_files
+from dselect_k_model.config_key import Key
 
+LOG = logging.getLogger("dselect_k")
 IMAGE_SIZE = 36  # pixels a side
 CLASS_NUM = 10
+MISSING = -1  # a missing label: its task's loss and metrics skip the example
 SUFFIXES = (".pickle", ".pkl", ".npz", ".gz", ".npy")
 PAIR = ("images", "labels")
 FOUR = ("trainX", "trainLabel", "testX", "testLabel")
-SYNONYMS = {"x": "images", "y": "labels", "x_train": "trainX", "y_train": "trainLabel", "x_test": "testX"}
-SYNONYMS["y_test"] = "testLabel"
 HOW_TO_GET = "python data/make_multi_mnist.py --download --out data/full"
 ACCEPTED = (
     f"expected images of {IMAGE_SIZE} x {IMAGE_SIZE} and one channel, 0..255 or 0..1, "
-    f"and two labels 0..{CLASS_NUM - 1} for each"
+    f"and two labels 0..{CLASS_NUM - 1} for each, -1 where one is missing"
 )
 CHUNK = 4096  # images converted at a time
 WHITE_1 = 1.001  # the most that rounding makes of a white of 1
 
+KEYS = {  # of runner
+    "data_part": Key(
+        "choice",
+        None,
+        "The half of a four-array file to read; without it, the tool's job or the folder decides.",
+        choices=("train", "test"),
+    ),
+    "image_scale": Key("choice", None, "The value of white, where the pixels leave it open.", choices=("255", "1")),
+}
+Set = collections.namedtuple("Set", "images labels")  # uint8 [N, 36, 36], int64 [N, 2]
+
 
 class RecDataset(Dataset):
-    """A map-style set: shuffling, sharding and worker processes all work on it.
+    """A map-style dataset that can be shuffled, sharded and read by worker processes.
 
     The images stay uint8. Worker processes are forked, so they share them.
 
     Args:
-        file_list: paths; those whose names do not end in one of ``SUFFIXES``, hidden files and
-            folders are passed over, the others read in sorted order, as one set.
-        config: flat config dict. Read are ``runner.data_part`` (train or test: the half of a
-            four-array file), or failing that ``runner.job`` or the folder it lies in; and
-            ``runner.image_scale`` (255 or 1: what white is, where the pixels do not tell).
+        file_list: paths; the files whose names end in one of ``SUFFIXES`` are read in sorted order, as one set. A
+            warning names others, unless they are hidden.
+        config: flat config dict. Of ``runner.*`` the keys in ``KEYS`` are read.
     Raises:
         ValueError: there is no data file, or one cannot be read or means something else.
     """
 
-    config_keys = ("data_part", "image_scale")  # runner.* keys of this reader, for tools that ask
-    how_to_get_data = HOW_TO_GET  # likewise: for the message about missing data
+    config_keys = KEYS  # for tools that ask
+    how_to_get_data = HOW_TO_GET
 
     def __init__(self, file_list, config):
         super().__init__()
-        paths = sorted(path for path in file_list if _is_data_file(path))
-        if not paths:
-            where = os.path.dirname(file_list[0]) if file_list else "the data folder"
-            raise ValueError(f"{where}: no Multi-MNIST file (*{', *'.join(SUFFIXES)}). Make the data: {HOW_TO_GET}")
-        scale = _choice(config, "image_scale", ("255", "1"))
-        part = _part(config, os.path.dirname(paths[0]))
+        paths = _data_files(file_list)
+        folder = os.path.dirname(paths[0])
+        scale = _choice(config, "image_scale")
         are_mapped = [path.lower().endswith(".npy") for path in paths]
         if any(are_mapped) and not all(are_mapped):
             other = paths[are_mapped.index(False)]
             raise ValueError(f"{other}: there are .npy files beside it. Keep files of one form in a folder.")
-        sets = _read_sets(paths, part, scale) if not any(are_mapped) else map_sets(paths, scale)
+        part = _part(config, folder)
+        sets = _map_sets(paths, scale) if any(are_mapped) else [read_set(path, part, scale) for path in paths]
+        images, labels = zip(*sets)
         join = Joined if any(are_mapped) else np.concatenate
-        self.images = sets[0].images if len(sets) == 1 else join([one.images for one in sets])
-        self.labels = np.concatenate([one.labels for one in sets])
-        class_num = _class_num(config)
-        if self.labels.max() >= class_num:
+        self.images = images[0] if len(sets) == 1 else join(images)
+        self.labels = np.concatenate(labels)
+        class_num = config.get("hyper_parameters.class_num", CLASS_NUM)
+        if type(class_num) is int and 1 <= class_num <= self.labels.max():  # the network refuses other values
             raise ValueError(
-                f"{os.path.dirname(paths[0])}: there are labels up to {self.labels.max()}, but "
-                f"hyper_parameters.class_num is {class_num}. Set it to {CLASS_NUM}."
+                f"{folder}: there are labels up to {self.labels.max()}, but hyper_parameters.class_num is {class_num}. "
+                f"Set it to {CLASS_NUM}."
             )
 
     def __len__(self):
         return len(self.images)
 
     def __getitem__(self, index):
-        """[image float32 [1, 36, 36] in 0..1, left label int64, right label int64]."""
+        """[image float32 [1, 36, 36] in 0..1, left label int64, right label int64]; a missing label is -1."""
         return [item[0] for item in self.gather(np.array([index]))]
 
     def gather(self, indices):
-        """A whole batch at once, for tools that ask for one; the same numbers as example by example.
+        """A whole batch at once, with the same values as example by example.
 
         Args:
             indices: whole numbers [B].
@@ -97,140 +109,11 @@ class RecDataset(Dataset):
         return [images, self.labels[indices, 0], self.labels[indices, 1]]
 
 
-def _is_data_file(path):
-    name = os.path.basename(path)
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".") and not os.path.isdir(path)
-
-
-def _choice(config, key, choices):
-    value = config.get(f"runner.{key}")
-    if value is not None and str(value) not in choices:
-        raise ValueError(f"runner.{key} is {value!r}, but must be {' or '.join(choices)}.")
-    return None if value is None else str(value)
-
-
-def _class_num(config):
-    """The number of classes; infinite if the value is not one, for it is the network that refuses it."""
-    value = config.get("hyper_parameters.class_num", CLASS_NUM)
-    return value if type(value) is int and value >= 1 else math.inf
-
-
-def _part(config, folder):
-    """Which half of a four-array file is meant: "train", "test", or None if nothing tells."""
-    chosen = _choice(config, "data_part", ("train", "test"))
-    if chosen is not None:
-        return chosen
-    if config.get("runner.job") is not None:  # our tools say what they are doing
-        return "train" if config["runner.job"] == "train" else "test"
-    base = config.get("config_abs_dir", "")
-    roles = [
-        part
-        for part in ("train", "test")
-        if config.get(f"runner.{part}_data_dir") is not None
-        and os.path.normpath(os.path.join(base, config[f"runner.{part}_data_dir"])) == os.path.normpath(folder)
-    ]
-    return roles[0] if len(roles) == 1 else None
-
-
-# ------------------------------------------------------------------------- what the arrays mean
-
-
-class _Set:
-    """Images uint8 [N, 36, 36], labels int64 [N, 2], and in words the form they had in the file."""
-
-    def __init__(self, images, labels, form):
-        self.images, self.labels, self.form = images, labels, form
-
-
-def read_set(path, part=None, scale=None):
-    """Read one data file.
-
-    Args:
-        path: of the file.
-        part: "train" or "test", the half of a four-array file.
-        scale: "255" or "1", what white is; None: as the pixels tell.
-    Returns:
-        An object with images uint8 [N, 36, 36], labels int64 [N, 2], form.
-    Raises:
-        ValueError: naming the file, what was found and what is accepted.
-    """
-    try:
-        content = array_files.read(path)
-    except ValueError as error:
-        raise ValueError(f"{error} Or make the data again: {HOW_TO_GET}") from error
-    arrays = _named_arrays(path, content)
-    if set(arrays) == set(FOUR):
-        if part is None:
-            raise ValueError(
-                f"{path}: it holds a train and a test half, and nothing tells which is meant. "
-                "Set runner.data_part to train or test."
-            )
-        images, labels, form = arrays[f"{part}X"], arrays[f"{part}Label"], "four arrays"
-    else:
-        images, labels, form = arrays["images"], arrays["labels"], "a pair"
-    return _checked_set(path, images, labels, scale, form, path)
-
-
-def _checked_set(path, images, labels, scale, form, labels_path):
-    if not len(images):
-        raise _refusal(path, "there is no image in it")
-    pixels, kind = _pixels(path, images, scale)
-    numbers = _class_numbers(labels_path, labels)
-    if len(pixels) != len(numbers):
-        raise _refusal(path, f"there are {len(pixels)} images but {len(numbers)} labels")
-    return _Set(pixels, numbers, f"{form}, pixels {kind}")
-
-
-def _read_sets(paths, part, scale):
-    """``read_set`` of each file, which all must have one form."""
-    sets = [read_set(path, part, scale) for path in paths]
-    for path, one in zip(paths, sets):
-        if one.form != sets[0].form:
-            raise ValueError(
-                f"{path}: this holds {one.form}, but {paths[0]} holds {sets[0].form}. "
-                "Keep files of one form in a folder."
-            )
-    return sets
-
-
-def map_sets(paths, scale=None):
-    """The sets of images….npy and labels….npy, pair by pair, the images memory-mapped.
-
-    Args:
-        paths: of .npy files.
-        scale: as for ``read_set``; "1" is refused, for mapped pixels are taken as they are.
-    Returns:
-        Objects as ``read_set`` gives them.
-    Raises:
-        ValueError: naming the file, what was found and what is accepted.
-    """
-    by_name = {os.path.basename(path): path for path in paths}
-    sets = []
-    for name, path in sorted(by_name.items()):
-        begin = next((begin for begin in PAIR if name.startswith(begin)), None)
-        other = None if begin is None else PAIR[1 - PAIR.index(begin)] + name[len(begin) :]
-        if other not in by_name:
-            raise _refusal(path, f"there is no {other or 'images….npy or labels….npy'} that goes with it")
-        if begin == PAIR[0]:
-            sets.append(_mapped_set(path, by_name[other], scale))
-    return sets
-
-
-def _mapped_set(path, labels_path, scale):
-    images, labels = array_files.map_npy(path), array_files.map_npy(labels_path)
-    if images.dtype != np.uint8 or scale == "1":
-        scaled = f", and runner.image_scale is {scale}" if scale == "1" else ""
-        raise _refusal(path, f"images are {images.dtype}{scaled}", "A mapped .npy must hold uint8, 0..255.")
-    if not images.flags.c_contiguous:
-        raise _refusal(path, "the array is in Fortran's order", "Write it by np.save(path, np.ascontiguousarray(x)).")
-    return _checked_set(path, images, labels, scale, "a mapped pair", labels_path)
-
-
 class Joined:
-    """Arrays one behind the other, without a copy of all of them.
+    """Arrays one after another, without a copy of them all.
 
     Args:
-        arrays: of one shape, but for the first dimension.
+        arrays: of one shape, except for the first dimension.
     """
 
     def __init__(self, arrays):
@@ -249,96 +132,164 @@ class Joined:
         return found
 
 
+def _data_files(file_list):
+    visible = sorted(path for path in {*file_list} if not os.path.basename(path).startswith("."))
+    paths = [path for path in visible if path.lower().endswith(SUFFIXES) and not os.path.isdir(path)]
+    others = [path for path in visible if path not in paths]
+    if not paths:
+        folder = os.path.dirname(file_list[0]) if file_list else "the data folder"
+        raise ValueError(f"{folder}: no Multi-MNIST file (*{', *'.join(SUFFIXES)}). Make the data: {HOW_TO_GET}")
+    if others:
+        more = f" (and {len(others) - 1} more)" if len(others) > 1 else ""
+        LOG.warning("%s%s is not *%s: skipped.", others[0], more, ", *".join(SUFFIXES))
+    return paths
+
+
+def _choice(config, name):
+    value = config.get(f"runner.{name}")
+    return KEYS[name].default if value is None else KEYS[name].check(f"runner.{name}", value)
+
+
+def _part(config, folder):
+    """Which half of a four-array file is meant: "train", "test", or None if the config leaves it open."""
+    chosen = _choice(config, "data_part")
+    if chosen is not None:
+        return chosen
+    if config.get("runner.job") is not None:  # our tools set it
+        return "train" if config["runner.job"] == "train" else "test"
+    folders = {part: config.get(f"runner.{part}_data_dir") for part in ("train", "test")}
+    base = config.get("config_abs_dir", "")
+    parts = [
+        part
+        for part, path in folders.items()
+        if path is not None and os.path.normpath(os.path.join(base, path)) == os.path.normpath(folder)
+    ]
+    return parts[0] if len(parts) == 1 else None
+
+
+def read_set(path, part=None, scale=None):
+    """Read one data file.
+
+    Args:
+        path: of the file.
+        part: "train" or "test", the half of a four-array file.
+        scale: "255" or "1", the value of white; None: as the pixels show.
+    Returns:
+        A ``Set``.
+    Raises:
+        ValueError: naming the file, what was found and what is accepted.
+    """
+    try:
+        content = array_files.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Or make the data again: {HOW_TO_GET}") from error
+    if isinstance(content, (tuple, list)) and len(content) in (2, 4):
+        content = dict(zip(PAIR if len(content) == 2 else FOUR, content))
+    if not isinstance(content, dict) or set(content) not in (set(PAIR), set(FOUR)):
+        size = f" of {len(content)}" if isinstance(content, (tuple, list, dict)) else ""
+        wanted = f"a pair (images, labels) nor four arrays ({', '.join(FOUR)})"
+        raise _refusal(path, f"it holds a {type(content).__name__}{size}, neither {wanted}")
+    for name, value in content.items():
+        if not isinstance(value, np.ndarray) or value.ndim == 0:
+            raise _refusal(path, f"{name} is a {type(value).__name__}, not an array")
+    if set(content) == set(PAIR):
+        return _checked_set(path, content["images"], path, content["labels"], scale)
+    if part is None:
+        raise ValueError(f"{path}: it holds a train and a test half. Set runner.data_part to train or test.")
+    return _checked_set(path, content[f"{part}X"], path, content[f"{part}Label"], scale)
+
+
+def _map_sets(paths, scale):
+    """``read_set`` of images….npy and labels….npy, pair by pair. The images are memory-mapped."""
+    by_name = {os.path.basename(path): path for path in paths}
+    sets = []
+    for name, path in sorted(by_name.items()):
+        begin = next((begin for begin in PAIR if name.startswith(begin)), None)
+        other = None if begin is None else PAIR[1 - PAIR.index(begin)] + name[len(begin) :]
+        if other not in by_name:
+            raise _refusal(path, f"there is no {other or 'images….npy or labels….npy'} that goes with it")
+        if begin == "labels":
+            continue
+        images, labels = array_files.map_npy(path), array_files.map_npy(by_name[other])
+        if images.dtype != np.uint8 or scale == "1":
+            scaled = ", and runner.image_scale is 1" if scale == "1" else ""
+            raise _refusal(path, f"images are {images.dtype}{scaled}", "A mapped .npy must hold uint8, 0..255.")
+        if not images.flags.c_contiguous:
+            hint = "Write it by np.save(path, np.ascontiguousarray(x))."
+            raise _refusal(path, "the array is in Fortran order", hint)
+        sets.append(_checked_set(path, images, by_name[other], labels, scale))
+    return sets
+
+
+def _checked_set(path, images, labels_path, labels, scale):
+    if not len(images):
+        raise _refusal(path, "there is no image in it")
+    images, labels = _pixels(path, images, scale), _digits(labels_path, labels)
+    if len(images) != len(labels):
+        raise _refusal(path, f"there are {len(images)} images but {len(labels)} labels")
+    return Set(images, labels)
+
+
 def _refusal(path, found, hint=""):
     return ValueError(f"{path}: {found}; {ACCEPTED}.{hint and ' ' + hint}")
 
 
-def _named_arrays(path, content):
-    """The file's content as {name: array}, with the names of ``PAIR`` or ``FOUR``."""
-    if isinstance(content, dict):
-        names = {SYNONYMS.get(name, name): value for name, value in content.items()}
-    elif isinstance(content, (tuple, list)) and len(content) in (2, 4):
-        names = dict(zip(PAIR if len(content) == 2 else FOUR, content))
-    else:
-        names = {}
-    if set(names) not in (set(PAIR), set(FOUR)):
-        size = f" of {len(content)}" if isinstance(content, (tuple, list, dict)) else ""
-        raise _refusal(
-            path,
-            f"it holds a {type(content).__name__}{size}, neither a pair (images, labels) nor four arrays "
-            f"({', '.join(FOUR)})",
-        )
-    for name, value in names.items():
-        if not isinstance(value, np.ndarray) or value.ndim == 0:
-            raise _refusal(path, f"{name} is a {type(value).__name__}, not an array")
-    return names
-
-
 def _pixels(path, images, scale):
-    """Images of any accepted layout and range as (uint8 [N, 36, 36], the range in words)."""
+    """Images of any accepted layout and range as uint8 [N, 36, 36]."""
     side = IMAGE_SIZE
     if images.dtype.kind not in "iufb":
         raise _refusal(path, f"images are {images.dtype}")
     if images.shape[1:] not in ((side, side), (1, side, side), (side, side, 1), (side * side,)):
         hint = "Convert it to one channel." if 3 in images.shape[1:] else ""
-        if images.shape[1:] in ((28, 28), (1, 28, 28), (28, 28, 1), (784,)):
+        if math.prod(images.shape[1:]) == 28 * 28:
             hint = f"This looks like plain MNIST. Make the data: {HOW_TO_GET}"
         raise _refusal(path, f"images are {list(images.shape)} {images.dtype}", hint)
     images = images.reshape(-1, side, side)
     if images.dtype == np.uint8 and scale != "1":
-        return images, "uint8"
+        return images
     white = _white(path, images, scale)
     result = np.empty(images.shape, np.uint8)
     for begin in range(0, len(images), CHUNK):
         part = images[begin : begin + CHUNK].astype(np.float64)
         result[begin : begin + CHUNK] = np.rint(np.minimum(part, white) * (255.0 / white))
-    return result, f"0..{white}"
+    return result
 
 
 def _white(path, images, scale):
-    """What white is, 1 or 255; every pixel is looked at, and refused by its image's index."""
-    greatest, between = 0.0, False
-    for begin in range(0, len(images), CHUNK):
-        part = images[begin : begin + CHUNK]
-        limit = 255 if scale != "1" else WHITE_1
-        bad = ~((part >= 0) & (part <= limit))  # nan fails too
-        if bad.any():
-            i = int(np.flatnonzero(bad.any(axis=(1, 2)))[0])
-            value = part[i][bad[i]][0]
-            raise _refusal(path, f"image {begin + i} has a pixel of {value}")
-        greatest = max(greatest, float(part.max()))
-        between = between or bool(((part > 0) & (part < 1)).any())
+    """The value of white, 1 or 255."""
+    low, high = float(images.min()), float(images.max())
+    limit = 255 if scale != "1" else WHITE_1
+    if not (low >= 0 and high <= limit):  # nan fails too
+        bad = ~((images >= 0) & (images <= limit))
+        i = int(bad.any(axis=(1, 2)).argmax())
+        raise _refusal(path, f"image {i} has a pixel of {images[i][bad[i]][0]}")
     if scale is not None:
         return int(scale)
-    if images.dtype.kind in "iu" or greatest >= 2:
+    if images.dtype.kind in "iu" or high >= 2:
         return 255
-    if between and greatest <= WHITE_1:
+    if high <= WHITE_1 and ((images > 0) & (images < 1)).any():
         return 1
-    raise _refusal(
-        path,
-        f"the {images.dtype} images have pixels up to {greatest:.6g}, which may mean 0..1 or nearly black",
-        "Set runner.image_scale to 1 or 255.",
-    )
+    found = f"the {images.dtype} images have pixels up to {high:.6g}, which may mean 0..1 or nearly black"
+    raise _refusal(path, found, "Set runner.image_scale to 1 or 255.")
 
 
-def _class_numbers(path, labels):
+def _digits(path, labels):
     """Labels as whole numbers or one-hot -> int64 [N, 2]."""
     if labels.dtype.kind not in "iufb":
         raise _refusal(path, f"labels are {labels.dtype}")
     if labels.shape[1:] in ((2, CLASS_NUM), (2 * CLASS_NUM,)):
-        labels = _from_one_hot(path, labels.reshape(-1, 2, CLASS_NUM))
+        labels = labels.reshape(-1, 2, CLASS_NUM)
+        _check_each(
+            path, labels, ((labels == 0) | (labels == 1)).all(axis=2) & (labels.sum(axis=2) == 1), "not one-hot"
+        )
+        labels = labels.argmax(axis=2)
     if labels.shape[1:] != (2,):
         raise _refusal(path, f"labels are {list(labels.shape)} {labels.dtype}")
-    bad = ~((labels >= 0) & (labels < CLASS_NUM) & (labels == np.floor(labels)))
-    if bad.any():
-        i = int(np.flatnonzero(bad.any(axis=1))[0])
-        raise _refusal(path, f"the labels of example {i} are {labels[i].tolist()}")
+    _check_each(path, labels, (labels >= MISSING) & (labels < CLASS_NUM) & (labels == np.floor(labels)))
     return labels.astype(np.int64)
 
 
-def _from_one_hot(path, labels):
-    bad = ((labels != 0) & (labels != 1)).any(axis=2) | ((labels == 1).sum(axis=2) != 1)
-    if bad.any():
-        i = int(np.flatnonzero(bad.any(axis=1))[0])
-        raise _refusal(path, f"the labels of example {i} are not one-hot")
-    return labels.argmax(axis=2)
+def _check_each(path, labels, is_good, what=None):
+    if not is_good.all():
+        i = int((~is_good).any(axis=1).argmax())
+        raise _refusal(path, f"the labels of example {i} are {what or labels[i].tolist()}")

@@ -9,7 +9,8 @@ regularisers; Hazimeh et al., *The Tree Ensemble Layer*, ICML 2020 (arXiv 2002.0
 smooth-step; Ma et al., *Multi-gate Mixture-of-Experts*, KDD 2018, for one gate a task; Shazeer et
 al., *Outrageously Large Neural Networks*, ICLR 2017 (arXiv 1701.06538) for top-k gates.
 
-Shapes in comments: B batch, n experts, k selectors, m binary digits, T tasks, H ``expert_size``.
+Shapes in comments: B batch, n experts, k selectors, m binary digits, T tasks, H ``expert_size``. float32 stands for
+Paddle's default dtype: after ``paddle.set_default_dtype("float64")`` a network is built, and fed, in float64.
 """
 
 import inspect
@@ -23,6 +24,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle import Tensor, nn
 
+LEAST_MAXIMUM = -1e38  # of a window; see MaxPool
 GROUP_SIZE = 5  # channels that group norm takes together
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.Silu}
 NORMS = ("batch", "group", "none")
@@ -122,6 +124,15 @@ def _with_shape_stated(tensor):
 def _numpy_dtype(tensor):
     """NumPy's name of a float tensor's dtype: each release and graph mode writes it in its own way."""
     return "float64" if "float64" in str(tensor.dtype).lower() else "float32"
+
+
+def _constant(array):
+    """A float array as a tensor of its dtype. Paddle 2.6.2's assign keeps float64 in float32: here in two of them."""
+    if array.dtype == np.float32:
+        return paddle.assign(array)
+    high = array.astype("float32")
+    low = (array - high).astype("float32")
+    return paddle.cast(paddle.assign(high), "float64") + paddle.cast(paddle.assign(low), "float64")
 
 
 def clip_norm_builds() -> bool:
@@ -244,7 +255,8 @@ def selector_reachability(selectors: Tensor) -> Tensor:
         Scalar.
     """
     reached = paddle.mean(selectors, axis=-1) * float(selectors.shape[-1])
-    return paddle.mean(1.0 / reached) * float(selectors.shape[-2])
+    one = paddle.ones_like(reached)  # 1.0 would make float32 of it, in legacy programs
+    return paddle.mean(one / reached) * float(selectors.shape[-2])
 
 
 # -------------------------------------------------------------------------------------- gates
@@ -443,13 +455,13 @@ class TopKGate(Gate):
             weights = self._softmax_of_largest(clean)
             return weights, (weights, None)
         scale = -F.log_sigmoid(-(features @ self.noise_weight)) + 1e-2  # softplus; 1e-2: as in the paper's code
-        logits = clean + scale * paddle.randn([paddle.shape(features)[0], self.expert_num])
+        logits = clean + scale * paddle.randn([paddle.shape(features)[0], self.expert_num], clean.dtype)
         weights = self._softmax_of_largest(logits)
         return weights, (weights, self._chosen(clean, logits, scale))
 
     def _softmax_of_largest(self, logits):
         values, indices = paddle.topk(logits, self.top_k)  # [B, k]
-        places = F.one_hot(indices, self.expert_num)  # [B, k, n]
+        places = paddle.cast(F.one_hot(indices, self.expert_num), logits.dtype)  # [B, k, n]
         return paddle.squeeze(paddle.unsqueeze(F.softmax(values, axis=-1), axis=1) @ places, axis=1)
 
     def _chosen(self, clean, logits, scale):
@@ -493,7 +505,7 @@ class FixedGate(Gate):
     """
 
     def __init__(self, weights: Union[Sequence[float], np.ndarray]) -> None:
-        weights = np.asarray(weights, "float32")
+        weights = np.asarray(weights, paddle.get_default_dtype())
         if weights.ndim != 1 or not np.all(np.isfinite(weights) & (weights >= 0)):
             raise ValueError(f"weights are {weights.tolist()}, but must be a list of numbers >= 0")
         super().__init__(len(weights))
@@ -509,7 +521,7 @@ class FixedGate(Gate):
 
     def forward(self, features: Optional[Tensor] = None) -> tuple[Tensor, Any]:
         """See ``Gate.forward``; there is no state."""
-        return paddle.assign(self.weights), None
+        return _constant(self.weights), None
 
     def extra_repr(self):
         used = {int(i): round(float(self.weights[i]), 4) for i in np.flatnonzero(self.weights)}
@@ -624,8 +636,8 @@ def _mix_by_dispatch(experts, x, weights, expert_size, needed):
     else:
         sizes = paddle.unbind(sizes)
         _ask_for_gradient(rows, experts)
-    called = zip(experts, paddle.split(rows, sizes))
-    outputs = paddle.concat([_checked_output(expert(chunk), expert_size) for expert, chunk in called])  # [P, H]
+    chunks = zip(experts, paddle.split(rows, sizes))
+    outputs = paddle.concat([_checked_output(expert(chunk), expert_size) for expert, chunk in chunks])  # [P, H]
     return [_add_weighted(mixture, outputs, w, pairs) for mixture, w in zip(mixtures, weights)]
 
 
@@ -723,9 +735,10 @@ class SparseMixture(nn.Layer):
         for gate in gates:
             if gate.expert_num != len(experts):
                 raise ValueError(f"expert_num of {gate!r} is {gate.expert_num}, but there are {len(experts)} experts")
-        self.expert_size = expert_size or getattr(experts[0], "out_size", None)
-        if self.expert_size is None:
+        size = expert_size or getattr(experts[0], "out_size", None)
+        if size is None:
             raise ValueError("expert_size is None, and the experts have no out_size. Give one of them")
+        self.expert_size: int = size
         self.experts, self.gates = nn.LayerList(experts), nn.LayerList(gates)
         self.rows_are_independent = rows_are_independent
         if rows_are_independent is None:
@@ -760,7 +773,7 @@ class SparseMixture(nn.Layer):
         return Mixed(outputs, weights, self._penalties([state for _, state in gated]))
 
     def _penalties(self, states):
-        terms = {}
+        terms: dict[str, Tensor] = {}
         for gate, state in zip(self.gates, states):
             for name, term in gate.penalties(state).items():
                 terms[name] = terms[name] + term if name in terms else term
@@ -802,10 +815,15 @@ class MaxPool(nn.Layer):
 
     In training by the kernel that notes where each maximum was: with its gradient it takes a third of
     the time of the plain one on a CPU, where the gradient looks for the maxima again (benchmarks/LOG.md).
+    Where a whole window is NaN, that kernel notes its maximum at -1 and gives -3.4e38, and its gradient adds to the
+    number before the first one of its memory (Paddle 2.6.2 and 3.3.1). NaN added there has ended the process. Behind
+    ``clip``, whose gradient chooses instead of multiplying, it is an exact 0 that is added.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 2, return_mask=True)[0] if self.training else F.max_pool2d(x, 2)
+        if not self.training:
+            return F.max_pool2d(x, 2)
+        return paddle.clip(F.max_pool2d(x, 2, return_mask=True)[0], min=LEAST_MAXIMUM)
 
 
 def _convolution(in_channels, out_channels, norm):
@@ -1046,7 +1064,7 @@ class MultiTaskNetwork(SparseMixture):
             raise ValueError(f"there are {len(gates)} gates, but {len(towers)} towers: each task has one of each")
         self.inputs, self.bottom = inputs, bottom
         self.towers = nn.LayerList(towers)
-        self.entropy_ramp = np.asarray(entropy_ramp, "float32")
+        self.entropy_ramp = np.asarray(entropy_ramp, paddle.get_default_dtype())
         self.penalty_weights = penalty_weights or {}
         self.log_variances = None
         if learned_balance:
@@ -1055,7 +1073,9 @@ class MultiTaskNetwork(SparseMixture):
         self.step = self.create_parameter([1], dtype="int64", default_initializer=nn.initializer.Constant(0))
         self.step.stop_gradient = True
 
-    def forward(self, x: Tensor, ids: Optional[Tensor] = None, details: bool = False) -> Union[list[Tensor], Details]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, ids: Optional[Tensor] = None, details: bool = False
+    ) -> Union[list[Tensor], Details]:
         """Predict.
 
         Args:
@@ -1091,7 +1111,7 @@ class MultiTaskNetwork(SparseMixture):
 
     def _penalty(self, terms):
         entropy_weight = paddle.gather(
-            paddle.assign(self.entropy_ramp), paddle.clip(self.step, 0, len(self.entropy_ramp) - 1)
+            _constant(self.entropy_ramp), paddle.clip(self.step, 0, len(self.entropy_ramp) - 1)
         )
         if self.training:
             paddle.increment(self.step)

@@ -1,11 +1,22 @@
-"""The static-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py`` and ``tasks.py``."""
+"""The static-graph wrapper that PaddleRec's tools and ours call. No mathematics: see ``net.py``."""
+
+from typing import Any, NamedTuple
 
 import paddle
+from paddle import nn
 
-import hyper_parameters
 import net
-import tasks
-import training
+from dselect_k_model import build, gate_status, hyper_parameters, tasks, training
+from dselect_k_model.epoch_metrics import EpochMetrics
+from dselect_k_model.gates import make_gate
+
+
+class Built(NamedTuple):
+    """What ``StaticModel.build`` has built: three dicts name -> Variable."""
+
+    fetches: dict[str, Any]  # printed after a step
+    observed: dict[str, Any]  # read by ``update_metrics``
+    outputs: dict[str, Any]  # offered by an exported model
 
 
 class StaticModel:
@@ -17,34 +28,35 @@ class StaticModel:
         ValueError: a ``hyper_parameters`` key is unknown or its value is not allowed.
     """
 
-    config_defaults = hyper_parameters.HyperParameters.defaults()  # for tools that ask: every key of this model
-    network_config = staticmethod(hyper_parameters.network_config)  # and those that a save must agree in
+    # Optional hooks of the tools: every key with its default, and those that a checkpoint must agree in
+    config_defaults = hyper_parameters.HyperParameters.defaults()
+    network_config = staticmethod(hyper_parameters.network_config)
 
     def __init__(self, config):
         self.config = config
         self.hyper = hyper_parameters.HyperParameters.from_config(config)
-        self.tasks = self.hyper.task_list()
+        self.tasks = self.hyper.task_list
         self.eager_gates = None  # of _constant_weights
 
     def create_feeds(self, is_infer=False):
-        """Variables of a batch, in the reader's order: the inputs, then each task's label [-1]."""
-        inputs = [paddle.static.data(name, [-1, *shape], dtype) for name, shape, dtype in self.hyper.inputs()]
-        return inputs + [paddle.static.data(f"label{t.suffix}", [-1], t.kind.label_dtype) for t in self.tasks]
+        """Variables of a batch, in the reader's order: the inputs, then each task's label [-1] or [-1, label_size]."""
+        feeds = [*self.hyper.inputs(), *self.hyper.labels()]
+        return [paddle.static.data(name, [-1, *shape], dtype) for name, shape, dtype in feeds]
 
     def check_batch(self, batch):
-        """Raise ValueError if a batch has an id or a class that there is not. For tools that ask."""
+        """Raise ValueError if a batch has an id or a label out of range."""
         self.hyper.check_batch(batch)
 
-    def net(self, input, is_infer=False):
+    def build(self, feeds, is_infer=False):
         """Build the network and its loss, which is kept for ``create_optimizer``.
 
-        ``export_vars`` holds, by plain names, what an exported model may offer, ``observed`` what
-        ``update_metrics`` reads.
-
+        Args:
+            feeds: what ``create_feeds`` gave.
+            is_infer: build it for evaluation, without the gates' regularisers.
         Returns:
-            {printed name: Variable}.
+            Built.
         """
-        inputs, labels = self.hyper.split(input)
+        inputs, labels = self.hyper.split(feeds)
         self._build_network()
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
@@ -53,44 +65,65 @@ class StaticModel:
             losses = tasks.losses(self.tasks, outputs, labels)
         else:
             losses = tasks.losses(self.tasks, outputs, labels, penalty, self.network.log_variances)
-        self.loss = losses["loss"]
-        self.export_vars = self._offered(outputs, gate_weights)
-        self.is_infer = is_infer
-        self.observed = [*outputs]
+        self.loss = losses.named["loss"]
+        observed = dict(zip(self.observed_outputs(), outputs))
+        observed.update((f"losses{task.suffix}", value) for task, value in zip(self.tasks, losses.by_label))
         if not is_infer:
-            self.observed.append(tasks.beside_the_tasks(self.tasks, losses))
-        if self.network.per_example:
-            self.observed += [paddle.mean(w, axis=0) for w in gate_weights]
-        accuracies = tasks.batch_accuracies(self.tasks, outputs, labels)
-        return {**accuracies, **losses, "experts_used": net.experts_used(gate_weights)}
+            observed["penalty"] = losses.penalty
+        if self.facts.per_example:
+            for t, weights in enumerate(gate_weights):
+                observed[f"mean_weights.{t}"] = paddle.mean(weights, axis=0)
+        fetches = tasks.batch_metrics(self.tasks, outputs, labels)
+        fetches.update(losses.named, experts_used=net.experts_used(gate_weights))
+        return Built(fetches, observed, self._offered(outputs, gate_weights))
+
+    def net(self, input, is_infer=False):
+        """``build`` as PaddleRec's tools ask for it: {printed name: Variable}."""
+        return self.build(input, is_infer).fetches
 
     def infer_net(self, input):
-        """The same, in evaluation mode and without the gates' regularisers."""
+        """The same for evaluation."""
         return self.net(input, is_infer=True)
 
     def create_metrics(self):
-        """The tasks' metrics, over all labelled examples, for tools that keep them: (metrics, names)."""
-        self.mean_weights = tasks.MeanWeights()
-        return tasks.create_metrics(self.tasks)
+        """The tasks' metrics, over all labelled examples: (metrics, names)."""
+        self.epoch_metrics, self.mean_weights = EpochMetrics(self.tasks), gate_status.MeanWeights()
+        named = self.epoch_metrics.named()
+        return list(named.values()), list(named)
 
     def update_metrics(self, metrics_list, observed, batch_data):
-        """Count a batch: what ``observed`` was in it, as arrays, and the batch in the reader's order."""
+        """Count a batch.
+
+        Args:
+            metrics_list: as ``create_metrics`` gave them.
+            observed: name -> array, of ``Built.observed`` or, where an exported model runs, of ``observed_outputs``.
+            batch_data: the batch in the reader's order.
+        """
+        outputs = [observed[name] for name in self.observed_outputs()]
+        losses = [observed[f"losses{task.suffix}"] for task in self.tasks if f"losses{task.suffix}" in observed]
         labels = self.hyper.split(batch_data)[1]
-        outputs, others = observed[: len(self.tasks)], observed[len(self.tasks) :]
-        rest, means = (0.0, others) if self.is_infer else (others[0], others[1:])
-        tasks.update_metrics(self.tasks, metrics_list, outputs, labels, rest)
+        self.epoch_metrics.update(outputs, labels, losses or None, observed.get("penalty", 0.0))
+        means = [observed[name] for name in observed if name.startswith("mean_weights.")]
         if means:
-            self.mean_weights.count(means, len(outputs[0]), training=not self.is_infer)
+            self.mean_weights.count(means, len(outputs[0]), training="penalty" in observed)
+
+    def observed_outputs(self):
+        """Names of the outputs of an exported model that ``update_metrics`` reads."""
+        return [f"{task.kind.exports[0]}{task.suffix}" for task in self.tasks]
+
+    def network_facts(self):
+        """What the tools may know of the network, once it is built: see ``build.NetworkFacts``."""
+        return self.facts
 
     def status(self, parameters):
-        """The experts that each task uses, for tools that tell: title -> expert's number -> weight.
+        """The experts that each task uses, for the log: title -> expert's number -> weight.
 
         Args:
             parameters: parameter name -> array.
         """
-        if self.network.per_example:
+        if self.facts.per_example:
             return self.mean_weights.of_tasks(self.tasks)
-        return tasks.experts_of_tasks(self.tasks, self._constant_weights(parameters))
+        return gate_status.experts_of_tasks(self.tasks, self._constant_weights(parameters))
 
     def export_net(self, feeds, parameters):
         """Build the network for good, for the weights it has: what an exported model may offer.
@@ -107,7 +140,7 @@ class StaticModel:
         inputs, _ = self.hyper.split(feeds)
         self._build_network()
         self.network.eval()
-        if not self.network.per_example:
+        if not self.facts.per_example:
             weights = self._constant_weights(parameters)
             outputs = self.network.forward_settled(weights, *inputs)
             return self._offered(outputs, [paddle.assign(w) for w in weights])
@@ -116,17 +149,16 @@ class StaticModel:
         return self._offered(outputs, gate_weights)
 
     def export_tasks(self):
-        """What an exported model says of its tasks: a list of dicts.
-
-        suffix: what ends the names of the task's numbers; kind: classes, binary or regression;
-        outputs: logits, probabilities or value -> name among the outputs; label: name of its feed.
-        """
+        """What an exported model's signature says of its tasks: a list of dicts."""
         return [
             {
                 "suffix": task.suffix,
-                "kind": type(task.kind).__name__.lower(),
                 "outputs": {name: f"{name}{task.suffix}" for name in task.kind.exports},
                 "label": f"label{task.suffix}",
+                "label_columns": task.kind.label_names(task.suffix),
+                "columns": [dict(column) for column in task.kind.columns],
+                "metric": list(task.kind.prediction_metric),
+                "negative_is_missing": task.kind.negative_is_missing,
             }
             for task in self.tasks
         ]
@@ -147,9 +179,8 @@ class StaticModel:
         return optimizer
 
     def _build_network(self):
-        self.network = hyper_parameters.build(self.hyper)
-        self.parameter_labels = self.network.parameter_labels()  # for tools that name a parameter
-        self.values_at_end = hyper_parameters.values_at_end(self.network)  # for tools that take means over an epoch
+        self.network = build.build(self.hyper)
+        self.facts = build.NetworkFacts(self.network)
 
     def _offered(self, outputs, gate_weights):
         """The outputs that an exported model may have, by plain names."""
@@ -159,17 +190,20 @@ class StaticModel:
         return offered
 
     def _constant_weights(self, parameters):
-        """Weights of gates that are the same for every example, by task: NumPy arrays [n].
+        """Weights of shared gates, by task: NumPy arrays [n]. Computed by the same gates in the dynamic graph.
 
-        Computed by the same network in the dynamic graph, whose parameters have the program's names.
+        Args:
+            parameters: of the program, by name.
         """
         paddle.disable_static()
         try:
             if self.eager_gates is None:
                 with paddle.utils.unique_name.guard():  # so that the program's own names are not used up
-                    self.eager_gates = hyper_parameters.build(self.hyper).gates
-            for parameter in self.eager_gates.parameters():
-                parameter.set_value(parameters[parameter.name])
+                    # a shared gate reads no features, so their number does not matter
+                    self.eager_gates = nn.LayerList([make_gate(self.hyper, t, 1) for t in range(len(self.tasks))])
+            for mine, built in zip(self.eager_gates, self.network.gates):
+                for parameter, of_program in zip(mine.parameters(), built.parameters()):
+                    parameter.set_value(parameters[of_program.name])
             return net.constant_weights(self.eager_gates)
         finally:
             paddle.enable_static()

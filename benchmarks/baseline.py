@@ -1,18 +1,17 @@
-"""The dense mixture in plain Paddle, the baseline: eager, one convolution per expert, ReLU before pooling.
+"""The dense network in plain Paddle, the baseline: eager, one convolution per expert, ReLU before pooling.
 
 All experts run at every step, each convolution has a bias, and a step includes Adam and a metric for each task. Gates,
-towers and a table's embeddings are the package's, since their cost is negligible. PaddleRec's own code, which computes
-a different function, is timed by ``rates.PackageStep``.
+towers, and a table's linear layers and embeddings are the package's: what differs is how experts are computed.
+PaddleRec's own code, which computes a different function, is timed by ``paddlerec.py``.
 """
 
 import paddle
 import paddle.nn.functional as F
 from paddle import nn
-from ways import config
-from worker import Case
 
-import hyper_parameters
 import net
+from dselect_k_model import hyper_parameters
+from support import ways
 
 
 def _block(channels_in, channels_out):
@@ -21,40 +20,36 @@ def _block(channels_in, channels_out):
     )
 
 
-class _Expert(nn.Layer):
-    """Parameters are named as in ``net.CNNExpert``, which has no biases in its convolutions, or as in ``net.MLP``."""
+class _ImageExpert(nn.Layer):
+    """Parameters are named as in ``net.CNNExpert``, whose convolutions have no biases."""
 
-    def __init__(self, *layers):
+    def __init__(self, expert_size):
         super().__init__()
-        self.layers = nn.Sequential(*layers)
+        head = net.MLP(720, [50, expert_size], activate_output=True)
+        self.layers = nn.Sequential(_block(1, 10), _block(10, 20), nn.Flatten(), *head.layers)
 
-    def forward(self, x):
-        return self.layers(x)
-
-
-def _expert(hyper, inputs):
-    """On an image, or if there are ``inputs``, a table's, on those."""
-    blocks, sizes = [_block(1, 10), _block(10, 20), nn.Flatten()], [720, 50, hyper.expert_size]
-    if inputs is not None:
-        blocks, sizes = [], [inputs.out_size, *hyper.expert_hidden_sizes, hyper.expert_size]
-    linear = [layer for wide in zip(sizes, sizes[1:]) for layer in (nn.Linear(*wide), nn.ReLU())]
-    return _Expert(*blocks, *linear)
+    def forward(self, image):
+        return self.layers(image)
 
 
 class _Mixture(nn.Layer):
     def __init__(self, hyper):
         super().__init__()
-        tasks = hyper.task_list()
-        self.inputs = None
+        tasks, self.inputs = hyper.task_list, None
         if hyper.is_table:
             self.inputs = net.TableInput(
                 hyper.input_dense_size, hyper.input_vocabulary_sizes, hyper.input_embedding_size
             )
-        self.experts = nn.LayerList([_expert(hyper, self.inputs) for _ in range(hyper.expert_num)])
+        self.experts = nn.LayerList([self._expert(hyper) for _ in range(hyper.expert_num)])
         self.gates = nn.LayerList([net.DSelectKGate(hyper.expert_num, hyper.top_k, hyper.gamma) for _ in tasks])
         self.towers = nn.LayerList(
             [net.MLP(hyper.expert_size, [*task.tower_sizes, task.kind.out_size]) for task in tasks]
         )
+
+    def _expert(self, hyper):
+        if self.inputs is None:
+            return _ImageExpert(hyper.expert_size)
+        return net.MLP(self.inputs.out_size, [*hyper.expert_hidden_sizes, hyper.expert_size], activate_output=True)
 
     def forward(self, *x):
         x = x[0] if self.inputs is None else self.inputs(*x)
@@ -63,18 +58,18 @@ class _Mixture(nn.Layer):
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
 
-class Baseline:
-    """The baseline with a case's weights, for static gates; their regulariser is left out.
+class PlainPaddle:
+    """The baseline, for shared gates; their regulariser is left out.
 
     Args:
-        path: of the case.
+        case: cases.Case.
     """
 
-    def __init__(self, path):
-        self.case = Case(path)
-        hyper = hyper_parameters.HyperParameters.from_config(config(**self.case.hyper))
+    def __init__(self, case):
+        self.case = case
+        hyper = hyper_parameters.HyperParameters.from_config(ways.config(**case.hyper))
         self.net = _Mixture(hyper)
-        missing, unexpected = self.net.set_state_dict(self.case.weights)
+        missing, unexpected = self.net.set_state_dict(case.weights)
         assert all(key.endswith(".0.bias") for key in missing) and unexpected == ["step"], (missing, unexpected)
         for key in missing:  # the convolutions' biases
             self.net.state_dict()[key].set_value(paddle.zeros_like(self.net.state_dict()[key]))
@@ -87,34 +82,23 @@ class Baseline:
         return [z.numpy() for z in self.net(*map(paddle.to_tensor, self.case.inputs))]
 
     def step(self):
-        """One training step: (loss before it, None for the experts in use: all are)."""
+        """One training step: (loss before it, None: all experts are in use)."""
         self.net.train()
         logits = self.net(*map(paddle.to_tensor, self.case.inputs))
         labels = [paddle.reshape(paddle.to_tensor(label), [-1, 1]) for label in self.case.labels]
-        loss = paddle.add_n([_loss(*task) for task in zip(logits, labels)])
-        for task in zip(logits, labels):
-            _update_metric(*task)
+        loss = paddle.add_n([_loss_and_metric(*task) for task in zip(logits, labels)])
         loss.backward()
         self.optimizer.step()
         self.optimizer.clear_grad()
         return float(loss), None
 
 
-def _is_binary(logits):
-    return logits.shape[1] == 1
-
-
-def _loss(logits, label):
-    if _is_binary(logits):
-        return F.binary_cross_entropy_with_logits(logits, label)
-    return F.cross_entropy(logits, label)
-
-
-def _update_metric(logits, label):
-    """A step's accuracy, or for a binary task its AUC."""
-    if _is_binary(logits):
+def _loss_and_metric(logits, label):
+    """A task's loss, after its metric has been computed: AUC if it is binary, otherwise accuracy."""
+    if logits.shape[1] == 1:
         p = F.sigmoid(logits)
         paddle.metric.Auc("ROC").update(preds=paddle.concat([1 - p, p], axis=1), labels=label)
-        return
+        return F.binary_cross_entropy_with_logits(logits, label)
     metric = paddle.metric.Accuracy()
     metric.update(metric.compute(logits, label))
+    return F.cross_entropy(logits, label)

@@ -1,50 +1,36 @@
-"""A run's output, written and read back; and the READMEs' figures from it: python benchmarks/report.py [OUTPUT]
+"""A run's output, written and read back; and the docs' figures from it: python benchmarks/report.py [OUTPUT]
 
 A run prints each table for readers, and below it the line of JSON from which all of the table is made. As a script,
-this puts the tables of an output in RESULTS.txt, and fills both READMEs in from that.
+this puts the tables of an output in RESULTS.txt, and fills docs/speed.md and both READMEs in from that.
 """
 
 import json
 import pathlib
+import re
 import sys
 
-import acceptance
-import tables
-from stage import columns
-from worker import HERE, ROOT
+import yaml
+from measuring import columns, ratio
 
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parent
 ONLY_JSON = ("seconds", "key", "of")  # columns that are not printed
 RESULTS = HERE / "RESULTS.txt"
+PROMISES = yaml.safe_load((HERE / "promises.yaml").read_text(encoding="utf-8"))
 BEGIN, END = "<!-- speed: made by benchmarks/report.py -->\n", "<!-- speed ends -->\n"
-ACTIVE = (8, 4, 2, 1)
-MEASURED_ELSEWHERE = 0.87  # examples a second of PaddleRec's own step over those of the dense mixture in plain Paddle
-# rows of the README -> table step's variants, by experts in use
-STEPS = {
-    "**ours**, dynamic graph": {n: f"eager, {n} of 8" for n in ACTIVE},
-    "**ours**, dynamic graph, `runner.to_static`": {n: f"to_static, {n} of 8" for n in ACTIVE},
-    "**ours**, static graph": {n: f"static, {n} of 8" for n in ACTIVE},
-    "dense mixture in plain Paddle (eager, default settings)": {8: tables.BASELINE},
-    "PaddleRec's own step (default settings)": {8: tables.PADDLEREC},
-    "PyTorch, dense (default settings)": {8: "PyTorch, dense"},
-    "PyTorch, dense, `torch.compile`": {8: "PyTorch, dense, compiled"},
-    "PyTorch, dense, experts grouped into one": {8: "PyTorch, dense, grouped"},
-    "PyTorch, dense, grouped, `torch.compile`": {8: "PyTorch, dense, grouped, compiled"},
-    "PyTorch, skipping experts without weight (default settings)": {2: "PyTorch, skipping, 2 of 8"},
-    "PyTorch, only the two experts in use, `torch.compile`": {2: "PyTorch, fixed, compiled, 2 of 8"},
-    "PyTorch, only the two experts in use, grouped, `torch.compile`": {2: "PyTorch, fixed, grouped, compiled, 2 of 8"},
-}
-INFERENCE = {**STEPS, "**ours**, exported, Paddle Inference with oneDNN": {8: "exported dense", 2: "exported pruned"}}
-CHINESE = {  # key of a promise -> its label on the Chinese page
-    "step static settled": "静态图训练，8 个专家中使用 2 个，与普通 Paddle 的稠密混合专家（动态图，默认设置）相比",
-    "step eager settled": "动态图训练，8 个专家中使用 2 个，与同一基准相比",
-    "step static all": "静态图训练，8 个专家全部使用，与同一基准相比",
-    "step static settled torch": "静态图训练，8 个专家中使用 2 个，与 PyTorch 最快的稠密混合专家相比",
-    "inference pruned": "导出并剪枝到 2 个专家后的推理，与普通 Paddle 的稠密混合专家相比",
-}
-ABOUT_TORCH = (
-    "PyTorch runs on two threads. Rows without \"default settings\" use channels-last, the fused Adam and a glibc that",
-    "keeps freed memory; the compiled ones have frozen weights at inference.",
-)  # fmt: skip
+PADDLEREC, BASELINE = "PaddleRec's own step", "plain Paddle, dense"
+MEASURED_ELSEWHERE = 0.87  # examples a second of PaddleRec's own step over those of the baseline
+READ_THE_ROWS = """
+`eager`, `to_static` and `static` are this package: in the dynamic graph, there with `runner.to_static`, and in the
+static graph; `exported` is its exported model in Paddle Inference with oneDNN. *Plain Paddle, dense* computes every
+expert: one convolution per expert, ReLU before pooling. PyTorch's *grouped* computes the experts as one network,
+*compiled* is `torch.compile` (at inference with frozen weights), *skipping* looks at every step for the experts that
+have weight, and *fixed* has only the two experts in use.
+
+"""
+
+
+# ------------------------------------------------------------------------------- a run's output
 
 
 def machine_lines(record):
@@ -64,7 +50,7 @@ def table_lines(record):
         *_align(record["rows"]),
     ]
     if record["difference"] is not None:
-        lines.append(f"greatest difference of a prediction from the dense mixture's: {record['difference']:.1e}")
+        lines.append(f"greatest difference of a prediction from the dense network's: {record['difference']:.1e}")
     return lines + record["notes"] + [json.dumps(record)]
 
 
@@ -73,15 +59,51 @@ def acceptance_lines(rows, seconds):
 
     Args:
         rows: {table: its rows}.
-        seconds: the whole run's.
+        seconds: of the whole run.
     """
-    promised = acceptance.rows(rows)
-    record = {"table": "acceptance", "seconds": seconds, "rows": promised}
-    return ["", *_align(promised), json.dumps(record), f"{seconds:.0f} s in all"]
+    found = kept(rows)
+    record = {"table": "acceptance", "seconds": seconds, "rows": found}
+    return ["", *_align(found), json.dumps(record), f"{seconds:.0f} s in all"]
+
+
+def kept(tables):
+    """Which promises are kept.
+
+    Args:
+        tables: {table: its rows}; tables may be missing.
+    Returns:
+        A dict for each promise: key, figure, target, measured, kept, and the variants compared as "of". Measured and
+        kept are None if a variant was not measured.
+    """
+    found = []
+    for promise in PROMISES:
+        rows = {row["variant"]: row for row in tables.get(promise["table"], ())}
+        names = [promise["variant"], *promise.get("against", ())]
+        compared = [rows[name] for name in names if name in rows and "absent" not in rows[name].get("process", "")]
+        at_least, value, is_kept, of = "at_least" in promise, None, None, names[:1]
+        limit = promise["at_least"] if at_least else promise["at_most"]
+        if len(compared) == len(names):
+            row, *others = compared
+            base = min(others, key=lambda other: other["ms"][0] if "ms" in other else 0, default=None)
+            value = _measured(promise, row, base)
+            is_kept = value >= limit if at_least else value <= limit
+            of = of + ([base["variant"]] if base else [])
+        unit = "x" if "against" in promise else f" {promise['column']}"
+        target = f"{'>=' if at_least else '<='} {limit}{unit}"
+        found.append({"key": promise["key"], "figure": promise["figure"], "target": target})
+        found[-1].update(measured=value, kept=is_kept, of=of)
+    return found
+
+
+def _measured(promise, row, base):
+    if "column" in promise:
+        return row[promise["column"]] / (base[promise["column"]] if base else 1)
+    slow, fast = (base, row) if "at_least" in promise else (row, base)
+    return ratio(slow["seconds"], fast["seconds"]).median
 
 
 def _align(rows):
-    """Rows as text; columns stand in the order of their first appearance."""
+    """Rows as text; columns are in the order of their first appearance."""
     names = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in ONLY_JSON]
     cells = [names] + [[_text(row.get(name, "")) for name in names] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(names))]
@@ -112,25 +134,25 @@ def merged(old, new):
         ValueError: some would be of another machine, of other libraries or of other sizes.
     """
     (was, records, _), (machine, newer, _) = read(old), read(new)
-    before, now = _ground(was), _ground(machine)
+    before, now = _conditions(was), _conditions(machine)
     changed = [f"{key} {before[key]} -> {now[key]}" for key in before if before[key] != now[key]]
-    kept = sorted(records.keys() - newer.keys())
-    if kept and changed:
-        raise ValueError(f"{'; '.join(changed)}: {', '.join(kept)} would be of another run. Measure all tables.")
+    left = sorted(records.keys() - newer.keys())
+    if left and changed:
+        raise ValueError(f"{'; '.join(changed)}: {', '.join(left)} would be of another run. Measure all tables.")
     records = {name: newer.get(name, record) for name, record in {**records, **newer}.items()}
     seconds = round(sum(record["seconds"] for record in records.values()), 1)
     return "\n".join(_lines(machine, records, seconds)) + "\n"
 
 
 def _lines(machine, records, seconds):
-    """An output's lines, from what ``read`` gives and the seconds in all."""
+    """An output's lines, from what ``read`` returns and the seconds in all."""
     of_tables = [line for record in records.values() for line in table_lines(record)]
     rows = {name: record["rows"] for name, record in records.items()}
     return [*machine_lines(machine), *of_tables, *acceptance_lines(rows, seconds)]
 
 
-def _ground(machine):
-    """What two outputs must share for their tables to stand together."""
+def _conditions(machine):
+    """What two outputs must have in common to be merged."""
     facts = {key: value for key, value in machine["machine"].items() if key not in ("load", "commit")}
     return {**facts, "sizes": machine["sizes"]}
 
@@ -158,13 +180,16 @@ def _wrong_numbers(record):
                     yield f"{record['table']}, {row['variant']}: {column} is {row[column]}, but should be {value}"
 
 
+# ------------------------------------------------------------------------------------ the pages
+
+
 def filled(page, results, lines_of):
     """A page's text with the figures of a run's output between its markers.
 
     Args:
         page: the text.
         results: the output.
-        lines_of: ``english`` or ``chinese``.
+        lines_of: a function of what ``read`` returns: ``full``, ``short`` or ``chinese``.
     """
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -172,98 +197,93 @@ def filled(page, results, lines_of):
     return before + begin + "\n".join(lines_of(*read(results))) + "\n" + end + after
 
 
-def english(machine, records, promised):
-    """The lines of README.md, from what ``read`` gives."""
-    lines = [
-        f"Measured at batch size {machine['sizes']['batch']} with {_libraries(machine)}, on {_processor(machine)}.",
-        "",
-        "Examples a second in training, by experts in use:",
-        "",
-    ]
-    lines += _readme_table(STEPS, ACTIVE, records["step"])
-    lines += ["", *ABOUT_TORCH, "", *_about_paddlerec(records["step"]), "", "Examples a second at inference:", ""]
-    lines += _readme_table(INFERENCE, (8, 2), records["inference"])
-    lines += _about_tables(records)
+def full(machine, records, promised):
+    """The lines of docs/speed.md."""
+    lines = [f"Measured at batch size {_conditions_in_words(machine, ' with ', ', on ', ' cores of an ')}."]
+    lines += [*READ_THE_ROWS.splitlines(), *_about_paddlerec(records["step"])]
+    for name, what in (
+        ("step", "Examples a second in training, by experts in use"),
+        ("inference", "Examples a second at inference"),
+        ("table_step", "On a table (MLP experts, sizes as in `examples/census`), batch {}, in training"),
+        ("table_inference", "On the table at inference"),
+    ):
+        if name in records:
+            lines += ["", f"{what.format(records[name]['examples'])}:", "", *_speeds(records[name]["rows"])]
     lines += [
         "",
-        "What is promised, and what this run measured; ratios are taken round by round, and their median given:",
+        "What is promised, and what was measured: medians of the ratios within each round.",
         "",
     ]
-    lines += ["| figure | promised | measured |", "| --- | --- | --- |"]
-    return lines + [f"| {row['figure']} | {row['target']} | {_measured(row)} |" for row in promised["rows"]]
+    return lines + _markdown(
+        ["figure", "promised", "measured"],
+        [[row["figure"], row["target"], _measured_text(row)] for row in promised["rows"]],
+    )
+
+
+def short(machine, records, promised):
+    """The lines of README.md: some figures of the published network."""
+    lines = [f"Batch size {_conditions_in_words(machine, ', ', ', ', ' cores of an ')}; all in one run:", ""]
+    return lines + _markdown(["figure", "measured"], _some(promised, "figure"))
 
 
 def chinese(machine, records, promised):
-    """The lines of README.zh-CN.md: what is promised of the published network, in short."""
-    measured = {row["key"]: _measured(row) for row in promised["rows"]}
-    lines = [
-        f"批次大小 {machine['sizes']['batch']}，{_libraries(machine)}，{machine['machine']['cores']} 核 "
-        f"{machine['machine']['cpu']}；在同一次运行中测得：",
-        "",
-        "| 速度之比 | 倍数 |",
-        "| --- | --- |",
-    ]
-    return lines + [f"| {label} | {measured[key]} |" for key, label in CHINESE.items()]
+    """The lines of README.zh-CN.md: the same figures."""
+    lines = [f"批次大小 {_conditions_in_words(machine, '，', '，', ' 核 ')}；在同一次运行中测得：", ""]
+    return lines + _markdown(["速度之比", "倍数"], _some(promised, "zh"))
 
 
-def _libraries(machine):
-    versions = {**machine["machine"].get("of PyTorch's process", {}), **machine["machine"]["versions"]}
-    return ", ".join(f"{name} {versions[name]}" for name in ("paddlepaddle", "torch") if name in versions)
+def _conditions_in_words(machine, *between):
+    facts = machine["machine"]
+    versions = {**facts.get("of PyTorch's process", {}), **facts["versions"]}
+    libraries = ", ".join(f"{name} {versions[name]}" for name in ("paddlepaddle", "torch") if name in versions)
+    values = [machine["sizes"]["batch"], libraries, facts["cores"], facts["cpu"]]
+    return "".join(f"{value}{text}" for value, text in zip(values, [*between, ""]))
 
 
-def _processor(machine):
-    return f"{machine['machine']['cores']} cores of an {machine['machine']['cpu']}"
+def _some(promised, label):
+    rows = {row["key"]: row for row in promised["rows"]}
+    return [[promise[label], _measured_text(rows[promise["key"]])] for promise in PROMISES if "zh" in promise]
 
 
-def _about_tables(records):
-    """Lines on the speeds on a table, if they are among the records."""
-    if "table_step" not in records or "table_inference" not in records:
-        return []
-    size = records["table_step"]["examples"]
-    lines = [
-        "",
-        f"On a table (MLP experts behind embeddings, sizes as in `examples/census`), batch {size}, in training:",
-        "",
-    ]
-    lines += [*_readme_table(STEPS, (8, 2), records["table_step"]), "", "And at inference:", ""]
-    return lines + _readme_table(INFERENCE, (8, 2), records["table_inference"])
-
-
-def _readme_table(names, active, record):
-    rates = {row["variant"]: f"{row['examples/s']:.0f}" for row in record["rows"] if "examples/s" in row}
-    lines = ["| | " + " | ".join(f"{n} of 8" for n in active) + " |", "| --- |" + " --- |" * len(active)]
-    for name, variants in names.items():
-        cells = [rates.get(variants.get(n), "") for n in active]
-        if any(cells):
-            lines.append(f"| {name} | {' | '.join(cells)} |")
-    return lines
+def _speeds(rows):
+    """Examples a second: the variants "NAME, 2 of 8" and so on in one row; those without a number compute 8 of 8."""
+    found, processes = {}, {}
+    for row in rows:
+        if "examples/s" in row:
+            name, used = re.fullmatch(r"(.*?)(?:, (\d) of 8)?", row["variant"]).groups()
+            found.setdefault(name, {})[int(used or 8)] = f"{row['examples/s']:.0f}"
+            processes[name] = row["process"]
+    used = sorted({number for cells in found.values() for number in cells}, reverse=True)
+    titles = ["", "process", *(f"{number} of 8" for number in used)]
+    return _markdown(
+        titles, [[name, processes[name], *(cells.get(n, "") for n in used)] for name, cells in found.items()]
+    )
 
 
 def _about_paddlerec(record):
     """How fast PaddleRec's own step is, in this run or where it was measured before."""
-    row = next((row for row in record["rows"] if row["variant"] == tables.PADDLEREC and "ms" in row), None)
-    ratio, where = MEASURED_ELSEWHERE, "on another machine"
-    if row:
-        ratio, where = row[f"against {tables.BASELINE}"][0], "in this run"
+    row = next((row for row in record["rows"] if row["variant"] == PADDLEREC and "ms" in row), None)
+    speed, where = (row[f"against {BASELINE}"][0], "in this run") if row else (MEASURED_ELSEWHERE, "on another machine")
     lines = [
-        "The dense mixture in plain Paddle is our own code: one convolution per expert, ReLU before pooling.",
         "PaddleRec's own step computes a different function (softmax twice, one gate for all tasks). It reached",
-        f"{ratio:.2f} times the dense mixture's examples a second, {where}",
+        f"{speed:.2f} times the examples a second of *plain Paddle, dense*, {where}",
         "(`make bench TABLES=step PADDLEREC=FOLDER`).",
     ]
-    if ratio < 1:
-        lines.append("Our dense mixture is the faster of the two, and so the harder baseline.")
-    return lines
+    return lines + ["So ours is the harder baseline."] * (speed < 1)
 
 
-def _measured(row):
+def _measured_text(row):
     if row["measured"] is None:
         return "not measured"
     number = f"{row['measured']:.0f}" if row["measured"] >= 100 else f"{row['measured']:.3g}"
     return number + ("" if row["kept"] else ", **not kept**")
 
 
-PAGES = {ROOT / "README.md": english, ROOT / "README.zh-CN.md": chinese}
+def _markdown(titles, rows):
+    return [f"| {' | '.join(cells)} |" for cells in [titles, ["---"] * len(titles), *rows]]
+
+
+PAGES = {ROOT / "docs" / "speed.md": full, ROOT / "README.md": short, ROOT / "README.zh-CN.md": chinese}
 
 
 if __name__ == "__main__":

@@ -3,15 +3,13 @@
 Generates a table (13 numbers, 13 categories, 3 labels) as CSV parts and as Parquet parts in a temporary folder, makes
 its vocabulary, and reads a shuffled epoch in batches of 1024, as the tools do, with 0, 1 and 2 worker processes. Each
 reading is a process of its own; memory is the sum of the peaks of it and its workers, of what is theirs alone
-(RssAnon) and what they share in /dev/shm. Linux only. With --profile FORMAT it prints where the time goes instead.
+(RssAnon) and what they share in /dev/shm. Linux only.
 """
 
 import argparse
-import cProfile
 import importlib.metadata
 import json
 import os
-import pstats
 import subprocess
 import sys
 import tempfile
@@ -19,11 +17,13 @@ import threading
 import time
 import types
 
-import machine_facts
 import numpy as np
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path[:0] = [ROOT, os.path.join(ROOT, "tools"), os.path.join(ROOT, "data")]
+sys.path[:0] = [os.path.join(ROOT, name) for name in ("", "tools", "data", "scripts")]
+
+import machine_facts  # noqa: E402  (found by the line above)
+
 DENSE, SPARSE = [f"n{i}" for i in range(13)], [f"c{i}" for i in range(13)]
 LABELS = ["rating", "bought", "spent"]
 SIZES = [3, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000]  # values of the categories
@@ -62,7 +62,6 @@ def make_vocabulary(folder):
 
 def open_batches(folder, form, workers):
     """The tools' batches of one form of the table."""
-    import paddle
 
     from engine.batches import Batches
     from tabular import reader as table_reader
@@ -79,7 +78,7 @@ def open_batches(folder, form, workers):
         num_workers=workers, seed=1,
     )  # fmt: skip
     reader = table_reader.RecDataset([os.path.join(data, name) for name in os.listdir(data)], config=config)
-    return Batches(reader, settings, "train", paddle.CPUPlace())
+    return Batches(reader, settings, "train")
 
 
 class Memory:
@@ -132,20 +131,9 @@ def measured(folder, form, workers):
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def profile(folder, form):
-    """Print the functions in which the time of an epoch goes."""
-    batches, profiler = open_batches(folder, form, 0), cProfile.Profile()
-    profiler.enable()
-    for _ in batches(0):
-        pass
-    profiler.disable()
-    pstats.Stats(profiler).sort_stats("tottime").print_stats(15)
-
-
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
-    parser.add_argument("--profile", choices=("csv", "parquet"))
     parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.read:
@@ -156,9 +144,6 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         generate(folder, args.rows)
         seconds = make_vocabulary(folder)
-        if args.profile:
-            profile(folder, args.profile)
-            return
         print(json.dumps({**facts, "rows": args.rows}))
         print(f"vocabulary: {args.rows / seconds:,.0f} rows/s")
         print("| files | MB | workers | rows/s | rows for a second of CPU | peak memory, MB |")

@@ -3,25 +3,26 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from worker import Absent, Case
+from worker import Absent
 
 RENAMED = {"_mean": "running_mean", "_variance": "running_var"}  # of batch norm: Paddle's name -> PyTorch's
 
 
-def _block(channels_in, channels_out):
-    # as in ours: no bias before batch norm, and ReLU after pooling, where there is a quarter of the work
-    return nn.Sequential(
-        nn.Conv2d(channels_in, channels_out, 5, bias=False), nn.BatchNorm2d(channels_out), nn.MaxPool2d(2), nn.ReLU()
-    )
-
-
 class _Layers(nn.Module):
+    """Layers in a row, whose parameters have the names of ours."""
+
     def __init__(self, *layers):
         super().__init__()
         self.layers = nn.Sequential(*layers)
 
     def forward(self, x):
         return self.layers(x)
+
+
+def _block(channels_in, channels_out, groups=1):
+    # as in ours: no bias before batch norm, and ReLU after pooling, where there is a quarter of the work
+    convolution = nn.Conv2d(channels_in, channels_out, 5, bias=False, groups=groups)
+    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.MaxPool2d(2), nn.ReLU())
 
 
 def _linear(sizes):
@@ -37,63 +38,8 @@ def _expert(weights):
     return _Layers(*_linear([ours[0].shape[1], *sizes]))
 
 
-class _TableInput(nn.Module):
-    """Dense features, and the embeddings of ids: one table for all fields, as in ours."""
-
-    def __init__(self, weight, vocabulary_sizes):
-        super().__init__()
-        self.embedding = nn.Embedding(*weight.shape)
-        offsets = torch.tensor([0, *vocabulary_sizes[:-1]]).cumsum(0)
-        self.register_buffer("offsets", offsets, persistent=False)
-
-    def forward(self, dense, ids):
-        return torch.cat([dense, self.embedding(ids + self.offsets).flatten(1)], dim=1)
-
-
-class _BatchedLinear(nn.Module):
-    """The linear layers of all experts, each followed by ReLU, as batched products.
-
-    Args:
-        layers: for each layer, the experts' ``nn.Linear``, whose parameters are copied.
-    """
-
-    def __init__(self, layers):
-        super().__init__()
-        self.weights, self.biases = (
-            nn.ParameterList([torch.stack([getattr(one, name).detach() for one in layer]) for layer in layers])
-            for name in ("weight", "bias")
-        )
-
-    def forward(self, x):
-        for weight, bias in zip(self.weights, self.biases):
-            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)).relu()
-        return x  # [n, B, H]
-
-
-class _GroupedLinearExperts(nn.Module):
-    """All experts of linear layers as one network: the first layers side by side, then batched products.
-
-    Args:
-        experts: from ``_expert``; their parameters are copied.
-    """
-
-    def __init__(self, experts):
-        super().__init__()
-        self.expert_num = len(experts)
-        first, *others = [[expert.layers[i] for expert in experts] for i in range(0, len(experts[0].layers), 2)]
-        self.first = nn.Linear(first[0].in_features, len(experts) * first[0].out_features)
-        self.first.weight, self.first.bias = (
-            nn.Parameter(torch.cat([getattr(one, name).detach() for one in first])) for name in ("weight", "bias")
-        )
-        self.others = _BatchedLinear(others)
-
-    def forward(self, x):
-        x = self.first(x).relu().reshape(len(x), self.expert_num, -1).transpose(0, 1)  # [n, B, wide]
-        return self.others(x)
-
-
 class _GroupedExperts(nn.Module):
-    """All experts on images as one network: grouped convolutions, and batched products for the linear layers.
+    """All experts as one network: grouped convolutions, and batched products for the linear layers.
 
     Args:
         experts: from ``_expert``; their parameters are copied.
@@ -102,36 +48,50 @@ class _GroupedExperts(nn.Module):
     def __init__(self, experts):
         super().__init__()
         n = self.expert_num = len(experts)
+        layers = list(zip(*[expert.layers for expert in experts]))  # layer by layer, of all experts
+        self.blocks = None
+        if isinstance(layers[0][0], nn.Sequential):  # of convolutions; all experts see the same image
+            self.blocks = nn.Sequential(_block(1, 10 * n), _block(10 * n, 20 * n, groups=n))
+            for block, blocks in zip(self.blocks, layers):
+                states = [one.state_dict() for one in blocks]
+                block.load_state_dict(
+                    {key: torch.cat([state[key] for state in states]) for key in states[0] if states[0][key].ndim},
+                    strict=False,
+                )
+        linear = [layer for layer in layers if isinstance(layer[0], nn.Linear)]
+        self.weights, self.biases = (
+            nn.ParameterList([torch.stack([getattr(one, name).detach() for one in layer]) for layer in linear])
+            for name in ("weight", "bias")
+        )
 
-        def block(i):
-            convolutions = [expert.layers[i][0] for expert in experts]
-            norms = [expert.layers[i][1] for expert in experts]
-            channels_in = convolutions[0].in_channels
-            groups = 1 if i == 0 else n  # all experts see the same image
-            channels_out = n * convolutions[0].out_channels
-            grouped = nn.Conv2d(groups * channels_in, channels_out, 5, bias=False, groups=groups)
-            norm = nn.BatchNorm2d(channels_out)
-            grouped.weight = nn.Parameter(torch.cat([convolution.weight.detach() for convolution in convolutions]))
-            states = [one.state_dict() for one in norms]
-            joined = {key: torch.cat([state[key] for state in states]) for key in states[0] if states[0][key].ndim}
-            norm.load_state_dict(joined, strict=False)
-            return nn.Sequential(grouped, norm, nn.MaxPool2d(2), nn.ReLU())
-
-        self.blocks = nn.Sequential(block(0), block(1))
-        self.linear = _BatchedLinear([[expert.layers[i] for expert in experts] for i in (3, 5)])
-
-    def forward(self, image):
-        x = self.blocks(image)  # [B, n * 20, 6, 6]
-        return self.linear(x.reshape(len(x), self.expert_num, -1).transpose(0, 1))  # [n, B, 720] -> [n, B, H]
+    def forward(self, x):
+        layers = list(zip(self.weights, self.biases))
+        if self.blocks is None:  # the first layers side by side, since all experts have the same input
+            (weight, bias), *layers = layers
+            x = F.linear(x, weight.flatten(0, 1), bias.flatten()).relu()
+        else:
+            x = self.blocks(x)
+        x = x.reshape(len(x), self.expert_num, -1).transpose(0, 1)  # [n, B, width]
+        for weight, bias in layers:
+            x = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2)).relu()
+        return x  # [n, B, H]
 
 
-def _tower(weights, task):
-    shapes = [weights[f"towers.{task}.layers.{i}.weight"].shape for i in (0, 2, 4)]
-    return _Layers(*_linear([shapes[0][1], *(shape[0] for shape in shapes)])[:-1])
+class _TableInput(nn.Module):
+    """Numeric features, and the embeddings of ids: one table for all fields, as in ours."""
+
+    def __init__(self, weight, vocabulary_sizes):
+        super().__init__()
+        self.embedding = nn.Embedding(*weight.shape)
+        offsets = torch.tensor([0, *vocabulary_sizes[:-1]]).cumsum(0)
+        self.register_buffer("offsets", offsets, persistent=False)
+
+    def forward(self, numeric, ids):
+        return torch.cat([numeric, self.embedding(ids + self.offsets).flatten(1)], dim=1)
 
 
 class _Gate(nn.Module):
-    """A static DSelect-k gate (arXiv 2106.03760, section 3) with a band of width 1."""
+    """A shared DSelect-k gate (arXiv 2106.03760, section 3) with a band of width 1."""
 
     def __init__(self, expert_num, selector_logits, mixing_logits):
         super().__init__()
@@ -150,7 +110,7 @@ class _Gate(nn.Module):
 
 
 class _Mixture(nn.Module):
-    """Computes the dense mixture; ``experts`` says how, see ``TorchRun``."""
+    """The network; ``experts`` says how experts are computed, see ``TorchModel``."""
 
     def __init__(self, weights, active, experts, vocabulary_sizes):
         super().__init__()
@@ -167,35 +127,38 @@ class _Mixture(nn.Module):
         found = self.load_state_dict(weights, strict=False)
         assert all(key.endswith("num_batches_tracked") for key in found.missing_keys), found
         assert found.unexpected_keys == ["step"], found
-        self.skipping, self.fixed, self.grouped = experts == "needed", None, experts.endswith("grouped")
-        if experts.startswith("fixed"):
-            self.fixed = active
-            self.experts = nn.ModuleList([self.experts[i] for i in active])
+        self.skipping, self.grouped = experts == "needed", experts.endswith("grouped")
+        self.chosen = active if experts.startswith("fixed") else list(range(expert_num))
+        self.experts = nn.ModuleList([self.experts[i] for i in self.chosen])
         if self.grouped:
-            self.experts = (_GroupedLinearExperts if vocabulary_sizes else _GroupedExperts)(self.experts)
+            self.experts = _GroupedExperts(self.experts)
 
     def forward(self, *inputs):
         x = inputs[0] if self.inputs is None else self.inputs(*inputs)
-        weights = torch.stack([gate() for gate in self.gates])  # [T, n]
-        if self.fixed is not None:
-            weights = weights[:, self.fixed]
+        weights, chosen = torch.stack([gate() for gate in self.gates]), self.chosen  # [T, n]
         if self.grouped:
             outputs = self.experts(x)  # [n, B, H]
+        elif self.skipping:
+            chosen = torch.nonzero(weights.amax(dim=0) > 0).flatten().tolist()
+            outputs = torch.stack([self.experts[i](x) for i in chosen])
         else:
-            chosen = list(range(len(self.experts)))
-            if self.skipping:
-                chosen = torch.nonzero(weights.amax(dim=0) > 0).flatten().tolist()
-                weights = weights[:, chosen]
-            outputs = torch.stack([self.experts[i](x) for i in chosen])  # [n, B, H]
+            outputs = torch.stack([expert(x) for expert in self.experts])
+        if len(chosen) < weights.shape[1]:
+            weights = weights[:, chosen]
         mixtures = torch.einsum("tn,nbh->tbh", weights, outputs)
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
 
-class TorchRun:
-    """The network with a case's weights, and Adam; the gates' regulariser is left out.
+def _tower(weights, task):
+    shapes = [weights[f"towers.{task}.layers.{i}.weight"].shape for i in (0, 2, 4)]
+    return _Layers(*_linear([shapes[0][1], *(shape[0] for shape in shapes)])[:-1])
+
+
+class TorchModel:
+    """The network, and Adam; the gates' regulariser is left out.
 
     Args:
-        path: of the case.
+        case: cases.Case.
         experts: "each": one expert after the other; "grouped": all as one network; "needed": one after the other,
             skipping those without weight, looked up at every step; "fixed", "fixed grouped": like "each" and
             "grouped", but without the experts that have no weight in the case.
@@ -206,11 +169,10 @@ class TorchRun:
         Absent: ``torch.compile`` does not work here.
     """
 
-    def __init__(self, path, experts, fast, compiled, threads):
+    def __init__(self, case, experts, fast, compiled, threads):
         torch.set_num_threads(threads)
         if compiled:
             _require_compiler()
-        case = Case(path)
         weights = {_renamed(key): _as_torch(key, value) for key, value in case.weights.items()}
         self.inputs, self.labels = ([torch.from_numpy(item) for item in items] for items in (case.inputs, case.labels))
         self.net = _Mixture(weights, case.active, experts, case.hyper.get("input__vocabulary_sizes"))

@@ -3,9 +3,9 @@
 Writes OUT/train/train.pickle, OUT/validation/validation.pickle and OUT/test/test.pickle for
 multiMNIST_reader.py. --download fetches MNIST first, into the folder of --mnist. --kind fashion makes
 pairs of fashion items, --kind mixed a digit (top left) and a fashion item. The recipe was recovered from
-the published images (data/README.md has the whole of it): the top-left image runs through the source in
-turn, the bottom-right one is a random image of the same part with another label; both lie on the diagonal
-of a 36 x 36 canvas, and pixels are added and clipped.
+the published images (see data/README.md): the top-left images are the source's in turn, the bottom-right one is a
+random image of the same part with another label. Both lie on the diagonal of a 36 x 36 canvas, and pixels are added
+and clipped.
 """
 
 import argparse
@@ -16,7 +16,10 @@ import sys
 
 import numpy as np
 
-import mnist_files
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import mnist_files  # noqa: E402  (beside this file)
+from dselect_k_model import output_files  # noqa: E402  (found by the line above)
 
 ITEM_SIZE, CANVAS_SIZE = 28, 36  # pixels a side
 LEFT_CORNERS, RIGHT_CORNERS = (1, 2, 3, 4), (5, 6, 7, 8)
@@ -66,7 +69,7 @@ def compose(left_source, right_source, example_num, rng):
 
 
 def _draw_other_label(labels, left, rng):
-    """For each image of ``left`` an image with another label, all such being equally likely."""
+    """For each image of ``left`` a random image among those with another label."""
     by_label = np.argsort(labels, kind="stable")
     first = np.searchsorted(labels[by_label], labels[left], side="left")
     end = np.searchsorted(labels[by_label], labels[left], side="right")
@@ -75,7 +78,7 @@ def _draw_other_label(labels, left, rng):
 
 
 class _Pickler(pickle.Pickler):
-    """Writes an array as a call of numpy.ndarray: the same bytes from every NumPy, read by every one."""
+    """Writes an array as a call of numpy.ndarray: every version of NumPy writes the same bytes and reads them."""
 
     def reducer_override(self, value):
         if isinstance(value, np.ndarray):
@@ -85,78 +88,71 @@ class _Pickler(pickle.Pickler):
 
 
 def write(path, images, labels):
-    """Write beside ``path`` and rename, so that no half file ever bears the name; give its SHA-256."""
-    temporary = path + ".part"
-    with mnist_files.naming(temporary), open(temporary, "wb") as file:
-        _Pickler(file, protocol=3).dump((images, labels))
-        file.flush()
-        os.fsync(file.fileno())
-    with open(temporary, "rb") as file:
-        digest = hashlib.sha256(file.read()).hexdigest()
-    os.replace(temporary, path)
-    return digest
+    """Write a pair, whole or not at all; returns the file's SHA-256."""
+    output_files.write_file(path, lambda file: _Pickler(file, protocol=3).dump((images, labels)), "--out")
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
-def make(kind, folders, out, sample=False, seed=0, unchecked=False):
+def make(kind, sources_in, out, sample=False, seed=0, unchecked=False):
     """Make the sets of a kind and report them.
 
     Args:
         kind: one of ``KINDS``.
-        folders: collection -> folder of its files.
+        sources_in: collection -> folder of its files.
     Raises:
         ValueError: a source file is missing or not the known one, or a folder holds other data.
         OSError: writing failed.
     """
     wanted = {name: one for name, one in SETS.items() if one[3 if sample else 2]}
     for name in wanted:
-        _check_alone(os.path.join(out, name), f"{name}.pickle")
-    sources = {name: _sources(kind, folders, part, chosen, unchecked) for name, (part, chosen, _, _) in wanted.items()}
+        output_files.check_alone(os.path.join(out, name), f"{name}.pickle")
+        output_files.check_file(_path(out, name), "--out")
+    sources = {
+        name: _sources(kind, sources_in, part, chosen, unchecked) for name, (part, chosen, _, _) in wanted.items()
+    }
     for name, (_, _, full_num, sample_num) in wanted.items():
         example_num = sample_num if sample else full_num
         rng = np.random.RandomState([seed, list(SETS).index(name)])
         images, labels = compose(*sources[name], example_num, rng)
-        path = os.path.join(out, name, f"{name}.pickle")
-        os.makedirs(os.path.dirname(path), exist_ok=True)
+        path = _path(out, name)
         digest = write(path, images, labels)
         print(f"{path}: {example_num} examples, SHA-256 {digest}")
         print(describe(name, labels))
 
 
-def _check_alone(folder, name):
-    """Raise ValueError if ``folder`` holds another pickle than ``name``: the reader takes all of them as one set."""
-    there = os.listdir(folder) if os.path.isdir(folder) else []
-    others = sorted(other for other in there if other.endswith(".pickle") and other != name)
-    if others:
-        path = os.path.join(folder, others[0])
-        raise ValueError(f"{path}: it would be read as part of the new set. Remove it, or give another --out.")
+def _path(out, name):
+    return os.path.join(out, name, f"{name}.pickle")
 
 
-def _sources(kind, folders, part, chosen, unchecked):
-    """(images, labels) of the top-left and the bottom-right image; the same object where they are of one source."""
+def _sources(kind, sources_in, part, chosen, unchecked):
+    """(images, labels) for the top-left and the bottom-right image; the same object if they have one source."""
     of_collection = {}
     for collection in KINDS[kind]:
         if collection not in of_collection:
-            images, labels = mnist_files.read_part(collection, folders[collection], part, unchecked)
+            images, labels = mnist_files.read_part(collection, sources_in[collection], part, unchecked)
             if not len(images[chosen]):
                 first, last = chosen.start, chosen.stop - 1
                 raise ValueError(
-                    f"{folders[collection]}: {part} has {len(images)} images, {first} to {last} are needed"
+                    f"{sources_in[collection]}: {part} has {len(images)} images, {first} to {last} are needed"
                 )
             of_collection[collection] = images[chosen], labels[chosen]
     return [of_collection[collection] for collection in KINDS[kind]]
 
 
 def describe(name, labels):
-    """Counts of a set and the balance of its classes, a line a task."""
+    """The size of a set and how often each class occurs, one line for each task."""
     lines = [f"{name}: {len(labels)} examples"]
     for task in range(labels.shape[1]):
-        counts = np.bincount(labels[:, task], minlength=10)
-        lines.append(f"  label {task + 1}: " + ", ".join(f"{c}: {n}" for c, n in enumerate(counts)))
+        known = labels[labels[:, task] >= 0, task]
+        counts = ", ".join(f"{c}: {n}" for c, n in enumerate(np.bincount(known, minlength=10)))
+        missing = f", missing: {len(labels) - len(known)}" if len(known) < len(labels) else ""
+        lines.append(f"  label {task + 1}: {counts}{missing}")
     return "\n".join(lines)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--mnist", default="data/mnist", help="folder of MNIST's four IDX files, gzipped or not")
     parser.add_argument("--fashion", default="data/fashion", help="folder of Fashion-MNIST's four files, gzipped")
     parser.add_argument("--out", required=True, help="folder to make train, validation and test in")
@@ -167,16 +163,13 @@ def main():
     parser.add_argument(
         "--mirror", action="append", default=[], help="address to fetch from, instead of the known ones"
     )
-    parser.add_argument("--unchecked", action="store_true", help="take source files of any SHA-256")
+    parser.add_argument("--unchecked", action="store_true", help="accept source files of any SHA-256")
     args = parser.parse_args()
-    folders = {mnist_files.MNIST: args.mnist, mnist_files.FASHION: args.fashion}
-    try:
+    sources_in = {mnist_files.MNIST: args.mnist, mnist_files.FASHION: args.fashion}
+    with output_files.exit_on_error():
         for collection in KINDS[args.kind] if args.download else ():
-            mnist_files.download(collection, folders[collection], args.mirror)
-        make(args.kind, folders, args.out, args.sample, args.seed, args.unchecked)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+            mnist_files.download(collection, sources_in[collection], args.mirror)
+        make(args.kind, sources_in, args.out, args.sample, args.seed, args.unchecked)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ def read_part(collection, folder, part, unchecked=False):
     """Images uint8 [N, 28, 28] and labels uint8 [N] of ``part`` ("train" or "t10k").
 
     Raises:
-        ValueError: a file is missing, is not the known one, or is no IDX file.
+        ValueError: a file is missing, is another than the known one, or is no IDX file.
     """
     images = _read_idx(collection, folder, f"{part}-{IMAGES}", 3, unchecked)
     labels = _read_idx(collection, folder, f"{part}-{LABELS}", 1, unchecked)
@@ -81,14 +81,14 @@ def _read_idx(collection, folder, name, dims, unchecked):
     path = find(folder, name)
     if path is None:
         raise ValueError(
-            f"{os.path.join(folder, name)}: neither it nor {name}.gz is there. Give the folder of "
+            f"{os.path.join(folder, name)}: neither it nor {name}.gz exists. Give the folder of "
             f"{collection.name}'s four files, or let --download fetch them."
         )
     content = _checked_content(collection, path, name, unchecked)
     header = 4 + 4 * dims
     shape = np.frombuffer(content[4:header].ljust(4 * dims, b"\0"), ">u4").astype(int)
     if content[:4] != bytes([0, 0, 8, dims]) or len(content) != header + shape.prod():
-        raise ValueError(f"{path}: this is no whole IDX file of {dims} dimensions. Get it again.")
+        raise ValueError(f"{path}: this is not a complete IDX file of {dims} dimensions. Get it again.")
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
@@ -101,7 +101,7 @@ def find(folder, name):
 
 
 def _checked_content(collection, path, name, unchecked):
-    """A file's bytes, expanded, if they or the file itself are the known ones."""
+    """A file's bytes, expanded. Their SHA-256, or the file's, must be the known one."""
     try:
         with open(path, "rb") as file:
             raw = file.read()
@@ -123,7 +123,7 @@ def _digest(content):
 
 
 def download(collection, folder, mirrors=()):
-    """Fetch what is missing into ``folder``, by pooch; a file gets its name once it is whole and known.
+    """Fetch missing files into ``folder`` by pooch, which gives a file its name once it is complete and verified.
 
     Args:
         mirrors: to try instead of the collection's own.
@@ -149,7 +149,7 @@ def _fetch(name, folder, digest, mirrors):
     reasons = []
     for mirror in mirrors:
         address = f"{mirror.rstrip('/')}/{name}"
-        with naming(os.path.join(folder, name)):
+        with _naming(os.path.join(folder, name)):
             try:
                 pooch.retrieve(address, f"sha256:{digest}", fname=name, path=folder, downloader=downloader)
                 return
@@ -159,7 +159,7 @@ def _fetch(name, folder, digest, mirrors):
 
 
 @contextlib.contextmanager
-def naming(path):
+def _naming(path):
     """Put the path into an OSError of writing, which has none."""
     try:
         yield

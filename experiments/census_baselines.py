@@ -1,8 +1,8 @@
 """What a user would pick instead: python experiments/census_baselines.py -m experiments/census.yaml
 
 Gradient boosting and logistic regression by scikit-learn, a model for each task, on the rows and the splits of the
-question's config. Searched as the networks are: as many trials, chosen by the same number of the validation, and their
-lines are in the same file. One seed is enough: with a validation part given, neither draws random numbers.
+experiment's config. They are searched as the networks are, with as many trials, chosen by the same metric of the
+validation; their lines are in the same file. One seed is enough: with a validation part, neither draws random numbers.
 """
 
 import importlib.metadata
@@ -11,19 +11,17 @@ import sys
 import time
 
 import numpy as np
-from run import ROOT, command_line, questions
-from search import Search
+from run import ROOT, Runner, command_line, experiments
 
 sys.path[:0] = [str(ROOT), str(ROOT / "examples" / "census")]
-import census_reader  # noqa: E402  (likewise, the line above)
-from engine.config import load_config  # noqa: E402  (run.py sets the path)
-from engine.errors import UserError  # noqa: E402  (likewise)
-from engine.saves import best  # noqa: E402  (likewise)
+import census_reader  # noqa: E402  (the path is set above)
+from engine.config import load_config  # noqa: E402
+from engine.errors import UserError  # noqa: E402
 
 TASKS = ("income", "never_married")
 ENDS = np.cumsum([census_reader.NUMBER_NUM, census_reader.CATEGORY_NUM, census_reader.NUMBER_NUM])
 NUMBERS, CATEGORIES, BINS = (list(range(end - size, end)) for end, size in zip(ENDS, np.diff(ENDS, prepend=0)))
-SETTINGS = "baseline."  # begins the keys of a trial, as runner. does elsewhere
+PREFIX = "baseline."  # of the keys of a trial, as runner. elsewhere
 TRIALS = {  # as many for each as the networks have
     "gradient boosting": [
         {"categorical": False, "max_leaf_nodes": 31},
@@ -35,9 +33,7 @@ TRIALS = {  # as many for each as the networks have
 
 
 def boosting(train, validation, seed, categorical, max_leaf_nodes):
-    """Gradient boosting, fitted; the validation says how many trees.
-
-    The numbers' bins are left out, for it cuts numbers itself.
+    """Gradient boosting, fitted; the validation decides how many trees. It cuts numbers itself, so it gets no bins.
 
     Args:
         train, validation: (features, labels).
@@ -49,9 +45,14 @@ def boosting(train, validation, seed, categorical, max_leaf_nodes):
     from sklearn.preprocessing import FunctionTransformer
 
     model = HistGradientBoostingClassifier(
-        learning_rate=0.06, max_iter=1000, max_leaf_nodes=max_leaf_nodes, early_stopping=True, n_iter_no_change=20,
-        categorical_features=CATEGORIES if categorical else None, random_state=seed,
-    )  # fmt: skip
+        learning_rate=0.06,
+        max_iter=1000,
+        max_leaf_nodes=max_leaf_nodes,
+        early_stopping=True,
+        n_iter_no_change=20,
+        categorical_features=CATEGORIES if categorical else None,
+        random_state=seed,
+    )
     (x, y), (x_val, y_val) = train, validation
     model.fit(_without_bins(x), y, X_val=_without_bins(x_val), y_val=y_val)
     return make_pipeline(FunctionTransformer(_without_bins), model)
@@ -62,14 +63,7 @@ def _without_bins(features):
 
 
 def logistic(train, validation, seed, bins, C):
-    """Logistic regression on the numbers and on one-hot categories, fitted.
-
-    Args:
-        train: (features, labels).
-        validation: not needed.
-        bins: take the numbers' bins too, as the networks do.
-        C: the inverse of the penalty's strength.
-    """
+    """Logistic regression on the numbers and on one-hot categories, and on the numbers' bins if ``bins``, fitted."""
     from sklearn.compose import make_column_transformer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -91,42 +85,39 @@ def read_part(config, part):
     return np.concatenate([numbers, ids], axis=1), dict(zip(TASKS, labels))
 
 
-def numbers_of(models, features, labels):
-    """Each task's AUC and log loss, the sum of these as ``loss``, as the networks have them."""
+def metrics_of(models, features, labels):
+    """Each task's AUC and log loss, and the sum of these as ``loss``, as the networks have them."""
     from sklearn.metrics import log_loss, roc_auc_score
 
-    numbers = {}
+    found = {}
     for task, model in models.items():
         probabilities = model.predict_proba(features)[:, 1]
-        numbers[f"auc_{task}"] = float(roc_auc_score(labels[task], probabilities))
-        numbers[f"logloss_{task}"] = float(log_loss(labels[task], probabilities))
-    return {**numbers, "loss": sum(numbers[f"logloss_{task}"] for task in models)}
+        found[f"auc_{task}"] = float(roc_auc_score(labels[task], probabilities))
+        found[f"logloss_{task}"] = float(log_loss(labels[task], probabilities))
+    return {**found, "loss": sum(found[f"logloss_{task}"] for task in models)}
 
 
-def measure(parts, run):
-    """Fit a model for each task: what was measured, as run.py's ``measure`` gives it.
+def fit_and_evaluate(parts, run):
+    """Fit a model for each task; returns what run.py's ``train_and_evaluate`` returns, where it applies.
 
     Args:
         parts: name of a part -> its data.
-        run: search.Run.
+        run: as there.
     """
-    settings = {key[len(SETTINGS) :]: value for key, value in run.overrides.items()}
+    settings = {key[len(PREFIX) :]: value for key, value in run["overrides"].items()}
     (x, labels), (x_val, labels_val) = parts["train"], parts["validation"]
-    began = time.perf_counter()
-    models = {
-        task: MODELS[run.network]((x, labels[task]), (x_val, labels_val[task]), run.seed, **settings) for task in TASKS
-    }
-    measured = {"training_s": round(time.perf_counter() - began, 2)}
-    measured["validation"] = numbers_of(models, x_val, labels_val)
-    measured["versions"] = {"sklearn": _sklearn_version(), "numpy": np.__version__}
-    if run.stage != "search":
+    fit, began = MODELS[run["network"]], time.perf_counter()
+    models = {task: fit((x, labels[task]), (x_val, labels_val[task]), run["seed"], **settings) for task in TASKS}
+    found = {"training_s": round(time.perf_counter() - began, 2), "validation": metrics_of(models, x_val, labels_val)}
+    found["versions"] = {"sklearn": _sklearn_version(), "numpy": np.__version__}
+    if run["stage"] != "search":
         features, labels = parts["test"]
-        measured["test"] = numbers_of(models, features, labels)
+        found["test"] = metrics_of(models, features, labels)
         began = time.perf_counter()
         for model in models.values():
             model.predict_proba(features)
-        measured["serve_examples_s"] = round(len(features) / (time.perf_counter() - began), 1)
-    return measured
+        found["serve_examples_s"] = round(len(features) / (time.perf_counter() - began), 1)
+    return found
 
 
 def _sklearn_version():
@@ -134,45 +125,40 @@ def _sklearn_version():
     try:
         version = importlib.metadata.version("scikit-learn")
     except importlib.metadata.PackageNotFoundError:
-        version = "none"
-    if version == "none" or [int(part) for part in version.split(".")[:2]] < [1, 7]:
-        raise UserError(
-            f"the baselines need scikit-learn 1.7 or newer, but {version} is installed. Run pip install "
-            "'scikit-learn>=1.7'; it needs Python 3.10."
-        )
+        version = "0"
+    if [int(part) for part in version.split(".")[:2]] < [1, 7]:
+        raise UserError("the baselines need scikit-learn 1.7 or newer. Run pip install 'scikit-learn>=1.7'.")
     return version
 
 
-def answer(path, stage="final"):
-    """Run what is still needed beside the question at ``path``.
+def run(path, stage="final"):
+    """Run the baselines that the experiment at ``path`` still needs.
 
     Raises:
         UserError: a mistake that the message explains.
     """
     _sklearn_version()
-    question = questions.read(path)
-    trials_of = {
-        name: [{SETTINGS + key: value for key, value in trial.items()} for trial in trials]
-        for name, trials in TRIALS.items()
-    }
-    wanted = len(questions.trials(question.search))
-    if any(len(trials) != wanted for trials in trials_of.values()):
+    experiment = experiments.read(path)
+    wanted = len(experiments.trials(experiment.search))
+    if any(len(trials) != wanted for trials in TRIALS.values()):
         raise UserError(f"{path}: search has {wanted} trials. Give each baseline as many, in TRIALS of {__file__}.")
-    config = load_config(question.config)
+    config = load_config(experiment.config)
     try:
         parts = {part: read_part(config, part) for part in ("train", "validation", "test")}
     except (KeyError, OSError, ValueError) as error:
-        raise UserError(f"{question.config}: {error}") from error
+        raise UserError(f"{experiment.config}: {error}") from error
     rows = {part: len(features) for part, (features, _) in parts.items()}
 
-    def recipe(overrides, seed):
-        return questions.digest({**overrides, "seed": seed, "rows": rows, "metric": question.metric})
+    def fingerprint(experiment, run):
+        return experiments.digest({**run["overrides"], "seed": run["seed"], "rows": rows, "metric": experiment.metric})
 
-    search = Search(
-        question.results, question.metric, best.less_is_better(question.metric), lambda run: measure(parts, run), recipe
-    )
-    search.answer(trials_of, question.seeds[:1], stage)
+    trials_of = {
+        name: [{PREFIX + key: value for key, value in trial.items()} for trial in trials]
+        for name, trials in TRIALS.items()
+    }
+    runner = Runner(experiment, lambda experiment, run: fit_and_evaluate(parts, run), fingerprint)
+    runner.run(trials_of, experiment.seeds[:1], stage)
 
 
 if __name__ == "__main__":
-    command_line(__doc__.splitlines()[0], answer)
+    command_line((__doc__ or "").partition("\n")[0], run)

@@ -1,11 +1,12 @@
-"""Answer a question by training: python experiments/run.py -m experiments/census.yaml
+"""Run an experiment: python experiments/run.py -m experiments/census.yaml
 
 Each network is trained with every trial of the search; the trial with the best validation is trained with every seed,
-and evaluated on the test data. Each run has a line in the question's file of results. Started again, it goes on with
-the runs that have none. A run that failed has a line with its error; remove the line to try again.
+and evaluated on the test data. Each run adds a line to the experiment's file of results. Started again, this runs only
+what has no line. A run that failed has a line with its error; remove the line to try again.
 """
 
 import argparse
+import json
 import math
 import os
 import pathlib
@@ -15,107 +16,119 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "tools", "benchmarks")]
+sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "tools", "scripts")]
 
-warnings.filterwarnings("ignore", "No ccache found")  # what Paddle says when it is imported
+warnings.filterwarnings("ignore", "No ccache found")  # Paddle's, when it is imported
 
-import question as questions  # noqa: E402  (the path is set above)
-from search import RunFailed, Search  # noqa: E402
+import experiment as experiments  # noqa: E402  (the path is set above)
+import machine_facts  # noqa: E402
 
-from engine.commands import TOOLS  # noqa: E402
+from engine import directions  # noqa: E402
+from engine.checkpoints import manifests  # noqa: E402
 from engine.errors import UserError  # noqa: E402
-from engine.saves import best, folders, manifests  # noqa: E402
+
+
+class RunFailed(Exception):
+    """A run ended with an error, which its line will have."""
+
+
+TOOLS = {
+    ("dynamic", "train"): "trainer",
+    ("dynamic", "infer"): "infer",
+    ("static", "train"): "static_trainer",
+    ("static", "infer"): "static_infer",
+}
 
 
 def tool(name, config, *overrides, cwd):
-    """The finished process of one of the project's tools, in a process of its own."""
+    """The finished process of one of the project's tools; it ends when this process is ended."""
     command = [sys.executable, str(ROOT / "tools" / f"{name}.py"), "-m", str(config), "-o", *overrides]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+    # A handler that raised before Popen returns would leave a process that nobody ends.
+    arrived = []
+    handler = signal.signal(signal.SIGTERM, lambda number, frame: arrived.append(number))
+    with subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            signal.signal(signal.SIGTERM, handler)
+            if arrived:
+                signal.raise_signal(signal.SIGTERM)
+            stdout, stderr = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, stdout, stderr)
 
 
-def measure(question, run):
+def train_and_evaluate(experiment, run):
     """Train, and evaluate the epoch that the validation chooses.
 
     Args:
-        question: from ``questions.read``.
-        run: search.Run; in the stage search the test data are not looked at.
+        experiment: experiments.Experiment.
+        run: dict with stage, overrides and seed; in the stage search the test data are not read.
     Returns:
         dict: epoch, validation, parameters, training_s, epoch_s, train_examples_s and versions; of the other stages
         also test and serve_examples_s.
     Raises:
         RunFailed: a tool ended with an error.
     """
+    config, graph, metric = experiment.config, experiment.graph, experiment.metric
     with tempfile.TemporaryDirectory() as folder:
-        options = _options(question, run.overrides, run.seed)
-        log = _log(TOOLS[question.graph, "train"], question.config, options, folder)
-        epoch, facts = _chosen_epoch(os.path.join(folder, "saves"), question.metric)
-        measured = {"epoch": epoch, "validation": facts["validation"], **training_speed(log)}
-        measured["parameters"] = sum(map(_size, facts["parameters"].values()))
-        measured["versions"] = {**facts["versions"], "python": sys.version.split()[0]}
-        if run.stage != "search":
-            log = _log(
-                TOOLS[question.graph, "infer"], question.config, [*options, f"runner.infer_epoch={epoch}"], folder
+        own = {"runner.seed": run["seed"], "runner.keep_best": metric, "runner.log_json": "log.json"}
+        own.update({"runner.model_save_path": "output", "runner.infer_load_path": "output"})
+        own.update({"runner.export_path": "exported", "runner.predict_path": "predictions.npz"})
+        options = experiments.as_options({**run["overrides"], **own})
+        _run_tool(TOOLS[graph, "train"], config, options, folder)
+        events = _events(folder)
+        validation = {event["epoch"]: event["numbers"] for event in events if event["event"] == "validation"}
+        epoch = events[-1]["epoch"] if events[-1].get("best_by") == metric else None
+        if epoch not in validation:
+            raise RunFailed(
+                f"no epoch has a finite {metric} of the validation. Set runner.validation_data_dir, and a metric that "
+                "the validation has."
             )
-            (measured["test"],) = done_numbers(log)
-            _log("export", question.config, [*options, f"runner.export_epoch={epoch}"], folder)
-            measured["serve_examples_s"] = serving_speed(_log("predict", question.config, options, folder))
-    return measured
+        facts = manifests.read_facts(os.path.join(folder, "output", str(epoch)))
+        found = {"epoch": epoch, "validation": validation[epoch], **training_speed(events)}
+        found["parameters"] = sum(map(_size, facts["parameters"].values()))
+        found["versions"] = {**events[0]["versions"], "python": sys.version.split()[0]}
+        if run["stage"] != "search":
+            _run_tool(TOOLS[graph, "infer"], config, [*options, f"runner.infer_epoch={epoch}"], folder)
+            found["test"] = _events(folder)[-1]["numbers"]
+            _run_tool("export", config, [*options, f"runner.export_epoch={epoch}"], folder)
+            found["serve_examples_s"] = serving_speed(_run_tool("predict", config, options, folder))
+    return found
 
 
-def _options(question, overrides, seed):
-    own = {
-        "runner.seed": seed, "runner.keep_best": question.metric, "runner.model_save_path": "saves",
-        "runner.infer_load_path": "saves", "runner.export_path": "exported", "runner.predict_path": "predictions.npz",
-    }  # fmt: skip
-    return questions.as_options({**overrides, **own})
-
-
-def _log(name, config, options, folder):
-    """What a tool wrote to its log."""
+def _run_tool(name, config, options, folder):
+    """Run a tool; returns its log."""
     done = tool(name, config, *options, cwd=folder)
     if done.returncode:
-        written = done.stderr.strip().splitlines()
-        of_user = [line for line in written if line.startswith("error: ")]
-        raise RunFailed(f"{name}: {(of_user or written or ['no message'])[-1]} (exit code {done.returncode})")
+        lines = done.stderr.strip().splitlines()
+        errors = [line for line in lines if line.startswith("error: ")]
+        raise RunFailed(f"{name}: {(errors or lines or ['no message'])[-1]} (exit code {done.returncode})")
     return done.stderr
 
 
-def _chosen_epoch(saves, metric):
-    """The epoch with the best ``metric`` of the validation, and its manifest."""
-    epoch = best.find(saves, folders.saved_epochs(saves), metric, best.VALIDATION)
-    if epoch is None:
-        raise RunFailed(
-            f"no epoch was saved with a finite {metric} of the validation. Set runner.validation_data_dir, and a "
-            "metric that the validation has."
-        )
-    return epoch, manifests.read_facts(os.path.join(saves, str(epoch)))
+def _events(folder):
+    """What the tools have written to ``runner.log_json``."""
+    with open(os.path.join(folder, "log.json"), encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
-def _size(described):
-    """Numbers in an array that a manifest describes as float32[720, 50]."""
-    return math.prod(int(size) for size in re.findall(r"\d+", described.partition("[")[2]))
+def training_speed(events):
+    """Seconds of all epochs; the medians of an epoch's seconds, and of the examples a second of the intervals.
 
-
-def done_numbers(log):
-    """The numbers of each line ``epoch: N done``: a list of dicts, name -> number."""
-    found = re.findall(r"epoch: \d+ done, (.*), epoch time", log)
-    return [{name: float(number) for name, number in re.findall(r"(\w+): (\S+?)(?:,|$)", line)} for line in found]
-
-
-def training_speed(log):
-    """Seconds of all epochs, of one, and examples a second: the latter two medians, of the epochs and of the intervals.
-
-    An epoch's first interval is left out: it is one step, and of the first epoch the slowest.
+    An epoch's first interval does not count: it is one step, and that of the first epoch is the slowest.
     """
-    seconds = [float(number) for number in re.findall(r"epoch: \d+ done, .*epoch time: ([\d.]+) s", log)]
-    rates = [float(rate) for rate in re.findall(r"batch_id: [1-9]\d*, .*ips: ([\d.]+) ins/s", log)]
-    median_rate = round(statistics.median(rates), 1) if rates else None
+    seconds = [event["seconds"] for event in events if event["event"] == "epoch"]
+    rates = [event["examples_per_s"] for event in events if event["event"] == "interval" and event["batch"] > 0]
     return {
-        "training_s": round(sum(seconds), 2), "epoch_s": statistics.median(seconds), "train_examples_s": median_rate
-    }  # fmt: skip
+        "training_s": round(sum(seconds), 2),
+        "epoch_s": round(statistics.median(seconds), 2),
+        "train_examples_s": round(statistics.median(rates), 1) if rates else None,
+    }
 
 
 def serving_speed(log):
@@ -123,47 +136,111 @@ def serving_speed(log):
     return float(re.search(r"the model alone ([\d.]+) ins/s", log).group(1))
 
 
-def recipe_of(question, overrides, seed):
-    """What tells a run of a question from others: see ``questions.recipe``."""
-    return questions.recipe(question.config, {**overrides, "runner.seed": seed, "runner.keep_best": question.metric})
+def _size(described):
+    """How many numbers are in an array that a manifest describes as float32[720, 50]."""
+    return math.prod(int(size) for size in re.findall(r"\d+", described.partition("[")[2]))
 
 
-def answer(path, stage="final"):
-    """Run what the question at ``path`` still needs.
+def fingerprint_of(experiment, run):
+    own = {"runner.seed": run["seed"], "runner.keep_best": experiment.metric}
+    return experiments.fingerprint(experiment.config, {**run["overrides"], **own})
+
+
+class Runner:
+    """Runs what has no result line yet, and adds the lines.
+
+    Args:
+        experiment: experiments.Experiment.
+        measure: (experiment, run) -> dict with "validation"; may raise RunFailed. A run is a dict with stage, network,
+            overrides and seed.
+        fingerprint: (experiment, run) -> text.
+    """
+
+    def __init__(self, experiment, measure=train_and_evaluate, fingerprint=fingerprint_of):
+        self.experiment, self.measure, self.fingerprint = experiment, measure, fingerprint
+        self.lines = experiments.read_lines(experiment.results)
+
+    def run(self, trials_of, seeds, stage):
+        """All runs of an experiment.
+
+        Args:
+            trials_of: network -> its trials, each a dict of overrides.
+            seeds: of the chosen trials; the search uses the first.
+            stage: "final"; or "speed": the chosen trials once more, with the first seed.
+        Raises:
+            UserError: runs failed; those of the other networks have been done all the same.
+        """
+        failed = []
+        chosen = {network: self.best_trial(network, trials, seeds[0]) for network, trials in trials_of.items()}
+        for seed in seeds if stage == "final" else seeds[:1]:
+            for network, overrides in chosen.items():
+                if overrides is None or "error" in self._line(stage, network, overrides, seed):
+                    failed.append(network)
+        if failed:
+            raise UserError(
+                f"{self.experiment.results}: runs of {', '.join(dict.fromkeys(failed))} failed. Their lines have the "
+                "errors; remove them to try again."
+            )
+
+    def best_trial(self, network, trials, seed):
+        """The trial whose validation is best, the first of equals; None if every one failed."""
+        if len(trials) == 1:
+            return trials[0]
+        lines = [self._line("search", network, overrides, seed) for overrides in trials]
+        scores = [line.get("validation", {}).get(self.experiment.metric) for line in lines]
+        known = [place for place, score in enumerate(scores) if score is not None]
+        sign = 1 if directions.guessed(self.experiment.metric) else -1
+        return trials[max(known, key=lambda place: (sign * scores[place], -place))] if known else None
+
+    def _line(self, stage, network, overrides, seed):
+        """The line of a run, after running it if it has none."""
+        run = {"stage": stage, "network": network, "overrides": overrides, "seed": seed}
+        run["fingerprint"] = self.fingerprint(self.experiment, run)
+        for line in self.lines:
+            if all(line[key] == run[key] for key in ("stage", "network", "fingerprint")):
+                return line
+        facts = {"machine": machine_facts.machine(), "commit": machine_facts.commit(except_for="*.jsonl")}
+        began = time.perf_counter()
+        try:
+            found = self.measure(self.experiment, run)
+            outcome = f"validation {self.experiment.metric} {found['validation'][self.experiment.metric]}"
+        except RunFailed as error:
+            outcome, found = str(error), {"error": str(error)}
+        line = {**run, **found, "seconds": round(time.perf_counter() - began, 2), **facts}
+        experiments.add_line(self.experiment.results, line)
+        self.lines.append(line)
+        keys = " ".join(f"{key}={value}" for key, value in overrides.items())
+        print(f"{stage}, {network}, {keys}, seed {seed}: {outcome} ({line['seconds']:.0f} s)")
+        return line
+
+
+def run(path, stage="final"):
+    """Run what the experiment at ``path`` still needs.
 
     Raises:
         UserError: a mistake that the message explains.
     """
-    question = questions.read(path)
-    search = Search(
-        question.results, question.metric, best.less_is_better(question.metric), lambda run: measure(question, run),
-        lambda overrides, seed: recipe_of(question, overrides, seed),
-    )  # fmt: skip
-    trials = questions.trials(question.search)
-    trials_of = {name: [{**keys, **trial} for trial in trials] for name, keys in question.networks.items()}
-    search.answer(trials_of, question.seeds, stage)
+    experiment = experiments.read(path)
+    trials = experiments.trials(experiment.search)
+    trials_of = {name: [{**keys, **trial} for trial in trials] for name, keys in experiment.networks.items()}
+    Runner(experiment).run(trials_of, experiment.seeds, stage)
 
 
-def command_line(description, answer):
-    """Answer the question that the command line names; code 2 after one message if the user made a mistake.
-
-    Args:
-        description: of the command.
-        answer: (path of the question, stage).
-    """
+def command_line(description, run):
+    """Call run(path of the experiment, stage); exit code 2 after one message if the user made a mistake."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("-m", "--question", required=True, metavar="PATH", help="YAML file of a question")
+    parser.add_argument("-m", "--experiment", "--question", required=True, metavar="PATH", help="its YAML file")
     parser.add_argument(
         "--speed", action="store_true", help="measure speeds: the chosen trials once more; on an idle machine"
     )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its tool ends with it
     try:
-        answer(args.question, "speed" if args.speed else "final")
+        run(args.experiment, "speed" if args.speed else "final")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 if __name__ == "__main__":
-    command_line(__doc__.splitlines()[0], answer)
+    command_line((__doc__ or "").partition("\n")[0], run)

@@ -1,72 +1,130 @@
-"""CSV and Parquet files -> blocks of rows, column by column, by pyarrow. Knows no vocabulary and no network.
+"""CSV and Parquet files -> blocks of rows, read by pyarrow. Knows neither the vocabulary nor the network.
 
-A file is never held as a whole: a block is a few megabytes of it. Blocks of a plain CSV file, and row groups of a
-Parquet file, can be read in any order; a compressed CSV file, and a row group, from their beginnings on.
+A file is never in memory as a whole: a block is a few megabytes of it. The parts of a file can be read in any order.
+They are ranges of bytes of a plain CSV file, and row groups of a Parquet file; a compressed CSV file is a single part.
 
-A CSV file has the columns' names in its first line, and one row a line: a field has no line break in it.
+The first line of a CSV file has the names of the columns. Every other line is one row, so a field has no line break in
+it. A folder such as date=2026-01-01 between the data folder and a file is a column with the same value in every row.
 """
 
+import codecs
 import contextlib
+import csv
 import io
+import logging
+import math
 import os
+import pathlib
 import re
+import urllib.parse
 
-import numpy as np
+from tabular.columns import Rows, number_column, pyarrow, text_column
 
-SUFFIXES = (".csv", ".tsv", ".parquet")  # .csv and .tsv compressed as well
-CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # a suffix, as pyarrow calls it
-BLOCK_BYTES = 1 << 22  # of CSV text, before the line that it ends in
+LOG = logging.getLogger("dselect_k")
+SUFFIXES = (".csv", ".tsv", ".parquet")
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # suffix of a .csv or .tsv -> pyarrow's name
+TABLES = "*.csv, *.tsv (both also compressed), *.parquet, or a folder such as x.parquet or date=1"
+BLOCK_BYTES = 1 << 22  # of CSV text; a block goes on to the end of its last line
 BLOCK_ROWS = 1 << 14  # of Parquet
 LONGEST_LINE = 1 << 24
-BLANK_LINE = re.compile(rb"(?:\A|(?<=\n))\r?\n")
+# A quote after a backslash, or after blanks at the beginning of a field: pyarrow would read the field with its quotes.
+ODD_QUOTE = re.compile(rb'(?m)(?:\\|[,\t][ \t]+|^[ \t]+)"')
+UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of UTF-16 and UTF-32
+OTHER_DELIMITERS = (";", "\t", "|")
+NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"  # in the name of a folder: an empty field
 
 
-def pyarrow():
-    """The module pyarrow.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        import pyarrow
-        import pyarrow.csv
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ValueError(f"CSV and Parquet files are read by pyarrow ({error}). Run: pip install pyarrow") from error
-    return pyarrow
+# --------------------------------------------------------------------------------------- the data folder
 
 
-def table_paths(paths):
-    """Those of ``paths`` that are CSV or Parquet files by their names, sorted; hidden ones are passed over."""
-    found = [path for path in paths if _bare(path).endswith(SUFFIXES) and not os.path.basename(path).startswith(".")]
-    return sorted(path for path in found if os.path.isfile(path))
+def open_files(paths):
+    """Open the tables among some paths, in the order of their names.
 
+    A folder is read as a table in parts if it is named like one (x.parquet), or for a column's value
+    (date=2026-01-01). A warning names what is skipped: other files and folders, and empty files. Hidden files, and
+    markers such as Spark's _SUCCESS, are skipped silently.
 
-def _bare(path):
-    """A path in lower case, without the suffix of a compression."""
-    name = path.lower()
-    stem, suffix = os.path.splitext(name)
-    return stem if suffix in CODECS and not stem.endswith(".parquet") else name
-
-
-def open_file(path):
-    """A file of ``table_paths``.
-
+    Args:
+        paths: the entries of a data folder.
     Returns:
-        CsvFile or ParquetFile: ``columns``, names in the file's order; ``parts()``, each with ``blocks()``, each
-        with ``columns`` again and ``read(numbers, categories)`` -> Rows; ``count()``, the number of rows.
+        CsvFile and ParquetFile objects: ``columns``, the names of the columns; ``count()``, the number of rows;
+        ``parts()``, each with ``blocks()``, each with ``columns`` and ``read(numbers, categories)`` -> Rows.
     Raises:
-        ValueError: it cannot be read.
+        ValueError: there is no table, or one cannot be read.
     """
-    return (ParquetFile if _bare(path).endswith(".parquet") else CsvFile)(path)
+    tables, others = _find_tables(paths)
+    files, empty = [], []
+    for path, folders in tables:
+        kind = ParquetFile if _uncompressed_name(path).endswith(".parquet") else CsvFile
+        if _is_empty(path):
+            empty.append(path)
+        else:
+            files.append(kind(path, _folder_columns(folders)))
+    skipped = [*_skipped(others, f"not a table ({TABLES})"), *_skipped(empty, "empty")]
+    if not files:
+        where = os.path.dirname(paths[0]) if paths else "the data folder"
+        raise ValueError(f"{where}: no table found. {' '.join(skipped) or f'A table is {TABLES}.'}")
+    for message in skipped:
+        LOG.warning(message)
+    return files
+
+
+def _find_tables(paths, folders=()):
+    """(Pairs of a table's path and the names of the folders it is in, other paths)."""
+    tables, others = [], []
+    for path in sorted(paths):
+        name, is_folder = os.path.basename(path), os.path.isdir(path)
+        is_named_as_table = _uncompressed_name(path).endswith(SUFFIXES)
+        if name.startswith(".") or (name.startswith("_") and not is_named_as_table and not is_folder):
+            continue
+        is_table = not name.startswith("_") and (is_named_as_table or (is_folder and "=" in name))
+        if not is_table or (is_folder and _is_link_to_parent(path)):
+            others.append(path + os.sep * is_folder)
+        elif is_folder:
+            inside = _find_tables([os.path.join(path, each) for each in os.listdir(path)], (*folders, name))
+            tables, others = tables + inside[0], others + inside[1]
+        else:
+            tables.append((path, folders))
+    return tables, others
+
+
+def _is_link_to_parent(path):
+    return any(os.path.samefile(path, parent) for parent in pathlib.Path(path).absolute().parents)
+
+
+def _skipped(paths, why):
+    """A list with the sentence that names the first path and counts the others; an empty list without paths."""
+    more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+    return [f"Skipped {path}{more}: {why}." for path in paths[:1]]
+
+
+def _folder_columns(folders):
+    """The columns that folders such as date=2026-01-01 add to their files: name -> text."""
+    pairs = [folder.partition("=") for folder in folders if "=" in folder]
+    return {name: "" if text == NULL_FOLDER else urllib.parse.unquote(text) for name, _, text in pairs}
+
+
+def _uncompressed_name(path):
+    """The path in lower case, without .gz and the like."""
+    stem, suffix = os.path.splitext(path.lower())
+    return stem if suffix in CODECS and not stem.endswith(".parquet") else path.lower()
+
+
+def _is_empty(path):
+    """Whether a file has no bytes, or none but the mark of UTF-8."""
+    with _naming(path), _stream(path) as stream:
+        return stream.read(len(codecs.BOM_UTF8) + 1) in (b"", codecs.BOM_UTF8)
 
 
 def check_columns(file, names):
-    """Raise ValueError if one of ``names`` is not a column of ``file``, or stands there twice."""
+    """Raise ValueError if a file lacks one of the columns ``names``, or has it twice."""
     for name in names:
         if file.columns.count(name) != 1:
-            wrong = "there is no column" if name not in file.columns else "there are two columns"
-            raise ValueError(f"{file.path}: {wrong} {name!r}. Its columns: {', '.join(file.columns)}.")
+            wrong = "there are two columns" if name in file.columns else "there is no column"
+            columns = f"Its columns: {', '.join(file.columns)}."
+            marks = [mark for mark in OTHER_DELIMITERS if len(file.columns) == 1 and mark in file.columns[0]]
+            hint = f" Its fields seem to be separated by {marks[0]!r}; write it with commas." if marks else ""
+            raise ValueError(f"{file.path}: {wrong} {name!r}. {columns}{hint}")
 
 
 @contextlib.contextmanager
@@ -75,6 +133,8 @@ def _naming(path):
     arrow = pyarrow()
     try:
         yield arrow
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}: this system cannot represent the file's name; rename it.") from error
     except UnicodeError as error:
         raise ValueError(f"{path}: it is not UTF-8; save it as UTF-8.") from error
     except (arrow.ArrowException, OSError, EOFError) as error:
@@ -82,222 +142,152 @@ def _naming(path):
         raise ValueError(f"{path}: it cannot be read ({reason[0]}). Make the file again, or remove it.") from error
 
 
-class Rows:
-    """A block's rows as columns, and which of them are bad.
+class _File:
+    """What both kinds of files have.
 
     Args:
-        place: function: a row of the block, from 0 -> "file, line 7".
-        numbers: name -> float64 [N], nan where the field is empty.
-        categories: name -> (codes int32 [N], values): a row has the text that its code numbers, "" if it is empty.
-        cut: pairs (row of the block, what is wrong) of rows that are not among the N.
+        path: of the file.
+        own_columns: names of the columns in it.
+        constants: columns that its folders add, name -> text. The file's own columns take precedence.
     """
 
-    def __init__(self, place, numbers, categories, cut=()):
-        self.place, self.numbers, self.categories = place, numbers, categories
-        columns = [*numbers.values(), *(codes for codes, _ in categories.values())]
-        self.good = np.ones(len(columns[0]), bool)
-        self.cut = dict(cut)
-        self.bad = dict(cut)  # row of the block -> what is wrong; of several rows bad alike, the first
-        for name, column in numbers.items():
-            self.refuse(np.isinf(column), lambda i, name=name: f"{name} is infinite")
-
-    def refuse(self, wrong, why):
-        """Take rows for bad: ``wrong`` bool [N]; ``why(i)`` says what is wrong with row i."""
-        if wrong.any():
-            first = int(np.argmax(wrong))  # further down in the block if rows before it were cut: then those are first
-            self.bad.setdefault(first, why(first))
-            self.good &= ~wrong
-
-    def bad_num(self):
-        """How many rows are bad."""
-        return len(self.cut) + int((~self.good).sum())
-
-    def first_bad(self):
-        """Where the first bad row is, and what is wrong: "file, line 7: why"."""
-        row = min(self.bad)
-        return f"{self.place(row)}: {self.bad[row]}"
+    def __init__(self, path, own_columns, constants):
+        self.path, self.own_columns = path, own_columns
+        self.constants = {name: text for name, text in constants.items() if name not in own_columns}
+        self.columns = [*own_columns, *self.constants]
 
 
-def _column_of_texts(arrow, texts, is_number):
-    """A binary column, some of which may not be text or no number -> (as in ``Rows``, wrong bool [N]: not for null)."""
-    coded = texts.dictionary_encode()
-    values, is_text = _cast(arrow, coded.dictionary, arrow.string())
-    if is_number:
-        trimmed = arrow.compute.utf8_trim_whitespace(values)
-        nulls = arrow.array(arrow.csv.ConvertOptions().null_values)  # what the fast way takes for empty
-        there = arrow.compute.is_in(trimmed, value_set=nulls)
-        values, is_right = _cast(arrow, arrow.compute.if_else(there, None, trimmed), arrow.float64())
-        column = _floats(arrow, coded.indices, values)
-    else:
-        column, is_right = (_codes(coded.indices, len(values)), [*_stripped(values), ""]), True
-    return column, np.append(~(is_text & is_right), False)[_codes(coded.indices, len(values))]
+class _Block:
+    """A piece of a file that is read at once.
+
+    Subclasses have ``file``; ``place(row)``, where a row is, for a message; and ``table(numbers, categories)`` for
+    columns of the file's own: (Arrow table, pairs (row, what is wrong) of rows that are not in it).
+    """
+
+    @property
+    def columns(self):
+        return self.file.columns
+
+    def read(self, numbers, categories):
+        """Rows of the columns of these names, read as numbers and as texts."""
+        path, constants = self.file.path, self.file.constants
+        with _naming(path) as arrow:
+            table, cut = self.table(*([n for n in names if n not in constants] for names in (numbers, categories)))
+            same = {name: arrow.repeat(text, len(table)) for name, text in constants.items()}
+            made = [
+                {name: read(same[name] if name in same else table.column(name), path, name) for name in names}
+                for names, read in ((numbers, number_column), (categories, text_column))
+            ]
+        return Rows(self.place, *made, cut)
 
 
-def _cast(arrow, values, to):
-    """(``values`` as another type, null where that cannot be; whether it could be, bool [N])."""
-    try:
-        return values.cast(to), np.ones(len(values), bool)
-    except arrow.ArrowInvalid:
-        if len(values) == 1:
-            return arrow.nulls(1, to), np.zeros(1, bool)
-    half = len(values) // 2
-    (first, first_right), (second, second_right) = (_cast(arrow, x, to) for x in (values[:half], values[half:]))
-    return arrow.concat_arrays([first, second]), np.concatenate([first_right, second_right])
+# --------------------------------------------------------------------------------------------------- CSV
 
 
-def _floats(arrow, indices, values):
-    return np.append(_numpy(arrow, values), np.nan)[_codes(indices, len(values))]
+class CsvFile(_File):
+    """A file of delimited text, compressed or not; .tsv is delimited by tabs.
 
-
-def _numpy(arrow, column):
-    """A column of numbers as float64, nan where it is null."""
-    return column.cast(arrow.float64(), safe=False).to_numpy(zero_copy_only=False).astype(np.float64, copy=False)
-
-
-def _codes(indices, null):
-    """A dictionary's indices as int32; ``null`` where there is none."""
-    return indices.fill_null(null).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-
-
-def _stripped(values):
-    """An array of texts as a list, without the blanks at their ends; "" for null."""
-    return pyarrow().compute.utf8_trim_whitespace(values).fill_null("").to_pylist()
-
-
-def _coded(column):
-    """A dictionary array of texts as in ``Rows``."""
-    return _codes(column.indices, len(column.dictionary)), [*_stripped(column.dictionary), ""]
-
-
-def _whole(column):
-    """A table's column as one array."""
-    return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-
-
-# ----------------------------------------------------------------------------------------------- CSV
-
-
-class CsvFile:
-    """A file of delimited text, compressed or not.
-
-    Args:
-        path: of the file; .tsv is delimited by tabs.
     Raises:
-        ValueError: it cannot be read, or is empty.
+        ValueError: it cannot be read.
     """
 
-    def __init__(self, path):
-        self.path = path
-        self.delimiter = "\t" if _bare(path).endswith(".tsv") else ","
-        self.codec = CODECS.get(os.path.splitext(path.lower())[1])  # None: the file is not compressed
-        with _naming(path) as arrow, self.stream() as stream:
+    def __init__(self, path, constants):
+        self.delimiter = "\t" if _uncompressed_name(path).endswith(".tsv") else ","
+        with _naming(path), _stream(path) as stream:
             head = _line(stream, path)
+            if head.startswith(UTF16) or b"\0" in head:
+                raise ValueError(f"{path}: it is UTF-16, or not a text file; save it as UTF-8.")
             if not head.strip():
-                raise ValueError(f"{path}: its first line is empty; it must have the columns' names.")
+                raise ValueError(f"{path}: its first line is empty; it must have the names of the columns.")
             if b"\r" in head.rstrip(b"\r\n"):
                 raise ValueError(f"{path}: its lines end in \\r alone; save it with line ends \\n or \\r\\n.")
-            options = arrow.csv.ReadOptions(use_threads=False), arrow.csv.ParseOptions(delimiter=self.delimiter)
-            self.columns = arrow.csv.read_csv(arrow.BufferReader(head), *options).column_names
+            if b'\\"' in head or head.count(b'"') % 2:
+                raise ValueError(
+                    f"{path}: its first line has a quote that is not closed, or is escaped by a backslash. "
+                    "Write the names of the columns in one line, with two quotes for one inside a name."
+                )
+            text = head.decode("utf-8-sig").strip("\r\n")
+        (names,) = csv.reader([text], delimiter=self.delimiter, skipinitialspace=True)
         self.head_size = len(head)
-
-    def stream(self):
-        """The file's text from its beginning, unpacked."""
-        return io.BufferedReader(pyarrow().input_stream(self.path, compression=self.codec), BLOCK_BYTES)
+        delimiter = re.escape(self.delimiter.encode())
+        field = rb'(?:"(?:[^"]|"")*"|[^"%b]*)' % delimiter
+        self.well_formed = re.compile(rb"%b(?:%b%b)*\r?" % (field, delimiter, field))
+        super().__init__(path, [name.strip().strip("\ufeff").strip() for name in names], constants)
 
     def parts(self):
-        """What can be read in any order: ranges of bytes; of a compressed file, the whole."""
-        if self.codec:
-            return [_CsvStream(self)]
+        """Ranges of bytes; of a compressed file, the whole."""
+        if _codec(self.path):
+            return [_CsvRange(self, self.head_size, math.inf)]
         begins = range(self.head_size, os.path.getsize(self.path), BLOCK_BYTES)
         return [_CsvRange(self, begin, begin + BLOCK_BYTES) for begin in begins]
 
     def count(self):
         """The number of rows, bad ones included."""
-        with _naming(self.path), self.stream() as stream:
-            _line(stream, self.path)
-            return sum(_row_num(content) for content in _texts(stream, self.path))
+        return sum(_row_num(content) for _, content in _lines(self.path, self.head_size, math.inf))
 
-    def rows(self, content, lines_before, numbers, categories):
-        """Parse whole lines.
 
-        Args:
-            content: bytes.
-            lines_before: function () -> the number of lines of the file before them.
-            numbers: names of the columns to read as numbers.
-            categories: names of the columns to read as texts.
-        Returns:
-            Rows.
+class _CsvRange:
+    """The lines that begin within a range of an unpacked file's bytes: a part."""
+
+    def __init__(self, file, begin, end):
+        self.file, self.begin, self.end = file, begin, end
+
+    def blocks(self):
+        for begin, content in _lines(self.file.path, self.begin, self.end):
+            yield _CsvBlock(self.file, begin, content)
+
+
+class _CsvBlock(_Block):
+    """Lines of a CSV file: ``content``, from the byte ``begin`` of the unpacked file on."""
+
+    def __init__(self, file, begin, content):
+        self.file, self.begin, self.content = file, begin, content
+
+    def place(self, row):
+        """Where a row is. The file is read up to here, which only a message is worth."""
+        lines = [i for i, line in enumerate(self.content.split(b"\n")) if not _is_blank(line)]
+        return f"{self.file.path}, line {_lines_before(self.file.path, self.begin) + lines[row] + 1}"
+
+    def table(self, numbers, categories):
+        """The fastest way first. It fails if a field is not a number or not UTF-8: ``number_column`` and
+        ``text_column`` find that field in what the other ways read.
         """
-
-        def place(row):
-            return f"{self.path}, line {lines_before() + _line_of(content, row) + 1}"
-
+        self._check_quotes()
         arrow = pyarrow()
-        coded = arrow.dictionary(arrow.int32(), arrow.string())
-        types = {**dict.fromkeys(numbers, arrow.float64()), **dict.fromkeys(categories, coded)}
-        try:
-            table, cut = self._parsed(content, types)
-        except arrow.ArrowInvalid:
-            return self._rows_one_by_one(content, place, numbers, categories)
-        found = len(table) + len(cut)  # fewer than lines, if a quote that is not closed swallows some
-        if found != _line_num(content) and found != _row_num(content):
-            return self._rows_one_by_one(content, place, numbers, categories)
-        columns = {name: _whole(table.column(name)) for name in types}
-        return Rows(
-            place,
-            {name: _numpy(arrow, columns[name]) for name in numbers},
-            {name: _coded(columns[name]) for name in categories},
-            cut,
+        texts, raw = (arrow.dictionary(arrow.int32(), kind) for kind in (arrow.string(), arrow.binary()))
+        row_num, first_column = _row_num(self.content), {self.file.own_columns[0]: raw}
+        last = self.content[self.content.rfind(b"\n", 0, -1) + 1 :]
+        is_open = last.count(b'"') % 2 and len(self._parsed(last + last, first_column)[0]) < 2  # its row goes on
+        for number, text in ((arrow.float64(), texts), (raw, texts), (raw, raw)):
+            with contextlib.suppress(arrow.ArrowInvalid):
+                types = {**dict.fromkeys(numbers, number), **dict.fromkeys(categories, text)}
+                table, cut = self._parsed(self.content, types or first_column)
+                if len(table) + len(cut) == row_num and not is_open:
+                    return table, cut
+        lines = [line.rstrip(b"\r") for line in self.content.split(b"\n") if not _is_blank(line)]
+        first = next((i for i, line in enumerate(lines) if line.count(b'"') % 2 or b"\r" in line), 0)
+        raise ValueError(
+            f"{self.place(first)}: this line, or one below it, has a quote that is not closed, or ends in \\r alone. "
+            "Write each row as one line, without line breaks inside fields."
         )
 
-    def _rows_one_by_one(self, content, place, numbers, categories):
-        """``rows`` where something in them cannot be read: what it is, is found out."""
-        arrow = pyarrow()
-        types = dict.fromkeys([*numbers, *categories], arrow.binary())
-        lines = [line for line in content.split(b"\n") if line.rstrip(b"\r")]
-        open_quotes = [i for i, line in enumerate(lines) if line.count(b'"') % 2 and self._swallows(line, types)]
-        closing = self._closing(lines, open_quotes, types)
-        kept = sorted({*range(len(lines))} - {*open_quotes} - {*closing})
-        try:
-            table, cut = self._parsed(b"\n".join([lines[i] for i in kept] + [b""]), types)
-            if len(table) + len(cut) != len(kept):
-                raise ValueError("a field holds a line break")
-        except ValueError as error:  # of which ArrowInvalid is one
-            raise ValueError(f"{place(0)}: the lines from here on cannot be told apart ({error}).") from error
-        columns = {name: _whole(table.column(name)) for name in (*numbers, *categories)}
-        made = {name: _column_of_texts(arrow, column, name in numbers) for name, column in columns.items()}
-        cut = {kept[i]: why for i, why in cut}
-        cut.update(dict.fromkeys(open_quotes, "a quote is not closed in its line"))
-        cut.update(dict.fromkeys(closing, "it closes a quote of a line before it"))
-        rows = Rows(place, *({name: made[name][0] for name in names} for names in (numbers, categories)), cut.items())
-        for name, (_, wrong) in made.items():
-            wanted = "a number" if name in numbers else "UTF-8 text"
-            rows.refuse(wrong, lambda i, name=name, wanted=wanted: _unfit(name, columns[name][i].as_py(), wanted))
-        return rows
-
-    def _swallows(self, line, types):
-        """Whether a line takes what follows into a field of its own. (A quote within a field does not.)"""
-        try:
-            table, cut = self._parsed(line + b"\n" + line + b"\n", types)
-        except pyarrow().ArrowInvalid:
-            return True
-        return len(table) + len(cut) != 2
-
-    def _closing(self, lines, open_quotes, types):
-        """The lines that close an open quote: from the one to the other they are a row, with line breaks in a field."""
-        odd = [i for i, line in enumerate(lines) if line.count(b'"') % 2]
-        end_of_field = re.compile(rb'(?:[^"]|"")*"(?:%b|\r?\Z)' % self.delimiter.encode())
-        closing = []
-        for begin, end in zip(odd, odd[1:]):
-            if begin in open_quotes and end not in open_quotes and end_of_field.match(lines[end]):
-                with contextlib.suppress(pyarrow().ArrowInvalid):
-                    table, cut = self._parsed(b"\n".join(lines[begin : end + 1]) + b"\n", types)
-                    if len(table) == 1 and not cut:
-                        closing.append(end)
-        return closing
+    def _check_quotes(self):
+        """Refuse quotes that pyarrow would take into the value, such as those that Spark escapes by a backslash."""
+        content, end = self.content, 0
+        if not any(mark in content for mark in (b'\\"', b' "', b'\t"')):  # which is faster to see
+            return
+        for found in ODD_QUOTE.finditer(content):
+            if found.start() < end:
+                continue
+            begin, end = content.rfind(b"\n", 0, found.start() + 1) + 1, content.find(b"\n", found.start() + 1)
+            if not self.file.well_formed.fullmatch(content, begin, end):
+                what = "is escaped by a backslash" if found.group().startswith(b"\\") else "follows a blank"
+                raise ValueError(
+                    f"{self.place(_row_num(content[:begin]))}: a quote {what}. Quote whole fields, without blanks "
+                    "before the quotes, and write two quotes for one inside a field."
+                )
 
     def _parsed(self, content, types):
-        """(Table of the columns in ``types``, pairs (row, what is wrong) of rows with too few or too many fields)."""
         csv, cut = pyarrow().csv, []
 
         def note(row):
@@ -308,131 +298,84 @@ class CsvFile:
             return pyarrow().table({name: pyarrow().array([], kind) for name, kind in types.items()}), cut
         return csv.read_csv(
             pyarrow().BufferReader(content),
-            # without threads it tells the rows' numbers, and a block is never cut into several; and no thread of
-            # pyarrow's is left at the end, where it aborts a process that has imported paddle (2.6.2 and 3.3.1)
-            csv.ReadOptions(use_threads=False, column_names=self.columns, block_size=len(content) + 1),
-            csv.ParseOptions(delimiter=self.delimiter, invalid_row_handler=note),
+            # With threads, rows would have no numbers and a block several chunks. And a thread of pyarrow's that is
+            # left at exit aborts a process that has imported paddle (2.6.2 and 3.3.1).
+            csv.ReadOptions(use_threads=False, column_names=self.file.own_columns, block_size=len(content) + 1),
+            csv.ParseOptions(delimiter=self.file.delimiter, invalid_row_handler=note),
             csv.ConvertOptions(column_types=types, include_columns=list(types), strings_can_be_null=False),
         ), cut
 
 
-class _CsvRange:
-    """The lines of a plain file that begin within a range of bytes: a part, and its one block."""
-
-    def __init__(self, file, begin, end):
-        self.file, self.begin, self.end = file, begin, end
-        self.columns = file.columns
-
-    def blocks(self):
-        yield self
-
-    def read(self, numbers, categories):
-        with _naming(self.file.path), open(self.file.path, "rb") as stream:
-            begin = self.begin
-            if begin > self.file.head_size:
-                stream.seek(begin - 1)
-                begin += len(_line(stream, self.file.path)) - 1  # the rest of a line that began before
-            stream.seek(begin)
-            content = stream.read(max(self.end - begin, 0))
-            if content and not content.endswith(b"\n"):
-                content += _line(stream, self.file.path)
-        return self.file.rows(content, lambda: self._lines_before(begin), numbers, categories)
-
-    def _lines_before(self, begin):
-        with open(self.file.path, "rb") as stream:
-            ends = range(BLOCK_BYTES, begin + BLOCK_BYTES, BLOCK_BYTES)
-            return sum(stream.read(min(BLOCK_BYTES, begin - end + BLOCK_BYTES)).count(b"\n") for end in ends)
+def _codec(path):
+    """How a file is compressed, in pyarrow's words; None: it is not."""
+    return CODECS.get(os.path.splitext(path.lower())[1])
 
 
-class _CsvStream:
-    """All of a compressed file: a part."""
-
-    def __init__(self, file):
-        self.file = file
-
-    def blocks(self):
-        with _naming(self.file.path), self.file.stream() as stream:
-            lines = _line(stream, self.file.path).count(b"\n")
-            for content in _texts(stream, self.file.path):
-                yield _CsvText(self.file, content, lines)
-                lines += content.count(b"\n")
-
-
-class _CsvText:
-    """Lines of a file that have been read: a block."""
-
-    def __init__(self, file, content, lines_before):
-        self.file, self.content, self.lines_before = file, content, lines_before
-        self.columns = file.columns
-
-    def read(self, numbers, categories):
-        return self.file.rows(self.content, lambda: self.lines_before, numbers, categories)
+def _stream(path):
+    """A file's bytes from its beginning, unpacked."""
+    return io.BufferedReader(pyarrow().input_stream(path, compression=_codec(path)), BLOCK_BYTES)
 
 
 def _line(stream, path):
-    """The rest of a line, with its end, off a binary stream."""
+    """The rest of a line, with its end."""
     line = stream.readline(LONGEST_LINE)
     if len(line) == LONGEST_LINE:
-        raise ValueError(f"{path}: a line is longer than {LONGEST_LINE} bytes, so this is no table.")
+        raise ValueError(f"{path}: a line is longer than {LONGEST_LINE} bytes, so this is not a table.")
     return line
 
 
-def _texts(stream, path):
-    """What is left of a stream in blocks of whole lines."""
-    while True:
-        content = stream.read(BLOCK_BYTES)
-        if not content:
-            return
-        yield content if content.endswith(b"\n") else content + _line(stream, path)
+def _lines(path, begin, end):
+    """The lines that begin within a range of an unpacked file's bytes, in pieces of some BLOCK_BYTES.
+
+    Yields:
+        (where the lines begin, their bytes with the line end of each, the last one too).
+    """
+    with _naming(path), _stream(path) as stream:
+        (stream.read if _codec(path) else stream.seek)(begin - 1)
+        begin += len(_line(stream, path)) - 1  # a line that began before the range
+        while begin < end and (content := stream.read(min(BLOCK_BYTES, end - begin))):
+            if not content.endswith(b"\n"):
+                content += _line(stream, path)
+            yield begin, content if content.endswith(b"\n") else content + b"\n"
+            begin += len(content)
+
+
+def _is_blank(line):
+    return line in (b"", b"\r")
 
 
 def _row_num(content):
-    """Lines that are not empty; pyarrow passes over the others."""
-    lines = _line_num(content)
+    """How many lines are not blank; pyarrow skips blank ones."""
     if content[:1] in (b"\n", b"\r") or b"\n\n" in content or b"\n\r\n" in content:
-        lines -= len(BLANK_LINE.findall(content))
-    return lines
+        return sum(not _is_blank(line) for line in content.split(b"\n"))
+    return content.count(b"\n")
 
 
-def _line_num(content):
-    return content.count(b"\n") + (content[-1:] not in (b"", b"\n"))
+def _lines_before(path, begin):
+    """How many lines of an unpacked file end before a byte."""
+    with _stream(path) as stream:
+        sizes = [BLOCK_BYTES] * (begin // BLOCK_BYTES) + [begin % BLOCK_BYTES]
+        return sum(stream.read(size).count(b"\n") for size in sizes)
 
 
-def _line_of(content, row):
-    """The line that a row is on, both from 0."""
-    for line, text in enumerate(content.split(b"\n")):
-        if text.rstrip(b"\r"):
-            row -= 1
-        if row < 0:
-            return line
-    raise IndexError("no such row")
+# ----------------------------------------------------------------------------------------------- Parquet
 
 
-def _unfit(name, value, wanted):
-    if isinstance(value, bytes):
-        with contextlib.suppress(UnicodeDecodeError):
-            value = value.decode()
-    return f"{name} is {value[:100]!r}, not {wanted}"
-
-
-# ------------------------------------------------------------------------------------------- Parquet
-
-
-class ParquetFile:
+class ParquetFile(_File):
     """A Parquet file.
 
-    Args:
-        path: of the file.
     Raises:
         ValueError: it cannot be read.
     """
 
-    def __init__(self, path):
-        self.path = path
-        with _naming(path) as arrow, arrow.parquet.ParquetFile(path) as opened:
-            self.columns = opened.schema_arrow.names
-            metadata = opened.metadata
+    def __init__(self, path, constants):
+        with _naming(path), _open_parquet(path) as opened:
+            names, metadata = opened.schema_arrow.names, opened.metadata
             self.group_sizes = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        if not names:
+            raise ValueError(f"{path}: it has no columns.")
+        super().__init__(path, [name.strip() for name in names], constants)
+        self.stored_names = dict(zip(self.own_columns, names))
 
     def parts(self):
         """The row groups."""
@@ -443,93 +386,57 @@ class ParquetFile:
         return sum(self.group_sizes)
 
 
+def _open_parquet(path):
+    # Old files count nanoseconds, in which the year 9999 would overflow to another date without an error.
+    return pyarrow().parquet.ParquetFile(path, coerce_int96_timestamp_unit="us")
+
+
 class _RowGroup:
-    """A row group: a part. Its blocks are of BLOCK_ROWS rows; nothing is read before one is asked for."""
+    """A row group: a part. Its blocks have BLOCK_ROWS rows; nothing is read before one is asked for."""
 
     def __init__(self, file, number):
         self.file, self.number = file, number
         self.first, self.size = sum(file.group_sizes[:number]), file.group_sizes[number]
-        self._begin_again(None, None)
+        self.names = self.tables = None
+        self.reached = 0
 
     def blocks(self):
         for begin in range(0, self.size, BLOCK_ROWS):
-            yield _Batch(self, begin)
-        self._begin_again(None, None)
-
-    def _begin_again(self, names, batches):
-        self.names, self.batches = names, batches
-        self.kept, self.reached = [], 0  # kept: (first row, record batch)
+            yield _ParquetBlock(self, begin)
+        self.names = self.tables = None
 
     def table(self, begin, names):
-        """Columns of the block from row ``begin`` of the group on; cheap if asked for in order."""
-        if self.names != names or (self.kept[0][0] if self.kept else self.reached) > begin:
-            self._begin_again(names, self._opened(names))
-        end = min(begin + BLOCK_ROWS, self.size)
-        while self.reached < end:  # pyarrow's batches may be smaller
-            batch = next(self.batches)
-            self.kept.append((self.reached, batch))
-            self.reached += len(batch)
-            self.kept = [(first, one) for first, one in self.kept if first + len(one) > begin]
-        table = pyarrow().Table.from_batches([batch for _, batch in self.kept])
-        return table.slice(begin - self.kept[0][0], end - begin).unify_dictionaries()
+        """Columns of the block from row ``begin`` of the group on. Asked for in order, the group is read once."""
+        if self.names != names or begin < self.reached:
+            self.names, self.tables, self.reached = names, self._tables(names), 0
+        while self.reached <= begin:
+            table = next(self.tables)
+            self.reached += BLOCK_ROWS
+        return table
 
-    def _opened(self, names):
-        with _naming(self.file.path) as arrow, arrow.parquet.ParquetFile(self.file.path) as opened:
-            yield from opened.iter_batches(BLOCK_ROWS, [self.number], names, use_threads=False)
+    def _tables(self, names):
+        from_batches, kept = pyarrow().Table.from_batches, []
+        stored = [self.file.stored_names[name] for name in names]
+        with _open_parquet(self.file.path) as opened:
+            for batch in opened.iter_batches(BLOCK_ROWS, [self.number], stored, use_threads=False):
+                kept.append(batch)  # which may have fewer rows
+                if sum(map(len, kept)) >= BLOCK_ROWS:
+                    table = from_batches(kept)
+                    yield table.slice(0, BLOCK_ROWS)
+                    kept = table.slice(BLOCK_ROWS).to_batches()
+            if kept:
+                yield from_batches(kept)
 
 
-class _Batch:
-    """A piece of a row group: a block."""
+class _ParquetBlock(_Block):
+    """The rows of a row group from ``begin`` on."""
 
     def __init__(self, group, begin):
-        self.group, self.begin = group, begin
-        self.columns = group.file.columns
+        self.file, self.group, self.begin = group.file, group, begin
 
-    def read(self, numbers, categories):
-        path, first = self.group.file.path, self.group.first + self.begin
-        with _naming(path) as arrow:
-            table = self.group.table(self.begin, [*numbers, *categories])
-            columns = {name: _whole(table.column(name)) for name in (*numbers, *categories)}
-            made = {name: _number_column(arrow, columns[name], path, name) for name in numbers}
-            made.update({name: _text_column(arrow, columns[name], path, name) for name in categories})
-        read = [{name: made[name][0] for name in names} for names in (numbers, categories)]
-        rows = Rows(lambda row: f"{path}, row {first + row + 1}", *read)
-        for name, (_, wrong) in made.items():
-            wanted = "a number" if name in numbers else "UTF-8 text"
-            if wrong is not None:
-                rows.refuse(wrong, lambda i, name=name, wanted=wanted: _unfit(name, columns[name][i].as_py(), wanted))
-        return rows
+    def place(self, row):
+        return f"{self.file.path}, row {self.group.first + self.begin + row + 1}"
 
-
-def _number_column(arrow, column, path, name):
-    """(Column as in ``Rows``, bad rows or None)."""
-    kinds = arrow.types
-    if kinds.is_dictionary(column.type):
-        column = column.dictionary_decode()
-    if kinds.is_string(column.type) or kinds.is_large_string(column.type):
-        return _column_of_texts(arrow, column.cast(arrow.binary()), True)
-    is_number = kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal, kinds.is_null
-    if not any(is_kind(column.type) for is_kind in is_number):
-        raise ValueError(f"{path}: the column {name} is of type {column.type}, not of numbers.")
-    return _numpy(arrow, column), None
-
-
-def _text_column(arrow, column, path, name):
-    """(Column as in ``Rows``, bad rows or None)."""
-    kinds = arrow.types
-    kind = column.type.value_type if kinds.is_dictionary(column.type) else column.type
-    is_plain = (
-        kinds.is_binary, kinds.is_large_binary, kinds.is_string, kinds.is_large_string, kinds.is_integer,
-        kinds.is_floating, kinds.is_boolean, kinds.is_decimal, kinds.is_temporal, kinds.is_null,
-    )  # fmt: skip
-    if not any(is_kind(kind) for is_kind in is_plain):
-        raise ValueError(f"{path}: the column {name} is of type {kind}, not of texts or numbers.")
-    if kinds.is_binary(column.type) or kinds.is_large_binary(column.type):
-        return _column_of_texts(arrow, column.cast(arrow.binary()), False)
-    coded = column if kinds.is_dictionary(column.type) else column.dictionary_encode()
-    values = coded.dictionary
-    if kinds.is_floating(values.type):  # what pandas makes of whole numbers with gaps
-        texts = ["" if x is None or x != x else f"{x:.0f}" if x.is_integer() else repr(x) for x in values.to_pylist()]
-        values = arrow.array(texts, arrow.string())
-    texts = _stripped(values.cast(arrow.string()))
-    return (_codes(coded.indices, len(texts)), [*texts, ""]), None
+    def table(self, numbers, categories):
+        names = [*numbers, *categories] or self.file.own_columns[:1]
+        return self.group.table(self.begin, names).unify_dictionaries().rename_columns(names), ()

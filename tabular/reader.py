@@ -3,61 +3,103 @@
 The files are read block by block, so memory does not grow with them. See docs/tables.md.
 """
 
+import functools
 import itertools
 import logging
 import os
+from typing import NamedTuple, Optional
 
 import numpy as np
 from paddle.distributed import get_rank, get_world_size
 from paddle.io import IterableDataset, get_worker_info
 
-from hyper_parameters import HyperParameters
+from dselect_k_model import tasks
+from dselect_k_model.config_key import REQUIRED, Key, as_number
 from tabular import files as table_files
-from tabular.vocabulary import Vocabulary
+from tabular.columns import NotNumbers
+from tabular.vocabulary import LABELS_ARE, Vocabulary
 
 LOG = logging.getLogger("dselect_k")
-HOW_TO_MAKE = "python data/make_vocabulary.py"
-ENOUGH = 100_000  # rows after which the share of bad ones is looked at
-TASK_NUM, CLASS_NUM = "hyper_parameters.task_num", "hyper_parameters.class_num"
-LARGEST = float(np.finfo(np.float32).max)
-# what a label may be, by the kind of its task: (dtype, value of a missing one, what is wrong with others, in words)
-LABELS = {
-    "classes": (np.int64, -1, lambda x: (x != np.floor(x)) | (x < 0) | (x >= 2**31), "a class: a whole number >= 0"),
-    "binary": (np.float32, np.nan, lambda x: (x != 0) & (x != 1), "0 or 1"),
-    "regression": (np.float32, np.nan, lambda x: abs(x) > LARGEST, "a number that fits float32"),
-}
-# runner.* keys: what a value may be, the default (None: required), its meaning, the check of a value
+ENOUGH = 100_000  # rows after which the shares of bad rows and unknown values are checked
+UNKNOWN_SHARE = 0.03  # of a category's values; if more have no id, a warning says so
+DEFAULT_CLASS_NUM = 10  # of hyper_parameters.class_num
 KEYS = {
-    "vocabulary": (
-        "the path of a file", None, f"the vocabulary, relative to the YAML's folder; make one by {HOW_TO_MAKE}",
-        lambda value: isinstance(value, str),
+    "vocabulary": Key(
+        "path", REQUIRED, "The vocabulary file, relative to the YAML's folder; python data/make_vocabulary.py makes it."
     ),
-    "bad_rows": (
-        "refuse or skip", "refuse", "what is done with a row that cannot be used",
-        lambda value: value in ("refuse", "skip"),
+    "bad_rows": Key("choice", "refuse", "What to do with a row that cannot be used.", choices=("refuse", "skip")),
+    "bad_rows_share": Key(
+        float, 0.01, "The largest share of rows that may be skipped; with more, the run ends.", low=0, high=1
     ),
-    "bad_rows_share": (
-        "a number from 0 to 1", 0.01, "share of the rows that may be skipped before the run ends after all",
-        lambda value: type(value) in (int, float) and 0 <= value <= 1,
-    ),
-}  # fmt: skip
+}
+
+
+def kinds_of_tasks(config, labels):
+    """Pairs (kind of a task, names of its label columns), by the config.
+
+    Args:
+        config: flat config dict.
+        labels: names of the vocabulary's labels, in the order of the tasks.
+    Raises:
+        ValueError: a task is wrong, or is named like the label of another task.
+    """
+    entries = config.get("hyper_parameters.tasks")
+    if not entries:
+        task_num = as_number(config.get("hyper_parameters.task_num")) or len(labels)
+        entry = {"classes": config.get("hyper_parameters.class_num", DEFAULT_CLASS_NUM)}
+        entries = [entry] * len(labels[: int(task_num)])
+    if not isinstance(entries, (list, tuple)) or not all(isinstance(entry, dict) for entry in entries):
+        raise ValueError(f"hyper_parameters.tasks is {entries!r:.200}, but must be a list of mappings.")
+    names, found = iter(labels), []
+    for i, (task, entry) in enumerate(zip(tasks.parse(entries, tower_size=1), entries)):
+        columns = list(itertools.islice(names, task.kind.label_size))
+        for name, column in zip(task.kind.labels or [entry.get("name")], columns):
+            if name in labels and name != column:
+                raise ValueError(
+                    f"hyper_parameters.tasks[{i}] is named {name}, but its label in the vocabulary is {column}. "
+                    f"Give the tasks in the order of the labels: {', '.join(labels)}."
+                )
+        if 0 < len(columns) < task.kind.label_size:
+            raise ValueError(
+                f"hyper_parameters.tasks[{i}] has {task.kind.label_size} labels, but the vocabulary has only "
+                f"{', '.join(columns)} for it. Make the vocabulary again with all --labels."
+            )
+        found.append((task.kind, columns))
+    return [(kind, columns) for kind, columns in found if columns]
+
+
+# ------------------------------------------------------------------------------------------- the reader
+
+
+class Loaded(NamedTuple):
+    """A block of rows as the network takes them, and what was found in it."""
+
+    arrays: list  # [dense, ids int32, labels by task], without bad rows
+    rows: int  # bad ones included
+    bad: int
+    first_bad: Optional[str]  # where the first bad row is and why it is bad; only once an epoch and process
+    unknown: list  # by category, see ``Vocabulary.encoded``
+
+    def examples(self):
+        """``arrays`` with int64 ids; between processes ids are half as long."""
+        return [array.astype(np.int64) if array.dtype == np.int32 else array for array in self.arrays]
 
 
 class RecDataset(IterableDataset):
-    """Rows of all files whose names end as in ``table_files.SUFFIXES``: [dense float32, ids int64, a label a task].
+    """Rows of all tables (``table_files.open_files``): [dense float32, ids int64, a label for each task].
 
-    Dense or ids are left out where the vocabulary has none. The labels' kinds are those of the config's tasks, in
-    this order: whole numbers for classes, -1 where one is missing; else floats, nan where one is missing.
+    Dense or ids are missing if the vocabulary has none. The labels are what the kinds of the config's tasks make of
+    their columns.
 
     Args:
         file_list: paths.
         config: flat config dict. Read are the ``runner.*`` keys in ``KEYS``, ``runner.inference`` (predict.py sets
-            it: files need no labels) and the tasks.
+            it: files need no labels), ``runner.job`` and the tasks.
     Raises:
-        ValueError: a file, the vocabulary and the config do not go together, or pyarrow is not installed.
+        ValueError: a file, the vocabulary and the config do not fit together, or pyarrow is not installed.
     """
 
-    config_keys = tuple(KEYS)  # for tools that ask
+    config_keys = KEYS  # for tools that ask
     shards_by_worker = True  # likewise: ``__iter__`` gives each worker process rows of its own
 
     def __init__(self, file_list, config):
@@ -65,26 +107,27 @@ class RecDataset(IterableDataset):
         self.skips, self.share = _setting(config, "bad_rows") == "skip", _setting(config, "bad_rows_share")
         self.vocabulary = Vocabulary(self.encoding_files(config)[0])
         self.vocabulary.check_config(config)
-        paths = table_files.table_paths(file_list)
-        if not paths:
-            where = os.path.dirname(file_list[0]) if file_list else "the data folder"
-            raise ValueError(f"{where}: no table (*{', *'.join(table_files.SUFFIXES)}; .csv.gz and the like too).")
-        self.folder = os.path.dirname(paths[0])
-        self.files = [table_files.open_file(path) for path in paths]
-        self.labels = dict(zip(self.vocabulary.labels, _kinds(config, self.vocabulary)))  # name -> (kind, classes)
+        self.files = table_files.open_files(file_list)
+        self.folder = os.path.dirname(file_list[0])
+        self.tasks = kinds_of_tasks(config, self.vocabulary.labels)
         self.predicts = bool(config.get("runner.inference"))
         if self.predicts:
-            self.skips = False  # or the rows behind a bad one would get other numbers
-            if not any(name in file.columns for name in self.labels for file in self.files):
-                self.labels = {}
+            self.skips = False  # or the rows after a bad one would get other numbers
+            if not any(name in file.columns for name in self.labels() for file in self.files):
+                self.tasks = []
         for file in self.files:
             table_files.check_columns(file, self.vocabulary.inputs())
             self._check_labels(file, evaluates=config.get("runner.job") == "infer")
         self.rank, self.rank_num = get_rank(), get_world_size()
-        self.has_reported = False  # of a bad row, in this epoch and process: where it is takes a reading of the file
+        self.warned_unknown = set()  # categories for which a warning has named unknown values
+        self.has_reported = False  # a bad row, in this epoch and process: to find its line takes a pass over the file
+
+    def labels(self):
+        """Names of the tasks' columns."""
+        return [name for _, columns in self.tasks for name in columns]
 
     def _check_labels(self, file, evaluates):
-        names = [name for name in self.labels if name in file.columns or not self.predicts]
+        names = [name for name in self.labels() if name in file.columns or not self.predicts]
         try:
             table_files.check_columns(file, names)
         except ValueError as error:
@@ -94,82 +137,91 @@ class RecDataset(IterableDataset):
     @staticmethod
     def encoding_files(config):
         """Paths of the files that decide how raw values become inputs: the vocabulary. For tools that ask."""
-        return [os.path.join(config.get("config_abs_dir", ""), _setting(config, "vocabulary"))]
+        path = os.path.expanduser(_setting(config, "vocabulary"))
+        return [os.path.join(config.get("config_abs_dir", ""), path)]
 
     def row_num(self):
-        """Rows in an epoch of this rank, or nearly: bad rows are counted, and ranks do not have quite as many."""
+        """Rows in an epoch of this rank, approximately: bad rows count, and ranks differ a little."""
         return sum(file.count() for file in self.files) // self.rank_num
 
     def blocks(self, epoch, seed, in_order):
-        """Many rows at a time: the blocks of an epoch, for tools that make batches of them.
+        """The blocks of an epoch: many rows at a time, for tools that make batches of them.
 
         Args:
-            epoch: decides the order, with ``seed``; None for the files' own.
+            epoch: decides the order, with ``seed``; ``seed`` None: the order of the files.
             in_order: function (function, items) -> the results in order; ``items`` is iterated once or several
                 times, also in other processes.
         Yields:
-            Lists of arrays [rows, ...], as a row has them.
+            Lists of arrays [rows, ...].
         Raises:
-            ValueError: a file is broken, or a row bad and not to be skipped.
+            ValueError: a file is broken, or a row is bad and not to be skipped.
         """
-        tally, self.has_reported = _Tally(self.folder, self.share), False
-        for arrays, *counts in in_order(self._load, _Blocks(self, epoch, seed)):
-            tally.add(*counts)
-            yield _with_long_ids(arrays)
+        tally, self.has_reported = _Tally(self), False
+        for loaded in in_order(self._load, _Blocks(self, epoch, seed)):
+            tally.add(loaded)
+            yield loaded.examples()
         tally.close()
 
     def __iter__(self):
-        """Row by row, in the files' order. A worker process, and a rank, has a share of its own."""
-        tally, worker, self.has_reported = _Tally(self.folder, self.share), get_worker_info(), False
+        """Row by row, in the order of the files. A worker process, and a rank, has a share of its own."""
+        tally, worker, self.has_reported = _Tally(self), get_worker_info(), False
         share = (worker.id, None, worker.num_workers) if worker else (0, None)
         for block in itertools.islice(_Blocks(self, 0, None), *share):
-            arrays, *counts = self._load(block)
-            tally.add(*counts)
-            yield from map(list, zip(*_with_long_ids(arrays)))
+            loaded = self._load(block)
+            tally.add(loaded)
+            yield from map(list, zip(*loaded.examples()))
         tally.close()
 
     def _load(self, block):
-        """(A block's arrays, ids as int32; its rows; how many are bad; a text on the first bad one of an epoch)."""
-        vocabulary, labels = self.vocabulary, [name for name in self.labels if name in block.columns]
-        rows = block.read([*(name for name, *_ in vocabulary.numbers), *labels], [n for n, _ in vocabulary.categories])
-        for name in labels:
-            self._refuse_labels(rows, name)
-        arrays = [vocabulary.dense(rows.numbers)] if vocabulary.numbers else []
+        """A block as ``Loaded``."""
+        vocabulary = self.vocabulary
+        rows = self._read(block)
+        arrays, unknown = [], []
+        if vocabulary.numbers:
+            arrays.append(vocabulary.standardised(rows.numbers))
         for i, (name, *_) in enumerate(vocabulary.numbers):
-            column = rows.numbers[name]
-            rows.refuse(
-                np.isinf(arrays[0][:, i]),
-                lambda i, name=name, column=column: (
-                    f"{name} is {column[i]:g}, which does not fit float32 when standardised"
-                ),
-            )
-        bad_num = rows.bad_num()
-        if bad_num and not self.skips:
-            remedy = "mend the row" + ("" if self.predicts else ", or set runner.bad_rows to skip")
-            raise ValueError(f"{rows.first_bad()}; {remedy}.")
-        arrays += [vocabulary.encode(rows.categories)] if vocabulary.categories else []
-        arrays += [_label(rows.numbers.get(name), kind, len(rows.good)) for name, (kind, _) in self.labels.items()]
-        if not rows.good.all():
-            arrays = [array[rows.good] for array in arrays]
-        first_bad = rows.first_bad() if bad_num and not self.has_reported else None
-        self.has_reported = self.has_reported or bad_num > 0
-        return arrays, len(rows.good) + len(rows.cut), bad_num, first_bad
+            why = functools.partial(vocabulary.does_not_fit, name, rows.numbers[name])
+            rows.refuse(np.isinf(arrays[0][:, i]), why)
+        bad = rows.bad_num()
+        if bad and not self.skips:
+            remedy = "Correct the row" + ("." if self.predicts else ", or set runner.bad_rows to skip.")
+            raise ValueError(f"{rows.first_bad()}. {remedy}")
+        if vocabulary.categories:
+            ids, unknown = vocabulary.encoded(rows.categories)
+            arrays.append(ids)
+        good, missing = slice(None) if rows.good.all() else rows.good, np.full(len(rows.good), np.nan)
+        arrays = [array[good] for array in arrays]
+        for kind, names in self.tasks:
+            arrays.append(kind.from_columns([rows.numbers.get(name, missing)[good] for name in names]))
+        first_bad = rows.first_bad() if bad and not self.has_reported else None
+        self.has_reported = self.has_reported or bad > 0
+        return Loaded(arrays, len(rows.good) + len(rows.cut), bad, first_bad, unknown)
 
-    def _refuse_labels(self, rows, name):
-        """Take rows for bad whose label ``name`` its task cannot have."""
-        kind, class_num = self.labels[name]
-        _, _, is_wrong, wanted = LABELS[kind]
+    def _read(self, block):
+        """The rows of a block; those with a label that its task cannot have are bad.
+
+        Raises:
+            ValueError: a column that should be numbers has none.
+        """
+        labels = [name for name in self.labels() if name in block.columns]
+        numbers = [*(name for name, *_ in self.vocabulary.numbers), *labels]
+        try:
+            rows = block.read(numbers, [name for name, _ in self.vocabulary.categories])
+            if rows.without_numbers and not self.skips:
+                raise rows.without_numbers
+        except NotNumbers as error:
+            of_input = f"{self.vocabulary.path} lists it under numbers: make the vocabulary again."
+            raise ValueError(f"{error} {LABELS_ARE if error.column in self.labels() else of_input}") from error
+        for kind, names in self.tasks:
+            for name in {*names} & {*labels}:
+                self._refuse_labels(rows, name, kind)
+        return rows
+
+    @staticmethod
+    def _refuse_labels(rows, name, kind):
         column = rows.numbers[name]
-        wrong = is_wrong(column)
-        if class_num is not None:
-            wrong |= column >= class_num
-            wanted = f"a class: a whole number from 0 to {class_num - 1}"
-        rows.refuse(~np.isnan(column) & wrong, lambda i: f"the label {name} is {column[i]:g}, not {wanted}")
-
-
-def _with_long_ids(arrays):
-    """Arrays as a network takes them; between processes ids are half as long."""
-    return [array.astype(np.int64) if array.dtype == np.int32 else array for array in arrays]
+        wrong = ~np.isnan(column) & kind.is_wrong(column)
+        rows.refuse(wrong, lambda i: f"the label {name} is {column[i]:g}, not {kind.label_words}")
 
 
 class _Blocks:
@@ -186,21 +238,24 @@ class _Blocks:
 
 
 class _Tally:
-    """Counts the bad rows that were skipped.
+    """Counts an epoch's bad rows, and the values of categories that have no id.
 
     Args:
-        where: the folder, for messages.
-        share: how many of the rows may be bad.
+        dataset: the RecDataset.
     """
 
-    def __init__(self, where, share):
-        self.where, self.share, self.rows, self.bad, self.first = where, share, 0, 0, None
+    def __init__(self, dataset):
+        self.dataset, self.rows, self.bad, self.first_bad = dataset, 0, 0, None
+        self.unknown = {name: (0, 0, ()) for name, _ in dataset.vocabulary.categories}
 
-    def add(self, rows, bad, first):
-        """Count a block, whose first bad row the text ``first`` tells of."""
-        self.rows, self.bad = self.rows + rows, self.bad + bad
-        if bad and self.first is None:
-            self.first = first
+    def add(self, loaded):
+        """Count a block."""
+        self.rows, self.bad = self.rows + loaded.rows, self.bad + loaded.bad
+        self.first_bad = self.first_bad or loaded.first_bad
+        for name, (number, filled, examples) in zip(self.unknown, loaded.unknown):
+            before = self.unknown[name]
+            shown = tuple(dict.fromkeys([*before[2], *examples]))[:3]
+            self.unknown[name] = before[0] + number, before[1] + filled, shown
         if self.rows >= ENOUGH:
             self._check()
 
@@ -208,61 +263,31 @@ class _Tally:
         """All rows have been read."""
         self._check()
         if self.bad:
-            facts = self.where, self.bad, self.rows, self.first
+            facts = self.dataset.folder, self.bad, self.rows, self.first_bad
             LOG.warning("%s: %d of %d rows are bad and were skipped. The first: %s", *facts)
 
     def _check(self):
-        if self.bad > self.share * self.rows:
+        dataset = self.dataset
+        for name, (number, filled, examples) in self.unknown.items():
+            if number > UNKNOWN_SHARE * filled and name not in dataset.warned_unknown:
+                dataset.warned_unknown.add(name)
+                share = f"{100 * number / filled:.0f}% of the values of {name} ({number} of {filled})"
+                LOG.warning(
+                    f"{dataset.folder}: {share} are not in {dataset.vocabulary.path} and count as unknown (id 0), "
+                    f"such as {', '.join(map(repr, examples))}"
+                )
+        if self.bad > dataset.share * self.rows:
             raise ValueError(
-                f"{self.where}: {self.bad} of the {self.rows} rows read are bad, more than runner.bad_rows_share "
-                f"allows ({self.share}). The first: {self.first}. Mend the files, or allow more."
+                f"{dataset.folder}: {self.bad} of the {self.rows} rows read are bad, more than runner.bad_rows_share "
+                f"allows ({dataset.share}). The first: {self.first_bad}. Correct the files, or allow more."
             )
 
 
 def _setting(config, name):
     """The value of a key in ``KEYS``."""
-    wanted, default, meaning, is_right = KEYS[name]
-    value = config.get(f"runner.{name}")
-    value = default if value is None else value
-    if not is_right(value):
-        raise ValueError(f"runner.{name} is {value!r}, but must be {wanted}: {meaning}.")
-    return value
-
-
-def _kinds(config, vocabulary):
-    """The kind of each label that has a task, and its number of classes (None: not known), by the config's tasks."""
-    tasks, names = config.get("hyper_parameters.tasks"), vocabulary.labels
-    if not tasks:
-        names = names[: _whole(config.get(TASK_NUM))]
-        return [("classes", _whole(config.get(CLASS_NUM, HyperParameters.defaults()[CLASS_NUM])))] * len(names)
-    if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-        return [("classes", None)] * len(names)  # the network refuses it
-    for i, (task, label) in enumerate(zip(tasks, names)):
-        if task.get("name") in names and task["name"] != label:
-            raise ValueError(
-                f"hyper_parameters.tasks[{i}] is named {task['name']}, but label {i + 1} of {vocabulary.path} is "
-                f"{label}. Give the tasks in the order of the labels: {', '.join(names)}."
-            )
-    return [_kind(task) for task in tasks]
-
-
-def _kind(task):
-    kind = task.get("kind", "classes" if "classes" in task else None)
-    kind = kind if isinstance(kind, str) and kind in LABELS else "regression"  # the network refuses another one
-    return kind, _whole(task.get("classes")) if kind == "classes" else None
-
-
-def _whole(value):
-    """A whole number >= 1, or its text, as int; None for what is none, which the network refuses."""
-    try:
-        number = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return int(number) if number.is_integer() and number >= 1 else None
-
-
-def _label(column, kind, row_num):
-    """A column of labels in the type of its kind; ``None`` stands for a column that a file does not have."""
-    dtype, missing, *_ = LABELS[kind]
-    column = np.full(row_num, np.nan) if column is None else column
-    return np.where(np.isnan(column), missing, column).astype(dtype)
+    key, value = KEYS[name], config.get(f"runner.{name}")
+    if value is not None:
+        return key.check(f"runner.{name}", value)
+    if key.is_required:
+        raise ValueError(f"runner.{name} is missing. {key.meaning}")
+    return key.default

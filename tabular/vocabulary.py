@@ -1,26 +1,32 @@
-"""vocabulary.json: how the columns of a table become numbers. ``data/make_vocabulary.py`` makes it of training rows.
+"""vocabulary.json: how the columns of a table become numbers. ``data/make_vocabulary.py`` makes it from training rows.
 
-``numbers`` are standardised by the mean and the deviation given for each column. ``categories`` have a list of values
-each: a value's id is its place in it, from 1; id 0 is for values that are not in it, and for empty fields.
-``labels`` are names of columns, in the order of the tasks. ``labels`` is optional; unknown keys are ignored.
+``numbers`` are standardised by the mean and the standard deviation given for each column. Each of ``categories`` has a
+list of values: the id of a value is its position in the list, from 1; id 0 is for other values and for empty fields.
+tabular/values.py decides which value a field is. ``labels`` (optional) are names of columns, in the order of the tasks.
+Unknown keys are ignored.
 """
 
+import collections
 import itertools
 import json
 import math
 
 import numpy as np
 
+from tabular.columns import Rows, number_column, text_column
+from tabular.values import number_of, one_way, text_of
+
+LABELS_ARE = "Labels are numbers: 0 and 1 for no and yes, classes from 0 up, or amounts."
 DENSE, SIZES = "hyper_parameters.input.dense_size", "hyper_parameters.input.vocabulary_sizes"
 
 
 class Vocabulary:
-    """What a file of this form says.
+    """A vocabulary file.
 
     Args:
         path: of the file.
     Raises:
-        ValueError: it cannot be read, or has another form.
+        ValueError: it cannot be read, or is not a vocabulary.
     """
 
     def __init__(self, path):
@@ -36,26 +42,28 @@ class Vocabulary:
             raise ValueError(f"{path}: the vocabulary cannot be read ({error.strerror}).") from error
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{path}: this is no vocabulary ({reason:.200}). Make it again.") from error
-        self.ids = [{value: i for i, value in enumerate(values, 1)} for _, values in self.categories]
+            raise ValueError(f"{path}: this is not a vocabulary ({reason:.200}). Make it again.") from error
+        self.ids = [{one_way(value): i for i, value in enumerate(values, 1)} for _, values in self.categories]
 
     def _check(self):
         for column, mean, deviation in self.numbers:
             if not (math.isfinite(mean) and math.isfinite(deviation) and deviation > 0):
                 raise ValueError(f"the mean or deviation of {column} is not finite, or not > 0")
         for column, values in self.categories:
-            if len(set(values)) < len(values) or "" in values:
-                raise ValueError(f"a value of {column} is empty or stands there twice")
+            spellings = collections.Counter(map(one_way, values))
+            if spellings.get("") or len(spellings) < len(values):
+                value = max(spellings, key=lambda value: (value == "", spellings[value]))
+                raise ValueError(f"a value of {column} is empty or a duplicate: {value!r}")
         names = [*self.inputs(), *self.labels]
         if len(set(names)) < len(names) or not self.inputs():
-            raise ValueError("it has no column, or one twice")
+            raise ValueError("it has no column, or a column twice")
 
     def inputs(self):
-        """Names of the columns that are the network's inputs."""
+        """Names of the columns that the network's inputs are made of."""
         return [name for name, *_ in (*self.numbers, *self.categories)]
 
     def sizes(self):
-        """Number of ids of each category, id 0 included."""
+        """Number of ids of each categorical column, id 0 included."""
         return [len(values) + 1 for _, values in self.categories]
 
     def check_config(self, config):
@@ -65,21 +73,47 @@ class Vocabulary:
             if given != mine:
                 raise ValueError(
                     f"{self.path}: its columns have {key.rpartition('.')[2]} {mine}, but {key} is {given}. "
-                    "Set the one to the other, or give the vocabulary that the config is for."
+                    f"Set {key} to {mine}, or give the vocabulary that the config was made for."
                 )
 
     def dense(self, columns):
-        """The standardised numbers of some rows; the mean, which is 0, where a field is empty.
+        """The standardised numbers of some rows; an empty field becomes the mean, which is 0.
 
         Args:
-            columns: name -> float64 [N], nan where it is empty; or a list, None where it is empty.
+            columns: the rows as columns by name: a dict of lists or arrays, or a table of pandas, pyarrow or polars.
+                A field may be what a file's may be: a number or its text, true or false; if empty, None, NaN, blanks
+                or one of ``values.NULL_TEXTS``.
+        Returns:
+            float32 [N, number of columns].
+        Raises:
+            ValueError: a column is missing, or has another length, or a field that is not a finite number or does not
+                fit float32 when standardised.
+        """
+        found = _read(columns, [name for name, *_ in self.numbers], is_number=True)
+        made = self.standardised(found)
+        for i, (name, *_) in enumerate(self.numbers):
+            wrong = np.flatnonzero(np.isinf(made[:, i]))
+            if len(wrong):
+                raise ValueError(f"row {wrong[0]}: {self.does_not_fit(name, found[name], wrong[0])}.")
+        return made
+
+    @staticmethod
+    def does_not_fit(name, column, row):
+        """The message for a number that is infinite in ``standardised``."""
+        return f"{name} is {column[row]:g}, which does not fit float32 when standardised"
+
+    def standardised(self, columns):
+        """Like ``dense``, for columns as the reader has them.
+
+        Args:
+            columns: name -> float64 [N], nan where a field is empty.
         Returns:
             float32 [N, number of columns]; infinite where a number does not fit float32.
         """
-        made = np.empty([len(columns[self.numbers[0][0]]), len(self.numbers)], np.float32)
+        made = np.empty([len(columns[self.numbers[0][0]]) if self.numbers else 0, len(self.numbers)], np.float32)
         with np.errstate(over="ignore"):
             for i, (name, mean, deviation) in enumerate(self.numbers):
-                made[:, i] = (np.asarray(columns[name], np.float64) - mean) / deviation
+                made[:, i] = (columns[name] - mean) / deviation
         made[np.isnan(made)] = 0
         return made
 
@@ -87,19 +121,72 @@ class Vocabulary:
         """The ids of some rows.
 
         Args:
-            columns: name -> (codes int [N], values): a row has the text that its code numbers. Or a list of N
-                texts or whole numbers, None for an empty field.
+            columns: as for ``dense``. A field may be a text, a number, a truth value, a date or a time.
         Returns:
-            int32 [N, number of categories].
+            int32 [N, number of categories]; 0 where a field is empty or its value is not in the vocabulary.
+        Raises:
+            ValueError: a column is missing, or has another length, or a field that is none of these, or a float too
+                large to be an exact whole number.
         """
-        ids = []
+        ids, _ = self.encoded(_read(columns, [name for name, _ in self.categories], is_number=False))
+        return ids
+
+    def encoded(self, columns):
+        """Like ``encode``, for columns as the reader has them; and what is not in the vocabulary.
+
+        Args:
+            columns: name -> (codes int [N], texts): a row has the text that its code numbers.
+        Returns:
+            (ids int32 [N, number of categories]; for each category: how many rows have a value without an id, how many
+            have a value, and up to three values without an id).
+        """
+        ids, unknown = [], []
         for (name, _), id_of in zip(self.categories, self.ids):
-            codes, values = columns[name] if isinstance(columns[name], tuple) else _as_codes(columns[name])
-            of_values = np.fromiter(map(id_of.get, values, itertools.repeat(0)), np.int32, len(values))
-            ids.append(of_values[codes])
-        return np.stack(ids, axis=1)
+            codes, texts = columns[name]
+            of_texts = np.fromiter(map(id_of.get, texts, itertools.repeat(0)), np.int32, len(texts))
+            ids.append(of_texts[codes])
+            counts = np.bincount(codes, minlength=len(texts))
+            without_id = np.flatnonzero((of_texts == 0) & (counts > 0))
+            found = [i for i in without_id if texts[i]]
+            filled = len(codes) - counts[[i for i in without_id if not texts[i]]].sum()
+            unknown.append((int(counts[found].sum()), int(filled), [texts[i] for i in found[:3]]))
+        return np.stack(ids, axis=1), unknown
 
 
-def _as_codes(column):
-    """A list of values as (codes, texts)."""
-    return np.arange(len(column)), ["" if value is None else str(value).strip() for value in column]
+def _read(columns, names, is_number):
+    """Columns of a user's program, as ``standardised`` and ``encoded`` take them: name -> values."""
+    found = {name: _read_column(columns, name, is_number) for name in names}
+    sizes = {name: len(values if is_number else values[0]) for name, values in found.items()}
+    if len(set(sizes.values())) > 1:
+        lengths = ", ".join(f"{name} {size}" for name, size in sizes.items())
+        raise ValueError(f"the columns have different lengths: {lengths}.")
+    return found
+
+
+def _read_column(columns, name, is_number):
+    known = getattr(columns, "column_names", getattr(columns, "columns", None))  # of pyarrow; of pandas and polars
+    known = columns if known is None else known
+    if name not in known:
+        raise ValueError(f"there is no column {name!r}; the columns are: {', '.join(map(str, known)) or 'none'}.")
+    column = columns[name]
+    if hasattr(column, "to_arrow"):  # polars
+        column = column.to_arrow()
+    if type(column).__module__.startswith("pyarrow"):
+        made = (number_column if is_number else text_column)(column, "the table", name)
+        rows = Rows("row {}".format, *(({name: made}, {}) if is_number else ({}, {name: made})))
+        if rows.bad_num():
+            raise ValueError(f"{rows.first_bad()}.")
+        return made.values
+    items = column
+    if hasattr(column, "to_numpy"):  # pandas: numbers of its own types would become floats where one is missing
+        is_numpys = isinstance(getattr(column, "dtype", None), np.dtype)
+        items = column.to_numpy() if is_numpys else column.to_numpy(dtype=object)
+    if isinstance(items, (str, bytes)) or not hasattr(items, "__iter__") or getattr(items, "ndim", 1) != 1:
+        raise ValueError(f"the column {name} must be a list with a value for each row, not {column!r:.100}.")
+    converted = []
+    for row, value in enumerate(items):
+        try:
+            converted.append((number_of if is_number else text_of)(value))
+        except ValueError as error:
+            raise ValueError(f"row {row}: {name} {error}.") from error
+    return np.array(converted, np.float64) if is_number else (np.arange(len(converted)), converted)

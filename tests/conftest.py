@@ -4,21 +4,30 @@ import gc
 import pathlib
 import sys
 
-import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-FOLDERS = ("", "tools", "tests", "tests/stress", "data", "docs", "benchmarks", "examples/census", "experiments")
+OWN = ("tests/model", "tests/tabular", "tests/docs", "tests/scripts", "tests/stress")
+FOLDERS = ("", "tools", *OWN, "data", "scripts", "benchmarks", "examples/census", "experiments")
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
+
+from support import seeds  # noqa: E402  (found by the line above)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--seed", type=int, default=seeds.DEFAULT, help="of all that tests draw; see support/seeds.py")
+
+
+def pytest_configure(config):
+    seeds.set_option(config.option.seed)
+
+
+def pytest_report_header(config):
+    return f"seed: {config.option.seed}"
 
 
 def pytest_collection_finish():
-    """Make the tests of this process faster. (Not at the top: the process that hands out the tests needs no Paddle.)
-
-    What is there before the first test stays; the garbage collector need not look through it again, nor so often.
-    """
-    import building  # noqa: F401
-
+    """Spare the garbage collector what is imported before the first test, and have it run less often."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
@@ -30,11 +39,21 @@ def _eager_and_seeded():
     import paddle
 
     paddle.disable_static()
-    paddle.seed(7)
+    paddle.seed(seeds.seeded(7))
     yield
     paddle.disable_static()
 
 
 @pytest.fixture
 def rng():
-    return np.random.RandomState(7)
+    return seeds.random_state(7)
+
+
+@pytest.fixture
+def float64():
+    """Networks and batches in float64: see support/rounding.py for why tests of equality are."""
+    import paddle
+
+    paddle.set_default_dtype("float64")
+    yield
+    paddle.set_default_dtype("float32")

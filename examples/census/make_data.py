@@ -21,6 +21,11 @@ import zlib
 
 import numpy as np
 
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, ROOT)
+
+from dselect_k_model import output_files  # noqa: E402  (found by the line above)
+
 COLUMNS = (
     "age class_worker det_ind_code det_occ_code education wage_per_hour hs_college marital_stat major_ind_code "
     "major_occ_code race hisp_origin sex union_member unemp_reason full_or_part_emp capital_gains capital_losses "
@@ -30,9 +35,9 @@ COLUMNS = (
 ).split()
 NUMBERS = "age wage_per_hour capital_gains capital_losses stock_dividends num_emp weeks_worked".split()
 INCOME, MARITAL = "income_50k", "marital_stat"
-LEFT_OUT = "instance_weight"  # how many people a row stands for: no feature
-CATEGORIES = [name for name in COLUMNS if name not in (*NUMBERS, INCOME, MARITAL, LEFT_OUT)]
-INCOMES = {"- 50000": 0, "50000+": 1}
+WEIGHT = "instance_weight"  # how many people a row stands for: not a feature
+CATEGORIES = [name for name in COLUMNS if name not in (*NUMBERS, INCOME, MARITAL, WEIGHT)]
+INCOMES = {"- 50000.": 0, "50000+.": 1}  # a line ends in a full stop
 NEVER_MARRIED = "Never married"
 # rows, and the SHA-256 of the text; that of the training file is not known here
 OFFICIAL = {
@@ -40,6 +45,7 @@ OFFICIAL = {
     "test": (99762, "98402b1ab879573d0a7f38a699a40258080e25e33d3401e7bf9c96d3fa0fab8c"),
 }
 TRAIN_ROWS, TRAIN_AND_VALIDATION_ROWS = 60000, 79762  # of the test file, where there is no other
+VOCABULARY = "vocabulary.json"
 SAMPLE = {"train": 2000, "validation": 500, "test": 500}  # the first rows of each part
 BIN_NUM = 100  # at most so many bins for the positive values of a number
 CHUNK = 8192  # rows parsed at a time
@@ -49,16 +55,14 @@ CHUNK = 8192  # rows parsed at a time
 
 
 def read_text(path, role, unchecked=False):
-    """The text of an official file, checked.
+    """(text of an official file, gzipped or not; SHA-256 of the unpacked bytes).
 
     Args:
-        path: of the file, gzipped or not.
+        path: of the file.
         role: "train" or "test".
-        unchecked: take any text.
-    Returns:
-        (text, SHA-256 of its bytes).
+        unchecked: accept any text.
     Raises:
-        ValueError: it cannot be read or is another file.
+        ValueError: it cannot be read, or is another file.
     """
     try:
         with open(path, "rb") as file:
@@ -73,22 +77,18 @@ def read_text(path, role, unchecked=False):
     if not unchecked and known not in (None, digest):
         raise ValueError(
             f"{path}: this is not the official {role} file: the SHA-256 of its text is {digest}, not {known}. "
-            "Get census-income.test.gz again, or give --unchecked to take other rows of the same form."
+            "Get census-income.test.gz again, or give --unchecked to accept other rows of the same form."
         )
     return text, digest
 
 
 def read_columns(path, text):
-    """Parse the rows.
+    """Parse the lines of a file: {column: (codes int32 [N], values)}, without the weights.
 
-    Args:
-        path: of the file, for messages.
-        text: its lines.
-    Returns:
-        {column: (codes int32 [N], values)}, for all but the weights: a row has the value that its code numbers,
-        blanks at its ends left out.
+    A row has the value that its code numbers, without blanks around it.
+
     Raises:
-        ValueError: naming the line that has another form.
+        ValueError: a line has another form; the message names it.
     """
     indexes = [collections.defaultdict() for _ in COLUMNS]
     for index in indexes:
@@ -106,15 +106,12 @@ def read_columns(path, text):
                 raise ValueError(f"{path}, line {i}: it has {len(row)} columns, not {len(COLUMNS)}.")
         for index, of_column, values in zip(indexes, codes, zip(*rows)):
             of_column.append(np.fromiter(map(index.__getitem__, values), np.int32, len(values)))
-    return {
-        name: (np.concatenate(of_column), [value.strip() for value in index])
-        for name, of_column, index in zip(COLUMNS, codes, indexes)
-        if name != LEFT_OUT
-    }
+    found = zip(COLUMNS, map(np.concatenate, codes), indexes)
+    return {name: (array, [value.strip() for value in index]) for name, array, index in found if name != WEIGHT}
 
 
 def translated(path, columns, name, translate, dtype):
-    """A column's values as numbers [N]; ``translate`` gives a distinct value's number or raises ValueError."""
+    """A column as numbers [N]; ``translate`` turns a value into its number or raises ValueError."""
     codes, values = columns[name]
     table = np.empty(len(values), dtype)
     for code, value in enumerate(values):
@@ -137,23 +134,21 @@ def to_number(value):
 
 
 def to_income(value):
-    """1 for an income above 50 000, else 0; a line ends in a full stop."""
-    if value[:-1] not in INCOMES or value[-1:] != ".":
-        raise ValueError(" or ".join(f"'{income}.'" for income in INCOMES))
-    return INCOMES[value[:-1]]
+    """1 for an income above 50 000, else 0."""
+    if value not in INCOMES:
+        raise ValueError(" or ".join(map(repr, INCOMES)))
+    return INCOMES[value]
 
 
 class Rows:
-    """A file's rows, parsed.
+    """The rows of a file, parsed from its text.
 
-    Args:
-        path: of the file, for messages.
-        text: its lines.
     Raises:
-        ValueError: naming the line that has another form.
+        ValueError: a line has another form; the message names it.
     """
 
-    def __init__(self, path, text):
+    def __init__(self, path, text, digest=None):
+        self.digest = digest
         columns = read_columns(path, text)
         self.numbers = np.stack([translated(path, columns, name, to_number, "f8") for name in NUMBERS], axis=1)
         self.income = translated(path, columns, INCOME, to_income, "u1")
@@ -168,12 +163,7 @@ class Rows:
 
 
 def make_vocabulary(rows, chosen):
-    """What the training rows say of the columns: the content of vocabulary.json.
-
-    Args:
-        rows: Rows.
-        chosen: slice, the training rows.
-    """
+    """The content of vocabulary.json, from the training rows: the slice ``chosen`` of ``rows``."""
     numbers = []
     for name, column in zip(NUMBERS, rows.numbers[chosen].T):
         deviation = float(column.std()) if column.min() < column.max() else 1.0
@@ -187,13 +177,10 @@ def make_vocabulary(rows, chosen):
 
 
 def bin_edges(column):
-    """The smallest value of each bin of a number but the first.
+    """The smallest number of each bin but the first, for the training rows' numbers [N].
 
-    Up to ``BIN_NUM`` distinct values have a bin each. Of more, the positive ones are cut at their quantiles; what is
-    not positive is the first bin. (Most columns are 0 for most people.)
-
-    Args:
-        column: the training rows' values [N].
+    Up to ``BIN_NUM`` different numbers have a bin each. If there are more, quantiles of the positive ones are the
+    bins, and the other numbers are the first bin. (Most columns are 0 for most people.)
     """
     distinct = np.unique(column)
     if len(distinct) <= BIN_NUM:
@@ -204,18 +191,14 @@ def bin_edges(column):
 
 
 def vocabulary_sizes(vocabulary):
-    """Number of ids of each column: of the categories, id 0 included, then of the numbers' bins."""
+    """Number of ids of each column: the categories, id 0 included, then the bins of the numbers."""
     categories = [len(column["values"]) + 1 for column in vocabulary["categories"]]
     return categories + [len(column["edges"]) + 1 for column in vocabulary["numbers"]]
 
 
 def encode(rows, chosen, vocabulary):
-    """The chosen rows as arrays.
+    """A slice of the rows as arrays, by the content of vocabulary.json.
 
-    Args:
-        rows: Rows.
-        chosen: slice.
-        vocabulary: from ``make_vocabulary``.
     Returns:
         {dense: float32 [N, 7], ids: int32 [N, 39], income: uint8 [N], never_married: uint8 [N]}. The last 7 ids are
         the bins of the numbers.
@@ -237,16 +220,14 @@ def encode(rows, chosen, vocabulary):
 
 
 def split(test, train=None, sample=False):
-    """Which rows are for what: {part: (Rows, slice)}."""
+    """The rows of each part: {part: (Rows, slice)}."""
     if train is None:
         total, whole = len(test), OFFICIAL["test"][0]
         first, second = (total * rows // whole for rows in (TRAIN_ROWS, TRAIN_AND_VALIDATION_ROWS))
         parts = {"train": (test, 0, first), "validation": (test, first, second), "test": (test, second, total)}
     else:
         first = len(train) - len(train) // 10
-        parts = {
-            "train": (train, 0, first), "validation": (train, first, len(train)), "test": (test, 0, len(test))
-        }  # fmt: skip
+        parts = {"train": (train, 0, first), "validation": (train, first, len(train)), "test": (test, 0, len(test))}
     found = {}
     for part, (rows, begin, end) in parts.items():
         if sample:
@@ -261,88 +242,62 @@ def split(test, train=None, sample=False):
 
 
 def make(test_path, out, train_path=None, sample=False, unchecked=False):
-    """Make the three parts and the vocabulary, and report them.
+    """Make the three parts and the vocabulary in the folder ``out``, and report them; see ``main`` for the arguments.
 
-    Args:
-        test_path: the official test file.
-        out: folder to write to.
-        train_path: the official training file; None: the test file is split into three.
-        sample: the first rows of each part only.
-        unchecked: take files of any rows.
     Raises:
-        ValueError: a file is not the known one, or a row has another form.
-        OSError: writing failed.
+        ValueError: a file is not the official one, or a row has another form.
+        OSError: a file cannot be written.
     """
     for part in SAMPLE:
-        _check_alone(os.path.join(out, part), f"{part}.npz")
-    test, sources = _rows(test_path, "test", unchecked), {}
+        output_files.check_alone(os.path.join(out, part), f"{part}.npz")
+        output_files.check_file(_path(out, part), "--out")
+    output_files.check_file(os.path.join(out, VOCABULARY), "--out")
+    test = _rows(test_path, "test", unchecked)
     train = None if train_path is None else _rows(train_path, "train", unchecked)
-    for role, rows in (("train", train), ("test", test)):
-        if rows is not None:
-            sources[role] = rows.digest
+    sources = {role: rows.digest for role, rows in (("train", train), ("test", test)) if rows is not None}
     parts = split(test, train, sample)
     vocabulary = {"sources": sources, **make_vocabulary(*parts["train"])}
     content = (json.dumps(vocabulary, indent=1) + "\n").encode("ascii")
     digest = hashlib.sha256(content)
-    os.makedirs(out, exist_ok=True)
-    _write(os.path.join(out, "vocabulary.json"), lambda file: file.write(content))
+    output_files.write_file(os.path.join(out, VOCABULARY), lambda file: file.write(content), "--out")
     for part, (rows, chosen) in parts.items():
         arrays = encode(rows, chosen, vocabulary)
         arrays["vocabulary"] = np.frombuffer(digest.digest(), np.uint8)
-        os.makedirs(os.path.join(out, part), exist_ok=True)
-        path = os.path.join(out, part, f"{part}.npz")
-        _write(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays))
+        path = _path(out, part)
+        output_files.write_file(path, lambda file, arrays=arrays: np.savez_compressed(file, **arrays), "--out")
         income, never_married = (arrays[name].mean() for name in ("income", "never_married"))
         print(
             f"{path}: {len(arrays['ids'])} rows, income above 50000: {income:.4f}, never married: {never_married:.4f}, "
             f"unseen categories: {(arrays['ids'][:, : len(CATEGORIES)] == 0).sum()}"
         )
-    print(f"{os.path.join(out, 'vocabulary.json')}: SHA-256 {digest.hexdigest()}")
+    print(f"{os.path.join(out, VOCABULARY)}: SHA-256 {digest.hexdigest()}")
     print(f"for the config: vocabulary_sizes: {vocabulary_sizes(vocabulary)}")
 
 
 def _rows(path, role, unchecked):
-    text, digest = read_text(path, role, unchecked)
-    rows = Rows(path, text)
+    rows = Rows(path, *read_text(path, role, unchecked))
     if not unchecked and len(rows) != OFFICIAL[role][0]:
         raise ValueError(
             f"{path}: it has {len(rows)} rows, but the official {role} file has {OFFICIAL[role][0]}. "
-            "Give --unchecked to take it as it is."
+            "Give --unchecked to accept it as it is."
         )
-    rows.digest = digest
     return rows
 
 
-def _check_alone(folder, name):
-    """Raise ValueError if ``folder`` holds another .npz than ``name``: the reader takes all of them as one set."""
-    there = os.listdir(folder) if os.path.isdir(folder) else []
-    others = sorted(other for other in there if other.endswith(".npz") and other != name)
-    if others:
-        path = os.path.join(folder, others[0])
-        raise ValueError(f"{path}: it would be read as part of the new set. Remove it, or give another --out.")
-
-
-def _write(path, write):
-    """Write beside ``path`` and rename, so that no half file ever bears the name."""
-    temporary = path + ".part"
-    with open(temporary, "wb") as file:
-        write(file)
-    os.replace(temporary, path)
+def _path(out, part):
+    return os.path.join(out, part, f"{part}.npz")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--test", required=True, help="the official test file, census-income.test, gzipped or not")
     parser.add_argument("--train", help="the official training file, census-income.data, gzipped or not")
     parser.add_argument("--out", required=True, help="folder to make train, validation and test in")
     parser.add_argument("--sample", action="store_true", help="2000, 500 and 500 rows only")
     parser.add_argument("--unchecked", action="store_true", help="take files of other rows in the same form")
     args = parser.parse_args()
-    try:
+    with output_files.exit_on_error():
         make(args.test, args.out, args.train, args.sample, args.unchecked)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
-"""A fault at every system call of a save: python tests/stress/save_faults.py
+"""A fault at every system call that writes a checkpoint: python tests/stress/save_faults.py
 
-A trained run with older saves (two epochs, and one inside the next) makes its next ones: inside the epoch,
-after it, and the oldest epoch is deleted. strace counts the calls that touch the output folder; then each
-call in turn fails (a full disk, an input or output error), or the process is killed at it. After each: what
-is there is an old or a new save, whole, bit by bit; the older epochs load; a resume takes the newest save
-and ends in the bits of the undisturbed run; and a failure is one message, no traceback.
-Needs Linux and strace. tests/test_faults.py makes some of the faults.
+A trained run with older checkpoints (two epochs, and one inside the next) writes its next ones, inside the epoch and
+after it, and deletes the oldest. strace counts the calls that touch the output folder. Then each call in turn fails
+(disk full, input/output error), or the process is killed at it. After each: every checkpoint is the old or the new one,
+bit by bit; a resume takes the newest one and ends in the bits of the uninterrupted run; a failure is one message.
+Needs Linux and strace. tests/engine/checkpoints/test_folders.py makes some of the faults.
 """
 
 import argparse
@@ -24,12 +23,12 @@ import traceback
 
 import fuzz_files
 
+from engine.checkpoints import folders, manifests, weight_files
+from engine.checkpoints.which import LAST_STEP, to_resume
 from engine.errors import UserError
-from engine.saves import folders, manifests, weight_files
-from engine.saves.resume import LAST_STEP, choose
 
 STEPS = 2  # an epoch
-KEPT, NEW = 1, 2  # epochs: the last one saved before, and the one that is saved; 0 is deleted then
+KEPT, NEW = 1, 2  # epochs: the last one before, and the new one; 0 is deleted then
 LEFT_S = 30  # for one trial
 ERRORS = {
     "openat": "ENOSPC", "write": "ENOSPC", "mkdir": "ENOSPC", "fsync": "EIO", "rename": "EIO", "unlink": "EIO",
@@ -39,7 +38,7 @@ SAVED, REFUSED, FAILED = 0, 2, 3  # exit codes of a trial's process
 
 
 class Run:
-    """A training under way, of one graph, that can be taken back to where it was before its next saves.
+    """A run of one graph that can be taken back to where it was before its next checkpoints.
 
     Args:
         name: "dynamic" or "static".
@@ -58,7 +57,7 @@ class Run:
         self.session.lock.close()
         self.before = self._copy("before")
         self._train((NEW, 1), (NEW, STEPS))
-        self.make_saves()
+        self.write_checkpoints()
         self.session.lock.close()
         self.after = self._copy("after")
         self._train((NEW, STEPS), (NEW + 2, 0))
@@ -78,7 +77,7 @@ class Run:
                     self.session.after_epoch(epoch, {})
                 epoch, batch = epoch + 1, 0
 
-    def make_saves(self):
+    def write_checkpoints(self):
         """What the trials disturb."""
         self.session.lock = folders.lock(self.output)
         self.session._save(LAST_STEP, NEW, STEPS)
@@ -88,7 +87,7 @@ class Run:
         return shutil.copytree(self.output, os.path.join(self.folder, name))
 
     def go_back(self):
-        """Files and graph as they were before the saves."""
+        """Restore files and graph as they were before ``write_checkpoints``."""
         shutil.rmtree(self.output)
         shutil.copytree(self.before, self.output)
         shutil.copytree(os.path.join(self.after, str(NEW)), os.path.join(self.folder, "ready"), dirs_exist_ok=True)
@@ -101,20 +100,20 @@ class Run:
             return content(folder)
 
     def check(self, code):
-        """Raise AssertionError unless every save is whole and old or new, and the newest is told."""
+        """Raise AssertionError unless every checkpoint is the old or the new one, and a resume finds the newest."""
         old = {name: content(os.path.join(self.before, name)) for name in ("0", "1", LAST_STEP)}
         new = {name: content(os.path.join(self.after, name)) for name in ("2",)}
         new[LAST_STEP] = new["2"]  # of the same step
         epochs = folders.saved_epochs(self.output)
         assert KEPT in epochs, f"epoch {KEPT} is lost"
-        assert code != SAVED or NEW in epochs, "saved, it says, but nothing is there"
+        assert code != SAVED or NEW in epochs, "reported as saved, but missing"
         for name in [str(epoch) for epoch in epochs] + [LAST_STEP]:
             folder = os.path.join(self.output, name)
             if os.path.isdir(folder):
                 weight_files.read_weights(folder)
                 found = content(folder)
-                assert found in (old.get(name), new.get(name)), f"{name} is neither the old nor the new save"
-        folder, manifest = choose(self.session.settings)
+                assert found in (old.get(name), new.get(name)), f"{name} is neither the old nor the new checkpoint"
+        folder, manifest = to_resume(self.session.settings)
         taken = manifest["epoch"], manifest["batch"]
         assert taken in ((NEW, 1), (NEW, STEPS), (NEW + 1, 0)), f"{folder} would be resumed from, at {taken}"
         assert NEW not in epochs or taken == (NEW + 1, 0), (
@@ -122,28 +121,28 @@ class Run:
         )
 
     def check_resume(self):
-        """Raise AssertionError unless a resume ends in the undisturbed run's bits."""
+        """Raise AssertionError unless a resume ends in the uninterrupted run's bits."""
         self._train(self.session.first()[:2], (NEW + 2, 0))
         assert self._state() == self.end, "a resume ends in other bits"
 
 
 def content(folder):
-    """File -> bytes, without the manifest, which tells the time."""
+    """File -> bytes, without the manifest, which has the time."""
     return {path.name: path.read_bytes() for path in pathlib.Path(folder).iterdir() if path.name != manifests.MANIFEST}
 
 
 def trial(run, *options):
-    """Make the saves in a process of their own, under strace with ``options``.
+    """Write the checkpoints in a forked process, under strace with ``options``.
 
     Returns:
-        (exit code, -9 if it was killed; what it wrote; strace's log).
+        (exit code, -9 if it was killed; its message; strace's log).
     """
-    log, said = os.path.join(run.folder, "strace"), os.path.join(run.folder, "said")
+    log, message = os.path.join(run.folder, "strace"), os.path.join(run.folder, "message")
     ready, go = os.pipe()
     child = os.fork()  # a fresh process would take seconds to import Paddle and build the network
     if child == 0:
         os.close(go)
-        _child(run, ready, said)
+        _child(run, ready, message)
     os.close(ready)
     paths = [part for path in _paths(run) for part in ("-P", path)]
     with open(os.path.join(run.folder, "strace's own"), "wb") as messages:
@@ -156,18 +155,18 @@ def trial(run, *options):
         _, status = os.waitpid(child, 0)
         tracer.wait(LEFT_S)
     code = -os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    return code, pathlib.Path(said).read_text(), pathlib.Path(log).read_text()
+    return code, pathlib.Path(message).read_text(), pathlib.Path(log).read_text()
 
 
-def _child(run, ready, said):
-    """Wait for the tracer, make the saves, and leave the process at once."""
+def _child(run, ready, message):
+    """Wait for the tracer, write the checkpoints, and leave the process at once."""
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(LEFT_S)  # a hang is a failure
     code = FAILED
-    file = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    file = os.open(message, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.read(ready, 1)
     try:
-        run.make_saves()
+        run.write_checkpoints()
         code = SAVED
     except UserError as error:
         code = REFUSED
@@ -179,18 +178,20 @@ def _child(run, ready, said):
 
 
 def _paths(run):
-    """Every path that a save may touch; strace takes no folders."""
-    saves = ["0", "1", "2", LAST_STEP]
-    places = [form.format(name) for name in saves for form in ("{}", ".{}.new", ".{}.old", ".{}.gone", "..{}.old.gone")]
+    """Every path that may be touched; strace takes no folders."""
+    names = ["0", "1", "2", LAST_STEP]
+    places = [form.format(name) for name in names for form in ("{}", ".{}.new", ".{}.old", ".{}.gone", "..{}.old.gone")]
     files = ["", *(os.sep + path.name for path in pathlib.Path(run.output, "1").iterdir())]
     found = [run.output, os.path.join(run.output, folders.LOCK)]
     return found + [os.path.join(run.output, folder) + file for folder in places for file in files]
 
 
 def count_calls(run):
-    """System call -> how often the saves make it on the output folder."""
-    code, said, log = trial(run, "-e", "trace=" + ",".join("?" + name for name in [*ERRORS, "renameat", "renameat2"]))
-    assert code == SAVED, said
+    """System call -> how often it is made on the output folder."""
+    code, message, log = trial(
+        run, "-e", "trace=" + ",".join("?" + name for name in [*ERRORS, "renameat", "renameat2"])
+    )
+    assert code == SAVED, message
     return collections.Counter(re.findall(r"^(\w+)\(", log, re.MULTILINE))
 
 
@@ -198,7 +199,7 @@ def faults(run, resume_every, every=1):
     """Disturb every call, or one in so many.
 
     Returns:
-        (system call -> how often it is made, Counter of what came of the faults).
+        (system call -> how often it is made, Counter of outcomes).
     Raises:
         AssertionError: a fault, which it names, did harm.
     """
@@ -212,11 +213,11 @@ def faults(run, resume_every, every=1):
     ]
     outcomes = collections.Counter()
     for done, (name, fault, n) in enumerate(planned[::every]):
-        code, said, log = trial(run, "-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={n}")
+        code, message, log = trial(run, "-e", f"trace={name}", "-e", f"inject={name}:{fault}:when={n}")
         try:
             assert "INJECTED" in log or code == -9, "the fault did not happen"
-            assert code in ((-9,) if "KILL" in fault else (SAVED, REFUSED)), said
-            assert code != REFUSED or run.output in said, said
+            assert code in ((-9,) if "KILL" in fault else (SAVED, REFUSED)), message
+            assert code != REFUSED or run.output in message, message
             run.check(code)
             if done % resume_every == 0:
                 run.check_resume()
@@ -231,16 +232,16 @@ def why_not():
     """Why strace cannot be used here, or None."""
     if shutil.which("strace") is None:
         return "strace is not installed"
-    with subprocess.Popen(["sleep", str(LEFT_S)]) as sleeper, tempfile.TemporaryFile("w+") as said:
-        tracer = subprocess.Popen(["strace", "-p", str(sleeper.pid), "-e", "inject=close:error=EIO"], stderr=said)
+    with subprocess.Popen(["sleep", str(LEFT_S)]) as sleeper, tempfile.TemporaryFile("w+") as message:
+        tracer = subprocess.Popen(["strace", "-p", str(sleeper.pid), "-e", "inject=close:error=EIO"], stderr=message)
         traced = r"TracerPid:\s+[1-9]"
         while tracer.poll() is None and not re.search(traced, pathlib.Path(f"/proc/{sleeper.pid}/status").read_text()):
             time.sleep(0.01)
         may = tracer.poll() is None
         sleeper.kill()
         tracer.wait(LEFT_S)
-        said.seek(0)
-        return None if may else f"strace may not trace here: {said.read().strip()[-200:]}"
+        message.seek(0)
+        return None if may else f"strace may not trace here: {message.read().strip()[-200:]}"
 
 
 def main():
@@ -256,8 +257,8 @@ def main():
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             calls, outcomes = faults(Run(name, os.path.realpath(folder)), args.resume_every)
-        told = ", ".join(f"{number} {call}" for call, number in sorted(calls.items()))
-        print(f"{name} graph: {sum(calls.values())} calls ({told}); {sum(outcomes.values())} faults: ", end="")
+        numbers = ", ".join(f"{number} {call}" for call, number in sorted(calls.items()))
+        print(f"{name} graph: {sum(calls.values())} calls ({numbers}); {sum(outcomes.values())} faults: ", end="")
         print(", ".join(f"{n} {what}" for what, n in sorted(outcomes.items())), end="; nothing lost, ")
         print(f"in {time.perf_counter() - began:.0f} s", flush=True)
 

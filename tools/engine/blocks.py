@@ -1,23 +1,42 @@
-"""Blocks of rows -> batches: read in worker processes, shuffled in a window of rows, cut to size.
+"""Batches cut from blocks of rows, which are shuffled within a window of rows."""
 
-The order depends on the reader's blocks, the seed and the epoch, never on the number of worker processes.
-"""
-
-import itertools
-import pickle
+import functools
+from dataclasses import dataclass
 
 import numpy as np
-import paddle
-from paddle.io import DataLoader, IterableDataset, get_worker_info
 
-from engine.errors import UserError, prefixed
-from engine.loader import Failure, encoded, ended_too_soon, failure_of, iterate, loader_settings
+from engine import loader
+from engine.interface import offered
 
-WINDOW = 100_000  # rows shuffled among one another, if runner.shuffle_window does not say
+WINDOW = 100_000  # rows that are shuffled together, unless runner.shuffle_window is set
+
+
+@dataclass
+class BlockSource:
+    """Blocks of rows of an iterable dataset, by its hook ``blocks``. Methods as of ``batches.IndexSource``."""
+
+    dataset: object
+    options: object  # batches.Options
+    is_counted = False  # the reader may have to read all of its files
+
+    def example_num(self):
+        """Rows in an epoch, or None if that is unknown."""
+        count = offered(self.dataset, "row_num")
+        return None if count is None else count()
+
+    def batches(self, epoch, begin):
+        """Batches of an epoch, from ``begin`` on. The order does not depend on the number of workers."""
+        options, order_of = self.options, None
+        with loader.reading(options.folder):
+            found = self.dataset.blocks(epoch, options.seed, in_order(options.workers, options.folder))
+            if options.seed is not None:
+                found = windows(found, options.window or WINDOW)
+                order_of = shuffled(options.seed, epoch)
+            yield from batches(found, options.batch_size, options.drop_last, begin, order_of)
 
 
 def in_order(workers, folder):
-    """What a reader's ``blocks`` gets to load its blocks with.
+    """The function by which a reader's ``blocks`` loads its blocks.
 
     Args:
         workers: number of processes; 0: this one.
@@ -26,47 +45,16 @@ def in_order(workers, folder):
         function (function, items) -> iterator of what ``function`` gives for each item, in order.
     """
 
-    def loaded(function, items):
-        if not workers:
-            yield from map(function, items)
-            return
-        dataset = _Loaded(function, items)
-        loader = DataLoader(
-            dataset, batch_size=1, collate_fn=_alone, places=paddle.CPUPlace(), **loader_settings(workers)
-        )
-        with ended_too_soon(folder):
-            for result in iterate(loader):
-                if failure_of(result) is not None:
-                    raise UserError(prefixed("reading", folder, failure_of(result)))
-                yield pickle.loads(np.asarray(result[0]))
-
-    return loaded
+    return functools.partial(_load, workers, folder)
 
 
-class _Loaded(IterableDataset):
-    """In each worker process its share of the items, loaded. Paddle's loader takes from the workers by turns."""
-
-    def __init__(self, function, items):
-        self.function, self.items = function, items
-
-    def __iter__(self):
-        worker = get_worker_info()  # None where Paddle has no worker processes: on macOS and Windows
-        share = (worker.id, None, worker.num_workers) if worker else (0, None)
-        try:
-            for item in itertools.islice(self.items, *share):
-                # whole, as bytes: the loader passes on no empty array
-                yield [np.frombuffer(pickle.dumps(self.function(item), pickle.HIGHEST_PROTOCOL), np.uint8)]
-        except Exception as error:
-            yield encoded(message_of(error))
+def _load(workers, folder, function, items):
+    return loader.read(functools.partial(_produce, folder, function, items), workers, folder)
 
 
-def message_of(error):
-    """What to tell of an exception that a reader of blocks raised: a ValueError or OSError speaks for itself."""
-    return str(error) if isinstance(error, (ValueError, OSError)) else Failure(error, "a block").message
-
-
-def _alone(samples):
-    return samples[0]
+def _produce(folder, function, items):
+    with loader.reading(folder):
+        yield from map(function, loader.share(items))
 
 
 def batches(blocks, size, drop_last, begin, order_of):
@@ -75,16 +63,16 @@ def batches(blocks, size, drop_last, begin, order_of):
     Args:
         blocks: lists of arrays [rows, ...].
         size: rows of a batch.
-        drop_last: leave out a last batch of fewer rows.
-        begin: how many batches to leave out at the start.
+        drop_last: drop a last batch of fewer rows.
+        begin: how many batches to skip at the start.
         order_of: function (number of a block, its rows) -> an order of these rows; None: as they are.
     Yields:
         Lists of arrays [size, ...].
     """
-    passed_over, rest = begin * size, None  # rest: fewer rows than a batch
+    skipped, rest = begin * size, None  # rest: fewer rows than a batch
     for number, block in enumerate(blocks):
         rows = len(block[0])
-        at, passed_over = min(passed_over, rows), max(passed_over - rows, 0)
+        at, skipped = min(skipped, rows), max(skipped - rows, 0)
         if at == rows:
             continue
         order = None if order_of is None else order_of(number, rows)
@@ -93,7 +81,7 @@ def batches(blocks, size, drop_last, begin, order_of):
             chosen = slice(at, end) if order is None else order[at:end]
             batch = [array[chosen] for array in block]
             if rest is not None:
-                batch = [np.concatenate(pair) for pair in zip(rest, batch)]
+                batch = _joined([rest, batch])
             at, rest = end, batch
             if len(batch[0]) == size:
                 yield batch
@@ -103,7 +91,7 @@ def batches(blocks, size, drop_last, begin, order_of):
 
 
 def windows(blocks, size):
-    """Join blocks until they have ``size`` rows or more, time and again."""
+    """Join consecutive blocks until they have ``size`` rows or more."""
     kept, rows = [], 0
     for block in blocks:
         kept.append(block)
@@ -120,5 +108,5 @@ def _joined(blocks):
 
 
 def shuffled(seed, epoch):
-    """An ``order_of`` for ``batches``."""
+    """An ``order_of`` for ``batches``: it depends on seed, epoch and the number of the block alone."""
     return lambda number, rows: np.random.default_rng([seed, epoch, number]).permutation(rows)

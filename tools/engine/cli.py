@@ -1,29 +1,51 @@
-"""The command line of all tools: ``-m config.yaml -o key=value ...``. Imports paddle once the process is set."""
+"""The command line of all tools: ``-m config.yaml -o key=value ...``. Imports paddle once the process is set up."""
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
 import warnings
 
+from engine import package, streams
 from engine.config import load_config
 from engine.errors import Stopped, UserError
 from engine.graphs import process_settings
 from engine.keys import read_settings
+from engine.tools import TOOLS
 
 LOG = logging.getLogger("engine")
-# What Paddle says of its own code at each run, and nobody here can act on
-PADDLES_WARNINGS = ("No ccache found", "When training, we now always track", "Tensor do not have 'place' interface")
+ENVIRONMENT = ("GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE", "CPU_NUM")  # what a run sets in it
+# Paddle's warnings about its own code, which come at each run and which no user of the tools can act on
+IGNORED_WARNINGS = ("No ccache found", "When training, we now always track", "Tensor do not have 'place' interface")
 
 
-def main(graph, job):
-    """Run a tool and leave the process: code 0, or 2 after one message if the user made a mistake.
+def main(name, arguments=None):
+    """Run a tool. If the process goes on, as a notebook's does, it is afterwards as it was before.
 
     Args:
-        graph: "dynamic", "static" or "exported".
-        job: "train", "infer" or "export".
+        name: of the tool, see ``tools.TOOLS``.
+        arguments: of the command line, a list of texts; None: those of the process.
+    Raises:
+        SystemExit: with code 2, after one message, if the user made a mistake; with 128 and a signal's number if that
+            ended the run.
     """
-    parser = _Parser()
+    tool = TOOLS[name]
+    streams.open_missing()
+    with streams.forgiving("stderr"):
+        args = _parser(tool).parse_args(arguments)
+        try:
+            with _restored():
+                _do(tool, args)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+        except Stopped as stop:
+            sys.exit(128 + stop.signal_number)
+
+
+def _parser(tool):
+    parser = _Parser(prog=f"{tool.name}.py", description=tool.does)
     parser.add_argument("-m", "--config_yaml", required=True, metavar="PATH", help="YAML file of a model package")
     parser.add_argument(
         "-o", "--opt", nargs="*", action="extend", default=[], metavar="KEY=VALUE", help="override keys of the YAML"
@@ -31,49 +53,80 @@ def main(graph, job):
     parser.add_argument(
         "--print-config", action="store_true", help="show every key in force and where its value is from, and end"
     )
-    args = parser.parse_args()
-    _start_log()
-    try:
-        _do(graph, job, args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Stopped as stop:
-        sys.exit(128 + stop.signal_number)
+    return parser
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong as the tools say it of a config."""
+    """Reports a mistake in the form in which the tools report one in a config."""
 
     def error(self, message):
         self.exit(2, f"error: {message}. For instance: -m config.yaml -o runner.epochs=2\n")
 
 
-def _do(graph, job, args):
+@contextlib.contextmanager
+def _restored():
+    """Start the log; afterwards restore it, the warning filters and the environment."""
+    log = LOG.handlers[:], LOG.level, LOG.propagate
+    environment = {name: os.environ.get(name) for name in ENVIRONMENT}
+    with warnings.catch_warnings():
+        try:
+            _start_log()
+            yield
+        finally:
+            LOG.handlers[:], LOG.level, LOG.propagate = log
+            for name, value in environment.items():
+                os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+def _start_log():
+    os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ code logs errors only
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
+    LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False  # paddle puts a handler of its own on the root logger
+    for words in IGNORED_WARNINGS:
+        warnings.filterwarnings("ignore", words)
+
+
+def _do(tool, args):
     config = load_config(args.config_yaml, args.opt)
-    settings = read_settings(config, job)
+    settings = read_settings(config, tool.job)
     if settings.tune_process:
         process_settings.tune()
+    with package.modules_apart(config["config_abs_dir"]):
+        jobs = _import_jobs()
+        if args.print_config:
+            _print_config(jobs, tool, config, settings, args.opt)
+        else:
+            with streams.forgiving("stdout"):
+                jobs.run(tool, config, settings, args.opt)
+
+
+def _import_jobs():
+    """The module with the jobs, which imports paddle."""
     try:
-        from engine import jobs  # not before: this imports paddle
+        from engine import jobs
+
+        return jobs
     except ModuleNotFoundError as error:
         raise UserError(
             f"{error}. Activate the environment that has it (after make: . .venv/bin/activate), or install what the "
             "tools need: pip install paddlepaddle numpy pyyaml"
         ) from error
+    except TypeError as error:
+        if sys.flags.optimize < 2:
+            raise
+        raise UserError(
+            f"this release of Paddle cannot be imported without docstrings ({error}). Unset PYTHONOPTIMIZE, or do not "
+            "use -OO."
+        ) from error
 
-    if args.print_config:
-        jobs.print_config(graph, job, config, settings, args.opt)
-    else:
-        jobs.run(graph, job, config, settings, args.opt)
 
-
-def _start_log():
-    os.environ.setdefault("GLOG_minloglevel", "2")  # of Paddle's C++ code: errors, not notes on its own working
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)
-    LOG.propagate = False  # paddle has put a handler of its own on the root logger
-    for words in PADDLES_WARNINGS:
-        warnings.filterwarnings("ignore", words)
+def _print_config(jobs, *arguments):
+    try:
+        jobs.print_config(*arguments)
+        sys.stdout.flush()
+    except OSError as error:
+        streams.empty(sys.stdout)
+        raise UserError(f"standard output cannot be written ({error}).") from error

@@ -1,4 +1,4 @@
-"""Reads a YAML file and ``-o`` overrides into the flat dict that packages get."""
+"""Reads a YAML file and ``-o`` overrides into the flat config dict of a package."""
 
 import logging
 import os
@@ -7,33 +7,18 @@ import re
 import yaml
 
 from engine.errors import UserError
-from engine.keys import REQUIRED, RUNNER_KEYS
+from engine.keys import RUNNER_KEYS, default_values
 
 LOG = logging.getLogger("engine")
 KEPT_SECTIONS = ("workspace", "runner", "hyper_parameters")
-MAX_NODES = 10_000  # of a file, aliases expanded
 NAMED_LISTS = ("runner", "dataset", "phase")  # lists of mappings under these become <section>.<name>.<key>
 
 
+LARGEST = 100_000  # values in a config; aliases of aliases grow beyond any memory
+
+
 class _Loader(yaml.SafeLoader):
-    """Reads ``1e-3`` as a number, which YAML 1.1 takes for text, and refuses aliases that expand without bounds."""
-
-    def __init__(self, stream):
-        super().__init__(stream)
-        self.sizes = {}  # node -> nodes in it, aliases expanded
-
-    def compose_node(self, parent, index):
-        node = super().compose_node(parent, index)
-        if node.end_mark is None:
-            raise yaml.MarkedYAMLError(problem="a value contains itself", problem_mark=node.start_mark)
-        if node not in self.sizes:
-            parts = [] if isinstance(node, yaml.ScalarNode) else node.value
-            pairs = parts if isinstance(node, yaml.MappingNode) else [[part] for part in parts]
-            self.sizes[node] = 1 + sum(self.sizes[part] for pair in pairs for part in pair)
-            if self.sizes[node] > MAX_NODES:
-                problem = f"with aliases expanded there are more than {MAX_NODES} values"
-                raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
-        return node
+    """Reads ``1e-3`` as a number, which YAML 1.1 takes for text, and refuses a key that is given twice."""
 
 
 def _mapping_without_repeats(loader, node):
@@ -45,8 +30,7 @@ def _mapping_without_repeats(loader, node):
         if not isinstance(name, (str, int, float, bool, type(None))):
             raise yaml.MarkedYAMLError(problem="a key must be text", problem_mark=key.start_mark)
         if name in seen:
-            problem = f"the key {name} stands twice in one mapping"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
+            raise yaml.MarkedYAMLError(problem=f"the key {name} is given twice", problem_mark=key.start_mark)
         seen.add(name)
     return loader.construct_mapping(node, deep=True)
 
@@ -66,8 +50,9 @@ def load_config(path, overrides=()):
     Returns:
         A plain dict of the keys in ``KEPT_SECTIONS``, with ``config_abs_dir`` and ``yaml_path``.
     Raises:
-        UserError: the file cannot be read, or an override is not KEY=VALUE or has the wrong type.
+        UserError: the file cannot be read, an override is not KEY=VALUE or has the wrong type, or ~user has no home.
     """
+    path = os.path.expanduser(path)
     content = read_yaml(path)
     flat = {}
     _flatten(content, "", flat, path)
@@ -85,26 +70,34 @@ def load_config(path, overrides=()):
             if config.get("runner.strict"):
                 raise UserError(f"-o {text}: {key} is not a key of runner or hyper_parameters (runner.strict).{near}")
             LOG.warning("-o %s: no key of runner or hyper_parameters; it is passed on to the package.%s", text, near)
+    _expand_homes(config)
     config["config_abs_dir"] = os.path.dirname(os.path.abspath(path))
     config["yaml_path"] = path
     return config
 
 
+def _expand_homes(config):
+    """Expand ~ and ~user at the beginning of each path, as a shell does."""
+    for name, key in RUNNER_KEYS.items():
+        text = config.get(f"runner.{name}")
+        if key.type == "path" and isinstance(text, str) and text.startswith("~"):
+            config[f"runner.{name}"] = os.path.expanduser(text)
+            if config[f"runner.{name}"] == text:
+                raise UserError(
+                    f"runner.{name} is {text}, but there is no such home. Give another path, or ./{text} for it."
+                )
+
+
 def _did_you_mean(key, config):
-    """A question, if a section is missing before a key."""
+    """A question, if a key lacks its section."""
     known = {*config, *(f"runner.{name}" for name in RUNNER_KEYS)}
     found = [f"{section}.{key}" for section in KEPT_SECTIONS if f"{section}.{key}" in known]
     return f" Did you mean {found[0]}?" if found else ""
 
 
 def all_defaults(package_defaults):
-    """Every key of the tools and of the package with its default; None where it must be given.
-
-    Args:
-        package_defaults: dotted keys of the package and their defaults.
-    """
-    defaults = {f"runner.{name}": None if key.default is REQUIRED else key.default for name, key in RUNNER_KEYS.items()}
-    return {**defaults, **package_defaults}
+    """Every key of the tools and of the package (dotted key -> default) with its default; None if it is required."""
+    return {**default_values(RUNNER_KEYS), **package_defaults}
 
 
 def keys_in_force(config, overrides, package_defaults):
@@ -149,9 +142,22 @@ def read_yaml(path):
 
 def _parse(text, what):
     try:
-        return yaml.load(text, Loader=_Loader)
+        content = yaml.load(text, Loader=_Loader)
+        if _size(content, {}) > LARGEST:
+            raise ValueError(f"its aliases make it larger than {LARGEST} values")
+        return content
     except Exception as error:  # PyYAML's constructors raise nearly anything, such as at 2026-99-99 or !!int ""
         raise UserError(f"{what} is not valid YAML: {str(error)[:500] or type(error).__name__}") from error
+
+
+def _size(node, known):
+    """The number of values in a YAML node, each alias counted as what it stands for."""
+    if not isinstance(node, (dict, list)):
+        return 1
+    if id(node) not in known:
+        known[id(node)] = LARGEST  # of a node within itself
+        known[id(node)] = 1 + sum(_size(item, known) for item in (node.values() if isinstance(node, dict) else node))
+    return known[id(node)]
 
 
 def _flatten(node, prefix, flat, path):
@@ -169,10 +175,10 @@ def _flatten(node, prefix, flat, path):
 
 
 def _parse_override(key, text, present):
-    """The override's value, of the kind the key has in the table, or of its present value's type."""
+    """The override's value, of the type that the table gives the key, or of its value in the file."""
     known = RUNNER_KEYS.get(key[len("runner.") :]) if key.startswith("runner.") else None
     if known is not None:
-        return text if known.kind is str else _yaml_value(key, text)
+        return text if known.type in (str, "path") else _yaml_value(key, text)
     if isinstance(present, str):
         return text
     if isinstance(present, bool):

@@ -1,4 +1,4 @@
-"""Errors: the user's mistakes, kept apart from our own bugs."""
+"""Errors: mistakes of the user, as opposed to our own bugs."""
 
 import contextlib
 import os
@@ -25,10 +25,9 @@ class Stopped(Exception):
 
 @contextlib.contextmanager
 def user_errors(where, path=""):
-    """Turn a package's ValueError or OSError into a UserError that begins with ``where`` and, said once, ``path``.
+    """Turn a package's ValueError or OSError into a UserError that names ``where`` and, once, ``path``.
 
-    For the time in which a package reads its config, is built, or reads data: there these two are
-    the user's mistakes.
+    For code in which these two are mistakes of the user: a package that reads its config, is built, or reads data.
     """
     try:
         yield
@@ -38,7 +37,7 @@ def user_errors(where, path=""):
 
 
 def prefixed(doing, path, message):
-    """``doing path: message``, or the message alone where it names the path, or one within it, itself."""
+    """``doing path: message``, or the message alone if it names the path, or one within it."""
     path = path.rstrip("/\\")
     if path and re.search(rf"(^|[\s'\"]){re.escape(path)}($|[/\\:\s'\"])", message):
         return message
@@ -47,28 +46,29 @@ def prefixed(doing, path, message):
 
 @contextlib.contextmanager
 def user_errors_raised_in(*folders):
-    """Turn a ValueError that a file in one of ``folders`` itself raises into a UserError.
+    """Turn a ValueError that a module in one of ``folders``, or in a Python package there, raises into a UserError.
 
-    For a package's step: what its own code refuses (a batch of other labels, say) is meant for the
-    user; an error that comes up in a library is a bug and keeps its traceback.
+    For a package's step: what its own code refuses, such as an unknown label, is a message for the user. An error that
+    a library raises is a bug and keeps its traceback.
     """
     try:
         yield
     except ValueError as error:
-        raised_in = traceback.extract_tb(error.__traceback__)[-1].filename
-        if os.path.dirname(os.path.abspath(raised_in)) in map(os.path.abspath, folders):
+        place = os.path.dirname(os.path.abspath(traceback.extract_tb(error.__traceback__)[-1].filename))
+        above = os.path.dirname(place) if os.path.isfile(os.path.join(place, "__init__.py")) else place
+        if {place, above} & {*map(os.path.abspath, folders)}:
             raise UserError(str(error)) from error
         raise
 
 
 def clipped(value, limit=200):
-    """A value's text, for a message: what a file holds may be long."""
+    """A value's text, shortened for a message."""
     text = str(value)
     return text if len(text) <= limit else text[:limit] + "…"
 
 
 def shown(value):
-    """A value as Python writes it, for a message: what a file holds may be long, or nested without end."""
+    """A value's ``repr``, shortened for a message."""
     return _SHORT.repr(value)
 
 

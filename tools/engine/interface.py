@@ -10,7 +10,7 @@ These classes are for reading and for type checkers. A package need not import o
 """
 
 from collections.abc import Sequence
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, Optional, Protocol, Union
 
 Config = dict[str, Any]  # flat: dotted keys, such as runner.epochs
 Names = Sequence[str]
@@ -29,8 +29,9 @@ class RecDataset(Protocol):
 class OptionalOfReader:
     """What a reader may offer as well."""
 
-    # runner.* keys, without the prefix, that the reader reads: they are not refused as unknown
-    config_keys: Names = ()
+    # runner.* keys, without the prefix, that the reader reads: they are not refused as unknown. A dict name -> Key
+    # gives their defaults too, for --print-config.
+    config_keys: Union[Names, dict[str, Any]] = ()
     # (indices [B]) -> list of arrays [B, ...]: a whole batch at once, instead of example by example
     gather: Optional[Callable] = None
     # a command, run in the package's folder, that makes or gets the data: the message for missing data gives it
@@ -92,10 +93,14 @@ class OptionalOfModel:
     config_defaults: Config = {}
     # (flat config) -> {key: value}: the keys that decide what the network computes. A save fits no other values.
     network_config: Optional[Callable[[Config], Config]] = None
-    # parameter's name -> what to call it in a message; set once the network is built
-    parameter_labels: dict[str, str] = {}
-    # names of printed numbers that describe the network, not a batch: an epoch's is the one at its end
-    values_at_end: Names = ()
+    # What the tools may know of the network, once it is built: an object that may have the attributes
+    # parameter_labels (parameter's name -> what to call it in a message) and values_at_end (names of printed values
+    # that describe the network, not a batch: an epoch's is the one at its end). Called with the network in the dynamic
+    # graph, without arguments in the static one.
+    network_facts: Optional[Callable] = None
+    # printed name -> whether higher is better, for keep_best, patience and best. Objects of create_metrics may have an
+    # attribute of this name instead. Paddle's metrics and names that begin with loss need none; the rest is guessed.
+    higher_is_better: Optional[Any] = None
     # what the log says of the network after an epoch's line: (network) in the dynamic graph, (parameter's name ->
     # array) in the static one -> {title: {name: number}}, such as {"task 1 experts": {"2": 0.62, "5": 0.38}}
     status: Optional[Callable] = None
@@ -106,18 +111,20 @@ class OptionalOfStaticModel(OptionalOfModel):
 
     # () -> a loader: called without arguments it iterates batches. Used if reader_type is CustomizeDataLoader.
     create_data_loader: Optional[Callable] = None
-    # () -> (metrics, names), kept over an epoch; (metrics, arrays of ``observed``, batch): count a batch
+    # (feeds, is_infer) -> three dicts name -> Variable: what is printed, what update_metrics reads, and what an
+    # exported model may offer. Called instead of net and infer_net.
+    build: Optional[Callable] = None
+    # () -> (metrics, names), kept over an epoch; (metrics, what it reads: name -> array, batch): count a batch.
     create_metrics: Optional[Callable] = None
     update_metrics: Optional[Callable] = None
-    # variables that update_metrics reads, set by net and infer_net
-    observed: Sequence[Any] = ()
+    # () -> names of the outputs of an exported model that are enough for update_metrics; tools/predict.py then has the
+    # same metrics as an evaluation
+    observed_outputs: Optional[Callable] = None
     # (batch): raise ValueError if the program could not take it, or would read beyond a table
     check_batch: Optional[Callable] = None
     # (feeds, parameter name -> array) -> {name: Variable}: a network built for these weights alone, to export
     export_net: Optional[Callable] = None
-    # name -> Variable: what an exported model may offer beside what infer_net returns
-    export_vars: dict[str, Any] = {}
-    # () -> the tasks that an exported model says it has: dicts of suffix, kind, outputs, label
+    # () -> the tasks that an exported model says it has: a list of dicts, see engine/serving/signature.py
     export_tasks: Optional[Callable] = None
 
 

@@ -1,4 +1,4 @@
-"""``runner.log_json``: the run as lines of JSON, for machines."""
+"""The run for machines: ``runner.log_json``, lines of JSON, and ``runner.use_visual``, a VisualDL log."""
 
 import errno
 import json
@@ -16,8 +16,8 @@ BEGINNING = b'{"event": '  # of each line, and so of each file that is such a lo
 class Journal:
     """Appends one JSON object a line to a file. A number that is not finite is written as null.
 
-    Each line is written at once, so a killed run leaves at most its last one cut; whoever appends next begins a
-    new line.
+    Each line is written at once, so a killed run leaves at most its last line incomplete. The next run that appends
+    to the file begins a new line.
 
     Args:
         path: of the file, or None: nothing is written.
@@ -35,15 +35,15 @@ class Journal:
         """Open the file and write its line ``start``; what is recorded before is not written.
 
         Raises:
-            UserError: it cannot be written, or holds something else.
+            UserError: it cannot be written, or is not such a log.
         """
         if self.path is None:
             return
         try:
-            os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
-            cut = _ends_in_a_cut_line(self.path)
+            os.makedirs(os.path.dirname(os.path.realpath(self.path)), exist_ok=True)
+            incomplete = _ends_in_an_incomplete_line(self.path)
             self.file = open(self.path, "ab", buffering=0)
-            self._write(b"\n" * cut + _line("start", facts))
+            self._write(b"\n" * incomplete + _line("start", facts))
         except OSError as error:
             self.file = None
             raise UserError(f"runner.log_json: {self.path} cannot be written ({error}). Give another file.") from error
@@ -54,8 +54,14 @@ class Journal:
             return
         try:
             self._write(_line(event, facts))
-        except OSError as error:  # a full disk, say: no reason to lose the training
+        except OSError as error:  # a full disk, for instance: no reason to lose the run
             LOG.warning("runner.log_json: %s cannot be written any more (%s); the run goes on", self.path, error)
+            self.file = None
+
+    def close(self):
+        """Close the file; nothing more is written."""
+        if self.is_open:
+            self.file.close()
             self.file = None
 
     def _write(self, line):
@@ -66,8 +72,24 @@ class Journal:
 SILENT = Journal()
 
 
-def _ends_in_a_cut_line(path):
-    """Whether the last line of a log lacks its end; UserError if the file is there and is no log."""
+def visual_log(folder, job):
+    """A function (name, value, step) that records a metric in ``folder``/visualDL_log/``job``, for VisualDL.
+
+    Raises:
+        UserError: visualdl is not installed.
+    """
+    try:
+        from visualdl import LogWriter
+    except ImportError as error:
+        raise UserError(
+            f"runner.use_visual is true, but visualdl cannot be imported ({error}). Run: pip install visualdl"
+        ) from error
+    writer = LogWriter(os.path.join(folder, "visualDL_log", job))
+    return lambda name, value, step: writer.add_scalar(tag=f"{job}/{name}", step=step, value=value)
+
+
+def _ends_in_an_incomplete_line(path):
+    """Whether the last line of a log lacks its end; UserError if the file exists and is no log."""
     if not os.path.isfile(path) or not os.path.getsize(path):
         return False
     with open(path, "rb") as file:
@@ -86,7 +108,7 @@ def _line(event, facts):
 
 
 def _plain(value):
-    """``value`` as JSON can say it."""
+    """``value`` in JSON's types."""
     if isinstance(value, dict):
         return {str(key): _plain(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

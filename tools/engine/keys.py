@@ -1,178 +1,234 @@
-"""The one table of ``runner.*`` keys, and the tools' own settings read by it."""
+"""The declarations of the tools' own keys, ``runner.*``, and their settings."""
 
-import collections
-import difflib
 import logging
 import os
 import types
 
 from engine.errors import UserError
+from engine.shared import config_key
 
+Key, REQUIRED, STEP, unknown = config_key.Key, config_key.REQUIRED, config_key.STEP, config_key.unknown
 LOG = logging.getLogger("engine")
-REQUIRED = object()
-CHOICE = "choice"  # a kind: one of ``choices``
 BEST = "best"  # stands for an epoch
-
-# One key. job: the one that needs it, "" for all; steps: whether it decides what a training step computes, so that
-# a resumed run is told of another value, or refused. kind, low and choices are as in a package's own table; a
-# number may have choices beside it.
-Key = collections.namedtuple("Key", "default kind meaning job low choices steps")
-
-
-def _key(default, kind, meaning, job="", low=None, choices=None, steps=False):
-    return Key(default, kind, meaning, job, low, choices, steps)
-
+TRAIN, INFER, EXPORT = "train", "infer", "export"
 
 RUNNER_KEYS = {
-    "use_gpu": _key(
-        "auto", CHOICE, "true: a GPU, or an error; auto: a GPU if there is one", choices=(True, False, "auto")
-    ),
-    "use_xpu": _key(False, bool, "use an XPU; wins over a GPU"),
-    "use_npu": _key(False, bool, "use an NPU; wins over a GPU"),
-    "train_data_dir": _key(REQUIRED, str, "folder of the training data, relative to the YAML's folder", job="train"),
-    "test_data_dir": _key(REQUIRED, str, "folder of the test data, relative to the YAML's folder", job="infer"),
-    "validation_data_dir": _key(
-        None, str, "folder of data to evaluate on after each epoch, relative to the YAML's folder", job="train"
-    ),
-    "train_batch_size": _key(REQUIRED, int, "examples in a training step", job="train", low=1, steps=True),
-    "infer_batch_size": _key(REQUIRED, int, "examples in an evaluation step", job="infer", low=1),
-    "train_reader_path": _key("reader", str, "module, beside the YAML, with RecDataset", job="train", steps=True),
-    "infer_reader_path": _key("reader", str, "module, beside the YAML, with RecDataset", job="infer"),
-    "num_workers": _key(0, int, "processes that read data; 0: the tool itself reads", low=0),
-    "epochs": _key(REQUIRED, int, "passes over the training data", job="train", low=1),
-    "print_interval": _key(REQUIRED, int, "steps between two lines of the log", low=1),
-    "progress": _key(
+    "use_gpu": Key(
+        "choice",
         "auto",
-        CHOICE,
-        "a progress bar in place of the interval lines (pip install tqdm); auto: on a terminal, if tqdm is installed",
+        "Whether to compute on a GPU: true ends in an error if there is none, auto uses one if there is one.",
         choices=(True, False, "auto"),
     ),
-    "log_json": _key(
+    "use_xpu": Key(bool, False, "Whether to compute on an XPU; it takes precedence over a GPU."),
+    "use_npu": Key(bool, False, "Whether to compute on an NPU; it takes precedence over a GPU."),
+    "train_data_dir": Key(
+        "path", REQUIRED, "The folder of the training data, relative to the YAML's folder.", job=TRAIN
+    ),
+    "test_data_dir": Key("path", REQUIRED, "The folder of the test data, relative to the YAML's folder.", job=INFER),
+    "validation_data_dir": Key(
+        "path", None, "The folder of data to evaluate on after each epoch, relative to the YAML's folder.", job=TRAIN
+    ),
+    "train_batch_size": Key(
+        int, REQUIRED, "The number of examples in a training step.", job=TRAIN, low=1, decides=STEP
+    ),
+    "infer_batch_size": Key(int, REQUIRED, "The number of examples in an evaluation step.", job=INFER, low=1),
+    "train_reader_path": Key(
+        str, "reader", "The module, beside the YAML, whose RecDataset reads the training data.", job=TRAIN, decides=STEP
+    ),
+    "infer_reader_path": Key(
+        str, "reader", "The module, beside the YAML, whose RecDataset reads the test data.", job=INFER
+    ),
+    "num_workers": Key(int, 0, "The number of processes that read data; with 0 the tool itself reads.", low=0),
+    "epochs": Key(int, REQUIRED, "The number of passes over the training data.", job=TRAIN, low=1),
+    "print_interval": Key(int, REQUIRED, "The number of steps between two lines of the log.", low=1),
+    "progress": Key(
+        "choice",
+        "auto",
+        "Whether a progress bar replaces the interval lines (pip install tqdm); auto shows one on a "
+        "terminal if tqdm is installed.",
+        choices=(True, False, "auto"),
+    ),
+    "log_json": Key(
+        "path",
         None,
-        str,
-        "file to append the log to as lines of JSON, relative to the working folder; a resumed run goes on in the same "
-        "file, and steps repeated after a resume are logged again",
+        "A file to append the log to as lines of JSON, relative to the working folder. A resumed run "
+        "continues the same file; steps repeated after a resume are logged again.",
     ),
-    "seed": _key(12345, int, "of paddle, numpy and random", low=0, steps=True),
-    "model_save_path": _key(
-        "model_output", str, "folder of the epoch folders, relative to the working one", job="train"
+    "seed": Key(int, 12345, "The seed of paddle, numpy and random.", low=0, decides=STEP),
+    "model_save_path": Key(
+        "path",
+        "model_output",
+        "The folder to write checkpoints to, one folder an epoch, relative to the working folder.",
+        job=TRAIN,
     ),
-    "model_init_path": _key(None, str, "epoch folder with the weights to start from", job="train"),
-    "infer_load_path": _key(
-        "model_output", str, "folder of the epoch folders, relative to the working one", job="infer"
+    "model_init_path": Key("path", None, "A checkpoint whose weights the run starts from (warm start).", job=TRAIN),
+    "infer_load_path": Key(
+        "path", "model_output", "The folder of the checkpoints, relative to the working folder.", job=INFER
     ),
-    "infer_run": _key("newest", str, "whose epochs to evaluate or export: newest, all, or the id of a run"),
-    "infer_epoch": _key(
-        None,
+    "infer_run": Key(str, "newest", "The run whose checkpoints to evaluate or export: newest, all, or a run's id."),
+    "infer_epoch": Key(
         int,
-        "the one epoch to evaluate; best: the one with the validation's best keep_best; if not given, those from "
-        "infer_start_epoch on",
-        job="infer",
+        None,
+        "The one epoch to evaluate; best is the epoch with the best keep_best of the validation. Without it, "
+        "all epochs from infer_start_epoch on are evaluated.",
+        job=INFER,
         low=0,
         choices=(BEST,),
     ),
-    "infer_start_epoch": _key(0, int, "first epoch to evaluate", job="infer", low=0),
-    "infer_end_epoch": _key(10, int, "the epoch after the last one to evaluate", job="infer", low=0),
-    "shuffle": _key(False, bool, "another order in each epoch, drawn from the seed", job="train", steps=True),
-    "shuffle_window": _key(
-        None,
-        int,
-        "rows of an iterable reader that are shuffled among one another; if not given, 100000 of a reader that gives "
-        "blocks, 4096 of another",
-        job="train",
-        low=1,
-        steps=True,
+    "infer_start_epoch": Key(int, 0, "The first epoch to evaluate.", job=INFER, low=0),
+    "infer_end_epoch": Key(
+        int, None, "The epoch after the last one to evaluate; without it, all to the run's last.", job=INFER, low=0
     ),
-    "drop_last": _key(True, bool, "leave out the last, partial batch when training", job="train", steps=True),
-    "infer_drop_last": _key(False, bool, "leave it out when evaluating", job="infer"),
-    "lr_step": _key(
-        "none",
-        CHOICE,
-        "when the tool moves on a package's schedule",
-        job="train",
-        choices=("none", "batch", "epoch"),
-        steps=True,
-    ),
-    "steps_per_epoch": _key(
-        None,
-        int,
-        "training steps an epoch, for schedules: it makes no epoch shorter; counted by the tool where it can be",
-        job="train",
-        low=1,
-        steps=True,
-    ),
-    "resume": _key(
-        "off", str, "continue a run: off, auto (from the newest save), or the folder of a save", job="train"
-    ),
-    "save_interval_steps": _key(
-        0, int, "also save inside an epoch, each time after this many steps; 0: only after it", job="train", low=0
-    ),
-    "keep_last": _key(0, int, "how many epochs' folders to keep; 0: all", job="train", low=0),
-    "keep_best": _key(
-        None,
-        str,
-        "the number that says which epoch is best: of the validation, if there is one, else of the training; "
-        "keep_last keeps that epoch too",
-    ),
-    "patience": _key(
-        0,
-        int,
-        "end the training after this many epochs in a row in which the validation's keep_best has not been better; "
-        "0: never",
-        job="train",
-        low=0,
-    ),
-    "skip_not_finite": _key(
-        0, int, "not finite steps in a row that are undone before the run ends", job="train", low=0
-    ),
-    "tune_process": _key(True, bool, "set what makes Paddle fast on this CPU (MKL on AMD, glibc, executor)"),
-    "to_static": _key(
+    "shuffle": Key(
+        bool,
         False,
-        CHOICE,
-        "dynamic graph: compile the network (paddle.jit.to_static); auto: if faster",
-        choices=(True, False, "auto"),
-        steps=True,
+        "Whether to draw a new order of the examples for each epoch, from the seed.",
+        job=TRAIN,
+        decides=STEP,
     ),
-    "strict": _key(False, bool, "refuse unknown runner keys instead of warning"),
-    "use_auc": _key(False, bool, "static training: start every auc op afresh in each epoch"),
-    "auc_num": _key(1, int, "not needed: the state of every auc op is found", low=0),
-    "use_visual": _key(False, bool, "write a VisualDL log beside the YAML"),
-    "use_fleet": _key(
-        False, CHOICE, "collective training, which these tools do not do yet", job="train", choices=(False,), steps=True
-    ),
-    "reader_type": _key(
-        "DataLoader",
-        CHOICE,
-        "static graph: who makes batches",
-        choices=("DataLoader", "CustomizeDataLoader"),
-        steps=True,
-    ),
-    "thread_num": _key(1, int, "static graph: environment variable CPU_NUM", low=1),
-    "use_inference": _key(False, bool, "static graph: export a model after every epoch", job="train"),
-    "save_inference_feed_varnames": _key((), list, "names of the exported model's inputs; empty: what outputs need"),
-    "save_inference_fetch_varnames": _key((), list, "names of its outputs; empty: all logits… and probabilities…"),
-    "export_epoch": _key(
-        None,
+    "shuffle_window": Key(
         int,
-        "saved epoch to export; best: the one with the validation's best keep_best; if not given, the newest in "
-        "infer_load_path",
-        job="export",
+        None,
+        "The number of rows of an iterable reader that are shuffled among each other. The default is 100000 "
+        "for a reader that gives blocks, else 4096.",
+        job=TRAIN,
+        low=1,
+        decides=STEP,
+    ),
+    "drop_last": Key(
+        bool, True, "Whether training skips the last, partial batch of an epoch.", job=TRAIN, decides=STEP
+    ),
+    "infer_drop_last": Key(bool, False, "Whether evaluation skips the last, partial batch.", job=INFER),
+    "lr_step": Key(
+        "choice",
+        "none",
+        "When the tool advances a package's learning-rate schedule: after each batch, each epoch, or never.",
+        job=TRAIN,
+        choices=("none", "batch", "epoch"),
+        decides=STEP,
+    ),
+    "steps_per_epoch": Key(
+        int,
+        None,
+        "The number of training steps an epoch, for learning-rate schedules only: it does not limit the "
+        "epoch. The tool counts the steps itself where it can.",
+        job=TRAIN,
+        low=1,
+        decides=STEP,
+    ),
+    "resume": Key(
+        "path",
+        "off",
+        "Which checkpoint to continue: off for none, auto for the newest, or the folder of one.",
+        job=TRAIN,
+    ),
+    "save_interval_steps": Key(
+        int,
+        0,
+        "The number of steps between checkpoints inside an epoch; with 0 there is one after each epoch only.",
+        job=TRAIN,
+        low=0,
+    ),
+    "keep_last": Key(int, 0, "The number of epochs whose checkpoints are kept; 0 keeps all.", job=TRAIN, low=0),
+    "keep_best": Key(
+        str,
+        None,
+        "The metric that says which epoch is best: of the validation if there is one, else of the training. "
+        "keep_last keeps that epoch too.",
+    ),
+    "patience": Key(
+        int,
+        0,
+        "The number of epochs in a row without a better keep_best in the validation after which training ends; "
+        "0: never.",
+        job=TRAIN,
+        low=0,
+    ),
+    "skip_not_finite": Key(
+        int,
+        0,
+        "The number of steps in a row that are undone, because a value is not finite, before the run ends.",
+        job=TRAIN,
+        low=0,
+    ),
+    "tune_process": Key(
+        bool, True, "Whether to set what makes Paddle fast on this CPU (MKL on AMD, glibc, the executor)."
+    ),
+    "to_static": Key(
+        "choice",
+        False,
+        "Dynamic graph: whether to compile the network (paddle.jit.to_static); auto does where that is faster.",
+        choices=(True, False, "auto"),
+        decides=STEP,
+    ),
+    "strict": Key(bool, False, "Whether unknown runner keys are refused; otherwise the tools warn of them."),
+    "use_auc": Key(bool, False, "Static graph: whether every auc operator starts afresh in each training epoch."),
+    "auc_num": Key(int, 1, "Ignored: the tools find the state of every auc operator themselves.", low=0),
+    "use_visual": Key(bool, False, "Whether to write a VisualDL log beside the YAML."),
+    "use_fleet": Key(
+        "choice",
+        False,
+        "Collective training; these tools do not support it yet.",
+        job=TRAIN,
+        choices=(False,),
+        decides=STEP,
+    ),
+    "reader_type": Key(
+        "choice",
+        "DataLoader",
+        "Static graph: who makes the batches, the tool (DataLoader) or the package's "
+        "create_data_loader (CustomizeDataLoader).",
+        choices=("DataLoader", "CustomizeDataLoader"),
+        decides=STEP,
+    ),
+    "thread_num": Key(int, 1, "Static graph: the value of the environment variable CPU_NUM.", low=1),
+    "use_inference": Key(bool, False, "Static graph: whether to export a model after every epoch.", job=TRAIN),
+    "save_inference_feed_varnames": Key(
+        list, (), "The names of the exported model's inputs; if empty, what its outputs need."
+    ),
+    "save_inference_fetch_varnames": Key(
+        list, (), "The names of the exported model's outputs; if empty, those of all tasks."
+    ),
+    "export_epoch": Key(
+        int,
+        None,
+        "The epoch to export; best is the epoch with the best keep_best of the validation. Without it, the "
+        "newest in infer_load_path is exported.",
+        job=EXPORT,
         low=0,
         choices=(BEST,),
     ),
-    "export_path": _key("exported", str, "folder of the exported model, relative to the working one"),
-    "export_format": _key(
-        "paddle", CHOICE, "onnx: write an ONNX file beside Paddle's own", job="export", choices=("paddle", "onnx")
+    "export_path": Key("path", "exported", "The folder of the exported model, relative to the working folder."),
+    "export_format": Key(
+        "choice",
+        "paddle",
+        "The format of the exported model; onnx writes an ONNX file beside Paddle's own.",
+        job=EXPORT,
+        choices=("paddle", "onnx"),
     ),
-    "predict_path": _key(
-        "predictions.csv", str, "file to write, .csv or .npz, relative to the working folder", job="infer"
+    "predict_path": Key(
+        "path",
+        "predictions.csv",
+        "The file of predictions to write, .csv or .npz, relative to the working folder.",
+        job=INFER,
     ),
-    "predict_threads": _key(0, int, "threads of the exported model; 0: one for each core", job="infer", low=0),
-    "use_save_data": _key(False, bool, "static graph: write all batches' fetches to result.npy"),
-    "use_out_vec": _key(False, bool, "static graph: start a parameter from out_vec_path", job="train", steps=True),
-    "emb_weight_name": _key(None, str, "that parameter's name", job="train", steps=True),
-    "out_vec_path": _key(None, str, "that parameter's values, a .npy file", job="train", steps=True),
+    "predict_threads": Key(
+        int, 0, "The number of threads of the exported model; 0 is one for each core.", job=INFER, low=0
+    ),
+    "use_save_data": Key(bool, False, "Static graph: whether to write the fetches of all batches to result.npy."),
+    "use_out_vec": Key(
+        bool, False, "Static graph: whether a parameter starts from the array in out_vec_path.", job=TRAIN, decides=STEP
+    ),
+    "emb_weight_name": Key(str, None, "The name of the parameter that use_out_vec sets.", job=TRAIN, decides=STEP),
+    "out_vec_path": Key(
+        "path", None, "The .npy file with the values of the parameter that use_out_vec sets.", job=TRAIN, decides=STEP
+    ),
 }
+
+
+def default_values(keys):
+    """``runner.`` and a name -> the key's default, None where a value is required; ``keys``: name -> Key."""
+    return {f"runner.{name}": None if key.is_required else key.default for name, key in keys.items()}
 
 
 def read_settings(config, job):
@@ -186,14 +242,26 @@ def read_settings(config, job):
     Raises:
         UserError: a value has the wrong type or is out of range, or a needed key is missing.
     """
-    given = {key[len("runner.") :]: value for key, value in config.items() if key.startswith("runner.")}
     settings = types.SimpleNamespace(
-        **{name: _checked(name, given.get(name), key, job) for name, key in RUNNER_KEYS.items()}
+        **{name: _value(f"runner.{name}", config.get(f"runner.{name}"), key, job) for name, key in RUNNER_KEYS.items()}
     )
     for name in ("train_data_dir", "test_data_dir", "validation_data_dir"):
         if getattr(settings, name) is not None:
             setattr(settings, name, os.path.join(config["config_abs_dir"], getattr(settings, name)))
     return settings
+
+
+def _value(name, value, key, job):
+    if value is None and not key.is_required:
+        return key.default
+    if value is None:
+        if key.job in ("", job):
+            raise UserError(f"{name} is missing. {key.meaning} Add it to the YAML, or give it by -o.")
+        return None
+    try:
+        return key.check(name, value)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def check_unknown_keys(config, strict, declared=()):
@@ -210,50 +278,7 @@ def check_unknown_keys(config, strict, declared=()):
     known = [*RUNNER_KEYS, *declared]
     given = {key[len("runner.") :] for key in config if key.startswith("runner.")}
     for name in sorted(given - set(known)):
-        near = difflib.get_close_matches(name, known, 1)
-        message = f"runner.{name} is not a key of these tools" + (f"; did you mean runner.{near[0]}?" if near else ".")
+        message = unknown(name, known, "runner.", "these tools")
         if strict:
-            raise UserError(message + " (runner.strict is true; set it to false to pass unknown keys on.)")
+            raise UserError(f"{message} (runner.strict is true; set it to false to pass unknown keys on.)")
         LOG.warning("%s It is passed on to the package.", message)
-
-
-def _checked(name, value, key, job):
-    if value is None:
-        if key.default is not REQUIRED:
-            return key.default
-        if key.job in ("", job):
-            raise UserError(f"runner.{name} is missing: {key.meaning}. Add it to the YAML, or give it by -o.")
-        return None
-    if key.kind is CHOICE:
-        text = str(value).lower()
-        for choice in key.choices:
-            if text == str(choice).lower():
-                return choice
-        wanted = " or ".join(str(choice).lower() if isinstance(choice, bool) else choice for choice in key.choices)
-    elif key.kind is not int:
-        if isinstance(value, key.kind):
-            return value if key.kind is not str else _checked_text(name, value)
-        if value is False and key.default == "off":  # YAML 1.1 reads off as false
-            return "off"
-        if key.kind is str and isinstance(value, (int, float)):  # a folder may be named 0
-            return str(value)
-        wanted = {bool: "true or false", str: "a text", list: "a list"}[key.kind]
-    else:
-        whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-        if whole and not isinstance(value, bool) and value >= key.low:
-            return int(value)
-        if value in (key.choices or ()):
-            return value
-        wanted = " or ".join([f"a whole number >= {key.low}", *(key.choices or ())])
-    raise UserError(f"runner.{name} is {repr(value)[:200]}, but must be {wanted}: {key.meaning}.")
-
-
-def _checked_text(name, text):
-    """A text that the system can take for a path."""
-    try:
-        known = b"\0" not in os.fsencode(text)
-    except UnicodeEncodeError:
-        known = False
-    if not known:
-        raise UserError(f"runner.{name} is {text[:200]!a}, which has a character that no path has.")
-    return text

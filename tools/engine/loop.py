@@ -6,11 +6,11 @@ from engine.errors import NotFinite, UserError
 
 
 def train(graph, batches, first, epochs, meter, session, validate=None):
-    """Train from ``first`` up to ``epochs``; the session saves, and may end the run.
+    """Train from ``first`` up to ``epochs``. The session writes checkpoints, and may end the run.
 
     Args:
         first: (epoch, batch, what the epoch has counted so far, for the meter and for the graph).
-        validate: called with each epoch's number at its end; gives the validation's numbers. Or None.
+        validate: (epoch) -> the metrics of the validation, called at the end of each epoch. Or None.
     """
     for epoch in range(first[0], epochs):
         if session.is_over(epoch):
@@ -29,7 +29,7 @@ def infer(graph, batches, epochs, meter, load, after_epoch):
     """Evaluate ``epochs``, calling ``load(epoch)`` before each and ``after_epoch(epoch)`` after it.
 
     Returns:
-        epoch -> its numbers.
+        epoch -> its metrics, name -> number.
     """
     numbers = {}
     for epoch in epochs:
@@ -48,9 +48,23 @@ def evaluate(graph, batches, epoch, meter):
         _take_steps(epoch, batches, graph.infer_step, meter)
 
 
+def _loaded(batches, epoch, begin, session):
+    """The batches. In training the session seeds before each is loaded."""
+    found, batch_id = iter(batches(epoch, begin)), begin
+    while True:
+        if session is not None:
+            session.before_batch(epoch, batch_id)
+        try:
+            batch = next(found)
+        except StopIteration:
+            return
+        yield batch
+        batch_id += 1
+
+
 def _take_steps(epoch, batches, take_step, meter, begin=0, session=None):
     asked = time.perf_counter()
-    for batch_id, batch in enumerate(batches(epoch, begin), begin):
+    for batch_id, batch in enumerate(_loaded(batches, epoch, begin, session), begin):
         loaded = time.perf_counter()
         if session is not None:
             session.before_step(epoch, batch_id)
@@ -62,7 +76,7 @@ def _take_steps(epoch, batches, take_step, meter, begin=0, session=None):
         except MemoryError as error:  # Paddle's own failures to allocate come as this too
             raise UserError(
                 f"epoch {epoch}, batch {batch_id}: out of memory in this step. "
-                "Set a smaller batch size. Earlier saves are untouched."
+                "Set a smaller batch size. Earlier checkpoints are untouched."
             ) from error
         else:
             meter.add(epoch, batch_id, step, examples, loaded - asked, time.perf_counter() - loaded)

@@ -14,6 +14,7 @@ import time
 
 import numpy as np
 
+from engine import directions
 from engine.journal import SILENT
 
 LOG = logging.getLogger("engine")
@@ -28,10 +29,6 @@ STYLES = {
     ("static", "infer"): Style("{}: {:.6f}, ", "{}: {}, ", "", "{:.2f}", True),
     ("exported", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
 }
-
-# What a graph gives for a step: name -> tensor, and functions without arguments for the metrics so far (name -> float)
-# and for what the package says of the network, each called only when a line is due.
-Step = collections.namedtuple("Step", "tensors metrics status", defaults=(dict,))
 SHOWN_OF_STATUS = 8  # numbers on a line of the package's own
 
 
@@ -48,15 +45,18 @@ class Meter:
         closing: the word after ``epoch: N`` on an epoch's line.
         open_bar: what ``progress.bars`` gives: bars instead of the intervals' lines, or None.
         journal: takes each interval and each epoch as well.
+        higher_is_better: metric -> bool, for the epochs' records in the journal.
     """
 
     def __init__(
-        self, graph_name, job, interval, scalars=None, values_at_end=(), closing="done", open_bar=None, journal=SILENT
-    ):
+        self, graph_name, job, interval, scalars=None, values_at_end=(), closing="done", open_bar=None, journal=SILENT,
+        higher_is_better=None,
+    ):  # fmt: skip
         self.style = STYLES[graph_name, job]
         self.interval, self.scalars, self.values_at_end = interval, scalars, values_at_end
         self.closing, self.step = closing, 0
         self.open_bar, self.bar, self.journal = open_bar, None, journal
+        self.higher_is_better = higher_is_better or {}
 
     @contextlib.contextmanager
     def on_screen(self, epoch, begin=0):
@@ -193,6 +193,7 @@ class Meter:
             LOG.info("epoch: %d %s: %s", epoch, title, _greatest(values))
         event = "epoch" if self.closing == "done" else self.closing
         facts = {"numbers": numbers, "examples": self.seen, "seconds": seconds, "status": status or {}}
+        facts["higher_is_better"] = directions.stated(numbers, self.higher_is_better)
         self.journal.record(event, epoch=epoch, **facts)
         return numbers
 

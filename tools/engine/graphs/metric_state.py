@@ -4,14 +4,30 @@ Paddle's metrics have no ``state_dict``; what they count is in their attributes.
 ``state_dict()``, of numbers and arrays by name, and ``set_state_dict(state)``.
 """
 
+import copy
 import logging
 import numbers
 
 import numpy as np
+from paddle.metric import Accuracy, Auc, Precision, Recall
 
 from engine.errors import UserError
+from engine.interface import offered
 
 LOG = logging.getLogger("engine")
+
+
+def directions(model, metrics, names):
+    """Name -> whether higher is better, for what the package or Paddle states. See the hook ``higher_is_better``."""
+    known = {name: _direction(metric) for name, metric in zip(names, metrics)}
+    known.update(offered(model, "higher_is_better") or {})
+    return {name: bool(higher) for name, higher in known.items() if higher is not None}
+
+
+def _direction(metric):
+    stated = offered(metric, "higher_is_better")
+    is_known = stated is None and isinstance(metric, (Accuracy, Auc, Precision, Recall))
+    return True if is_known else stated
 
 
 def read(metrics):
@@ -24,6 +40,17 @@ def _state(metric):
     if hasattr(metric, "set_state_dict"):
         return metric.state_dict()
     return {name: value for name, value in vars(metric).items() if _is_numeric(value)}
+
+
+def snapshot(metrics):
+    """A copy of what each metric has counted, for ``restore``."""
+    return [copy.deepcopy(each.state_dict() if hasattr(each, "set_state_dict") else vars(each)) for each in metrics]
+
+
+def restore(metrics, states):
+    """Undo what the metrics have counted since ``snapshot``. They stay the same objects: the package may hold them."""
+    for metric, state in zip(metrics, states):
+        metric.set_state_dict(state) if hasattr(metric, "set_state_dict") else vars(metric).update(state)
 
 
 def write(metrics, states, path):
@@ -52,7 +79,7 @@ def write(metrics, states, path):
         others = [name for name, value in vars(metric).items() if not _is_numeric(value) and not _is_fixed(value)]
         if others:
             LOG.warning(
-                "%s.%s cannot be saved: in this epoch the metric counts what came after the save",
+                "%s.%s cannot be saved: from here on this epoch, the metric counts only the steps after the checkpoint",
                 type(metric).__name__,
                 others[0],
             )

@@ -9,35 +9,26 @@ import numpy as np
 import paddle
 from paddle.base.data_feeder import convert_dtype
 
-from engine.errors import UserError, user_errors, user_errors_raised_in
-from engine.graphs import executor, finite, metric_state, programs
-from engine.graphs.device import random_states_kept
+from engine.checkpoints import compatibility, folders, manifests, weight_files
+from engine.errors import UserError, user_errors
+from engine.graphs import executor, finite, programs
+from engine.graphs.graph import Graph, Step
 from engine.interface import offered
-from engine.meter import Step
-from engine.saves import encodings, folders, manifests, same_network, weight_files
-from engine.serving import export
+from engine.seeds import random_states_kept
 
 LOG = logging.getLogger("engine")
 
 
-class StaticGraph:
-    """Same methods as ``DynamicGraph``: the tools drive either.
+class StaticGraph(Graph):
+    """A package's ``StaticModel``. For the arguments and methods see ``Graph``."""
 
-    Args:
-        package: engine.package.Package.
-        config: flat config dict, passed on to the package.
-        settings: the tools' own settings.
-        job: "train" or "infer".
-        place: Paddle's place, for the executor.
-    """
-
-    name = "static"
+    name, module, wrapper = "static", "static_model", "StaticModel"
 
     def __init__(self, package, config, settings, job, place):
         paddle.enable_static()
-        self.package, self.config, self.settings, self.job = package, config, settings, job
+        super().__init__(package, config, settings, job, place)
         self._build()
-        self.place, self.scope = place, paddle.static.global_scope()
+        self.scope = paddle.static.global_scope()
         self.executor = paddle.static.Executor(place)
         paddle.seed(settings.seed)  # again, for the building may have drawn
         self.executor.run(paddle.static.default_startup_program())
@@ -49,34 +40,26 @@ class StaticGraph:
             self._start_from_files()
             self.trained = self._trained()
 
-    @staticmethod
-    def find_wrapper(package):
-        """The package's class for this graph."""
-        return package.find("static_model", "StaticModel", "the wrapper for the static graph")
-
     def _build(self):
         with user_errors(self.config["yaml_path"]):
             self.model = self.find_wrapper(self.package)(self.config)
-            if self.job == "train":
-                self.feeds = list(self.model.create_feeds())
-                self.fetches = self.model.net(self.feeds)
-                self.model.create_optimizer()
+            trains = self.job == "train"
+            self.feeds = list(self.model.create_feeds() if trains else self.model.create_feeds(is_infer=True))
+            if offered(self.model, "build"):
+                self.fetches, self.observed, _ = self.model.build(self.feeds, is_infer=not trains)
             else:
-                self.feeds = list(self.model.create_feeds(is_infer=True))
-                self.fetches = self.model.infer_net(self.feeds)
+                self.fetches = self.model.net(self.feeds) if trains else self.model.infer_net(self.feeds)
+                self.observed = {}
+            if trains:
+                self.model.create_optimizer()
         self.feed_names = [variable.name for variable in self.feeds]
         self.feed_dtypes = [convert_dtype(variable.dtype) for variable in self.feeds]
-        # A package that keeps metrics over an epoch says what is to be observed for them.
-        self.observed = list(offered(self.model, "observed")) if offered(self.model, "create_metrics") else []
-        self.metrics_list, self.metric_names = [], []
 
     def for_evaluation(self, config, settings):
-        """A graph for evaluation beside this one, whose program and variables are its own: see ``take``."""
         with programs.apart():
             return StaticGraph(self.package, config, settings, "infer", self.place)
 
     def take(self, parameters):
-        """Copy what ``parameters()`` of another graph of this network gives; what it has beyond that is left out."""
         mine = self._weights()
         found = {name: parameters[name] for name in mine if name in parameters}
         self._set(weight_files.fit(mine, found, "the network in training"))
@@ -89,29 +72,28 @@ class StaticGraph:
         if settings.use_out_vec:
             self._set(_vectors(settings, self._state("param")))
 
+    def facts(self):
+        describe = offered(self.model, "network_facts")
+        return None if describe is None else describe()
+
     def values_at_end(self):
-        """Names of the fetches that describe the model, not a batch, and of the AUCs that the program accumulates."""
-        return [*offered(self.model, "values_at_end"), *_accumulated_aucs(self.program, self.fetches)]
+        return [*super().values_at_end(), *_accumulated_aucs(self.program, self.fetches)]
 
     def begin_epoch(self, counted=None):
-        """Begin an epoch, or continue in the middle of one if ``counted`` is what ``counted()`` gave there."""
         if self.settings.use_auc and counted is None:
             self._reset_auc()
-        self._new_metrics()
-        if counted is not None:
-            metric_state.write(self.metrics_list, counted, manifests.MANIFEST)
+        self._new_metrics(counted, manifests.MANIFEST)
         self.saved_data = []
 
-    def _new_metrics(self):
-        if self.observed:
-            self.metrics_list, self.metric_names = self.model.create_metrics()
+    def _create_metrics(self):
+        # without observed the package keeps no metrics, and what it prints is fetched
+        return super()._create_metrics() if self.observed else ([], [])
 
-    def counted(self):
-        """What the package's metrics have counted; what a program counts is in its own state."""
-        return metric_state.read(self.metrics_list)
+    def higher_is_better(self):
+        aucs = dict.fromkeys(_accumulated_aucs(self.program, self.fetches), True)
+        return {**aucs, **super().higher_is_better()}
 
     def begin_evaluation(self):
-        """Metrics and AUCs from zero."""
         self._reset_auc()
         self._new_metrics()
         self.saved_data = []
@@ -120,25 +102,17 @@ class StaticGraph:
         self._set({name: np.zeros_like(value) for name, value in self._values(self.auc_states).items()})
 
     def train_step(self, batch):
-        """One step of training.
-
-        Returns:
-            (Step, number of examples).
-        Raises:
-            NotFinite: a number among the fetches, or a parameter that the step has updated, is nan
-                or infinite.
-        """
         step, examples, count = self._execute(batch)
         finite.check_scalars(step.tensors)
         updated = ((name, watched.array()) for name, watched in self.trained)
         finite.check(updated, "after the step, {names} {are} not finite: a gradient was not")
-        self._move_schedule("batch")
+        self._advance_schedule("batch")
         count()
         return step, examples
 
     def _trained(self):
         """The parameters of floats: pairs (what to call it in a message, its ``ScopeTensor`` tensor)."""
-        labels = offered(self.model, "parameter_labels")
+        labels = self.parameter_labels()
         return [
             (labels.get(name, name), executor.ScopeTensor(self.scope.find_var(name).get_tensor(), self.place))
             for name, value in self._state("param").items()
@@ -146,18 +120,15 @@ class StaticGraph:
         ]
 
     def snapshot(self):
-        """A copy of all that a step may change, for ``restore``."""
         return {name: value.copy() for name, value in self._state("all").items()}, self.schedule_state()
 
     def restore(self, snapshot):
-        """Undo the step since ``snapshot``."""
         values, position = snapshot
         self._set(values)
         if position is not None:
             self.program.lr_scheduler.set_state_dict(position)
 
     def infer_step(self, batch):
-        """One step of evaluation: (Step, number of examples)."""
         step, examples, count = self._execute(batch)
         count()
         return step, examples
@@ -165,10 +136,10 @@ class StaticGraph:
     def _execute(self, batch):
         """(Step, number of examples, function that counts the batch for the epoch)."""
         feed = self._feed(batch)
-        fetches = [*self.fetches.values(), *self.observed]
+        fetches = [*self.fetches.values(), *self.observed.values()]
         values = self.executor.run(self.to_run, feed=feed, fetch_list=fetches, scope=self.scope)
         values = [np.asarray(value) for value in values]
-        fetched, observed = values[: len(self.fetches)], values[len(self.fetches) :]
+        fetched, observed = values[: len(self.fetches)], dict(zip(self.observed, values[len(self.fetches) :]))
 
         def count():
             if self.observed:
@@ -189,35 +160,21 @@ class StaticGraph:
                 f"{len(self.feed_names)}: {', '.join(self.feed_names)}."
             )
         if offered(self.model, "check_batch"):
-            with user_errors_raised_in(*self.package.folders):
+            with self._errors_of_the_package():
                 self.model.check_batch(batch)
         return {
             name: _converted(name, np.asarray(value), dtype, len(variable.shape))
             for name, value, dtype, variable in zip(self.feed_names, batch, self.feed_dtypes, self.feeds)
         }
 
-    def end_epoch(self):
-        self._move_schedule("epoch")
-
-    def _move_schedule(self, when):
-        schedule = getattr(self.program, "lr_scheduler", None)
-        if self.settings.lr_step == when and schedule is not None:
-            schedule.step()
-
-    def metrics(self):
-        """The package's metrics so far: name -> float; {} where it keeps none and its numbers are fetched."""
-        return {name: float(metric.accumulate()) for name, metric in zip(self.metric_names, self.metrics_list)}
+    def _schedule(self):
+        return getattr(self.program, "lr_scheduler", None)
 
     def status(self):
-        """What the package says of the network: title -> name -> number; {} if it says nothing."""
-        describe = offered(self.model, "status")
-        if describe is None:
-            return {}
-        with random_states_kept():  # it may build a network, whose initial values are drawn
-            return describe(self._state("param"))
+        with random_states_kept():  # it may build layers, whose initial values are drawn
+            return self._describe(self._state("param"))
 
     def parameters(self):
-        """Weights and running statistics by the names they are saved under."""
         return self._state("param")
 
     def write(self, folder):
@@ -232,35 +189,20 @@ class StaticGraph:
             with folders.written_by_paddle(prefix, lambda: _check_program(prefix + ".json")):
                 paddle.static.save(self.program, prefix)
         if self.settings.use_inference:
-            self.export(folder)
-
-    def export(self, folder):
-        """Write an exported model of the weights as they are."""
-        weights, settings = self._state("param"), self.settings
-        source = export.Source(
-            self.model, self.config, self.program, self.feeds, self.executor, weights, self.package.encoding
-        )
-        export.write(folder, source, settings.save_inference_feed_varnames, settings.save_inference_fetch_varnames)
+            self.exporter(self, folder)
 
     def write_data(self, parent):
-        """With ``use_save_data``, write the fetches of all batches of the epoch to ``parent``/result.npy."""
         if self.settings.use_save_data:
             rows = np.empty([len(self.saved_data), len(self.fetches)], object)
             for i, values in enumerate(self.saved_data):
                 rows[i] = values
-            folders.write_file(os.path.join(parent, "result.npy"), lambda file: np.save(file, rows))
+            folders.write_file(result_path(parent), lambda file: np.save(file, rows))
 
     def read(self, folder, partly=False):
-        """Load the weights of an epoch folder of either graph.
-
-        Raises:
-            UserError: they are missing, broken, or another network's.
-        """
         self._take(weight_files.read_weights(folder), partly)
 
     def _take(self, weights, partly=False):
-        same_network.check(self.model, weights, self.config)
-        encodings.check(weights.encoding, self.package.encoding, weights.path)
+        compatibility.check(weights, self.model, self.config, self.package.encoding)
         self._set(weight_files.fit(self._weights(), weights.by_name, weights.path, partly))
 
     def _weights(self):
@@ -272,7 +214,6 @@ class StaticGraph:
         self._set(weight_files.fit(self._state("opt"), found, path, partly=True) if found else {})
 
     def resume(self, folder, schedule_state):
-        """Take up weights, optimizer state and schedule from a folder that ``write`` filled."""
         weights = weight_files.read_weights(folder)
         self._take(weights)
         path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC)
@@ -280,14 +221,13 @@ class StaticGraph:
         # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
         saved = weights.by_name
         self._set({n: saved[n] for n in self._state("param") if n.startswith("learning_rate_") and n in saved})
-        schedule = getattr(self.program, "lr_scheduler", None)
+        schedule = self._schedule()
         if schedule is not None:
             path = os.path.join(folder, manifests.MANIFEST)
             schedule.set_state_dict(weight_files.fit_schedule(schedule.state_dict(), schedule_state, path))
 
     def schedule_state(self):
-        """Position of the learning rate's schedule, or None if there is none."""
-        schedule = getattr(self.program, "lr_scheduler", None)
+        schedule = self._schedule()
         return None if schedule is None else copy.deepcopy(schedule.state_dict())
 
     def _state(self, kind):
@@ -300,6 +240,11 @@ class StaticGraph:
     def _set(self, values):
         for name, value in values.items():
             self.scope.find_var(name).get_tensor().set(value, self.place)
+
+
+def result_path(parent):
+    """Where ``use_save_data`` writes the fetches, in the folder of the epoch folders."""
+    return os.path.join(parent, "result.npy")
 
 
 def _converted(name, array, dtype, rank):

@@ -8,7 +8,6 @@ signature.json                 the reader's items, which of them are inputs, the
 """
 
 import collections
-import json
 import logging
 import os
 import re
@@ -18,13 +17,14 @@ import paddle
 from paddle.base.data_feeder import convert_dtype
 from paddle.base.proto import framework_pb2
 
+from engine.checkpoints import compatibility, folders
 from engine.errors import UserError, user_errors
 from engine.graphs import programs
 from engine.interface import offered
-from engine.saves import encodings, folders, manifests
+from engine.serving import signature
+from engine.serving.signature import PREFIX
 
 LOG = logging.getLogger("engine")
-PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 2
 # outputs with a column for each class of a task, in a package that does not say which tasks it has
 OF_TASK = re.compile(r"(logits|probabilities)(\d*)")
 
@@ -41,7 +41,7 @@ def write(folder, source, feed_names=(), fetch_names=()):
     """Export the outputs that are named, or all outputs of the tasks.
 
     A name is a key of the dict that the package's ``export_net`` returns or, failing that, a feed's
-    name or a key of the dicts ``infer_net`` returns and ``export_vars``, in a program built again for
+    name or a key of the dicts that ``build`` or ``infer_net`` return, in a program built again for
     inference. Failing that too, in a legacy program, it may be any variable of the graph's own
     program, as in PaddleRec.
 
@@ -66,8 +66,17 @@ def write(folder, source, feed_names=(), fetch_names=()):
     path = os.path.join(folder, PREFIX)
     with folders.written_by_paddle(path, lambda: read_back(path, source)):
         paddle.static.save_inference_model(path, variables, outputs, source.executor, program=built.program)
-    encodings.copy(source.encoding, path + ".")
-    _write_signature(folder, built, inputs, names, encodings.digests(source.encoding))
+    compatibility.copy_encoding(source.encoding, path + ".")
+    _write_signature(folder, built, inputs, names, compatibility.digests(source.encoding))
+
+
+def write_graph(graph, folder):
+    """``write`` the network of a StaticGraph, with the weights that it has."""
+    weights, settings = graph.parameters(), graph.settings
+    source = Source(
+        graph.model, graph.config, graph.program, graph.feeds, graph.executor, weights, graph.package.encoding
+    )
+    write(folder, source, settings.save_inference_feed_varnames, settings.save_inference_fetch_varnames)
 
 
 def read_back(path, source):
@@ -125,7 +134,7 @@ def _inference_programs(source):
     """What may be exported, one after the other; each shares the source's parameters by their names."""
     if offered(source.model, "export_net"):
         yield _build(source, lambda model, feeds: model.export_net(feeds, source.parameters))
-    yield _build(source, lambda model, feeds: {**model.infer_net(feeds), **offered(model, "export_vars")})
+    yield _build(source, _infer_net)
 
 
 def _build(source, network):
@@ -136,6 +145,13 @@ def _build(source, network):
     inputs = {variable.name: variable for variable in feeds}
     tasks = model.export_tasks() if offered(model, "export_tasks") else None
     return Built(program, feeds, inputs, {**inputs, **outputs}, tasks)
+
+
+def _infer_net(model, feeds):
+    if not offered(model, "build"):
+        return model.infer_net(feeds)
+    fetches, _, outputs = model.build(feeds, is_infer=True)
+    return {**fetches, **outputs}
 
 
 def _needed_feeds(built, outputs):
@@ -158,13 +174,10 @@ def _write_signature(folder, built, inputs, names, encoding):
     outputs = [
         {"name": name, "per_example": name in of_tasks or list(built.outputs[name].shape[:1]) == [-1]} for name in names
     ]
-    files = {name: digest for name, digest in manifests.digests(folder).items() if name.startswith(PREFIX)}
-    facts = {"format": FORMAT, "feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": tasks}
-    facts.update(paddle=paddle.__version__, files=files)
+    facts = {"feeds": feeds, "inputs": inputs, "outputs": outputs, "tasks": tasks, "paddle": paddle.__version__}
     if encoding:
         facts["encoding"] = encoding
-    with open(os.path.join(folder, SIGNATURE), "w", encoding="utf-8") as file:
-        json.dump(facts, file, indent=1)
+    signature.write(folder, facts)
 
 
 def _tasks(built, names):
@@ -188,10 +201,7 @@ def _guessed_tasks(built):
     needed = _needed_feeds(built, [built.outputs[name] for task in tasks.values() for name in task.values()])
     labels = [v.name for v in built.feeds if v.name not in needed and _may_be_label(v)]
     labels = labels if len(labels) == len(tasks) else [None] * len(tasks)
-    return [
-        {"suffix": suffix, "kind": "classes", "outputs": outputs, "label": label}
-        for (suffix, outputs), label in zip(tasks.items(), labels)
-    ]
+    return [signature.of_classes(suffix, outputs, label) for (suffix, outputs), label in zip(tasks.items(), labels)]
 
 
 def _may_be_label(variable):

@@ -1,5 +1,8 @@
 """Predictions as a file, CSV or NPZ. Each table takes a binary file, open for writing, and a model's signature."""
 
+import csv
+import io
+
 import numpy as np
 
 
@@ -20,13 +23,20 @@ class CsvFile:
         columns = {**columns, **{key: column for name in self.others for key, column in _flat(name, outputs[name])}}
         size = len(next(iter(columns.values())))
         columns = {"index": np.arange(self.rows, self.rows + size), **columns}
-        lines = [] if self.rows else [",".join(columns)]
+        lines = [] if self.rows else [_header(columns)]
         texts = [[f"{x:.7g}" if column.dtype.kind == "f" else str(x) for x in column] for column in columns.values()]
         self.file.write("".join(line + "\n" for line in lines + [",".join(row) for row in zip(*texts)]).encode())
         self.rows += size
 
     def close(self):
         """Nothing is left to write."""
+
+
+def _header(names):
+    """The names as a line of CSV: those of tasks may have commas and quotes."""
+    line = io.StringIO()
+    csv.writer(line, lineterminator="").writerow(names)
+    return line.getvalue()
 
 
 def _flat(name, values):

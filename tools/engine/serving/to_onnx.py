@@ -6,7 +6,7 @@ import os
 import paddle
 
 from engine.errors import UserError
-from engine.serving.export import PREFIX, SIGNATURE
+from engine.serving.signature import PREFIX, SIGNATURE
 
 
 def write(folder):

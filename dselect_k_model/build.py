@@ -1,0 +1,64 @@
+"""A config's keys -> ``net.py``'s network."""
+
+import logging
+import math
+
+import net
+from dselect_k_model import training
+from dselect_k_model.experts import make_expert
+from dselect_k_model.gates import expert_num, make_gate
+
+LOG = logging.getLogger("dselect_k")
+
+
+def build(hyper):
+    """The network that ``hyper`` describes.
+
+    Layers are created in a fixed order, so that both graphs give their parameters the same names.
+
+    Args:
+        hyper: HyperParameters.
+    Returns:
+        net.MultiTaskNetwork.
+    """
+    inputs = bottom = None
+    shape = list(hyper.input_image)
+    if hyper.is_table:
+        inputs = net.TableInput(
+            hyper.input_dense_size, hyper.input_vocabulary_sizes, hyper.input_embedding_size, hyper.sparse_gradients
+        )
+        shape = [inputs.out_size]
+    if hyper.bottom == "cnn":
+        bottom = net.CNN(shape, hyper.expert_norm)
+    elif hyper.bottom == "mlp":
+        bottom = net.MLP(math.prod(shape), hyper.bottom_sizes, hyper.expert_norm, activate_output=True)
+    if bottom is not None:
+        shape = [bottom.out_size]
+    tasks = hyper.task_list
+    if expert_num(hyper) != hyper.expert_num:
+        LOG.info("the gate %s has %d experts; expert_num is ignored", hyper.gate, expert_num(hyper))
+    return net.MultiTaskNetwork(
+        [make_expert(hyper, shape) for _ in range(expert_num(hyper))],
+        [make_gate(hyper, t, math.prod(shape)) for t in range(len(tasks))],
+        [net.MLP(hyper.expert_size, [*task.tower_sizes, task.kind.out_size]) for task in tasks],
+        hyper.expert_size,
+        bottom,
+        inputs,
+        entropy_ramp=training.entropy_ramp(hyper.entropy_weight, hyper.entropy_schedule, hyper.entropy_ramp_steps),
+        penalty_weights={"balance": hyper.balance_weight},
+        learned_balance=hyper.task_balance == "uncertainty",
+    )
+
+
+class NetworkFacts:
+    """What the tools may know of a network.
+
+    Args:
+        network: net.MultiTaskNetwork.
+    """
+
+    def __init__(self, network):
+        self.per_example = network.per_example  # whether a gate has weights for each example
+        self.parameter_labels = network.parameter_labels()  # parameter's name -> what to call it in a message
+        # printed values that describe the network, not a batch: an epoch's is the one at its end
+        self.values_at_end = () if network.per_example else ("experts_used",)

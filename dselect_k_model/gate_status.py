@@ -1,0 +1,38 @@
+"""What the log says of the gates: the experts that each task uses."""
+
+import numpy as np
+
+
+def experts_of_tasks(tasks, weights, over=""):
+    """The experts that each task uses: title -> expert's number, from 0, as text -> weight.
+
+    Args:
+        tasks: list of Task.
+        weights: by task, array [n].
+        over: what a weight is a mean over, if it is one.
+    """
+    return {
+        f"task {task.title} experts{over}": {str(i): float(w) for i, w in enumerate(of_task) if w > 0}
+        for task, of_task in zip(tasks, weights)
+    }
+
+
+class MeanWeights:
+    """Mean weights of per-example gates, over all examples of an evaluation, or over the last batch of training."""
+
+    def __init__(self):
+        self.sums, self.examples = (), 0
+
+    def count(self, weights, examples, training):
+        """Count a batch: by task, the experts' mean weights, array [n]; in training it replaces the last one."""
+        sums = [np.asarray(w, "float64") * examples for w in weights]
+        if self.examples and not training:
+            sums, examples = [a + b for a, b in zip(self.sums, sums)], self.examples + examples
+        self.sums, self.examples, self.training = sums, examples, training
+
+    def of_tasks(self, tasks):
+        """See ``experts_of_tasks``; {} before the first batch."""
+        if not self.examples:
+            return {}
+        over = f", mean weights over {'the last batch' if self.training else 'all examples'}"
+        return experts_of_tasks(tasks, [total / self.examples for total in self.sums], over)

@@ -1,0 +1,376 @@
+"""The ``hyper_parameters.*`` keys of a config, declared and checked."""
+
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+import paddle
+
+import net
+from dselect_k_model import tasks
+from dselect_k_model.config_key import NETWORK, Key, check_all
+from dselect_k_model.experts import EXPERTS
+from dselect_k_model.gates import GATES, options_in_force
+from dselect_k_model.kinds import KINDS
+
+LOG = logging.getLogger("dselect_k")
+PREFIX = tasks.PREFIX
+OPTIONS = ("gate_options", "expert_options")  # sections whose keys a gate or an expert of the user's declares
+
+
+def _field(*args, **kwargs):
+    key = Key(*args, **kwargs)
+    return dataclasses.field(default=key.default, metadata={"key": key})
+
+
+@dataclasses.dataclass(frozen=True)
+class HyperParameters:
+    """Every key, checked. A field ``optimizer_x`` is the key ``hyper_parameters.optimizer.x``; ``input_x`` likewise.
+
+    Raises:
+        ValueError: a value has the wrong type, is out of range, or does not go with another.
+    """
+
+    input_image: tuple = _field(
+        "sizes", (1, 36, 36), "The channels, height and width of an image.", high=65536, decides=NETWORK
+    )
+    input_dense_size: int = _field(
+        int,
+        0,
+        "The number of numeric features, where an example is a row of a table.",
+        low=0,
+        high=1000000,
+        decides=NETWORK,
+    )
+    input_vocabulary_sizes: tuple = _field(
+        "sizes",
+        (),
+        "The number of ids of each categorical feature, where an example is a row of a table.",
+        high=2**31,
+        decides=NETWORK,
+    )
+    input_embedding_size: int = _field(int, 8, "The width of an id's embedding.", low=1, high=65536, decides=NETWORK)
+    bottom: str = _field(
+        "choice",
+        "none",
+        "The layers that gates and experts share: none, convolutions (cnn), or linear layers (mlp).",
+        choices=("none", "cnn", "mlp"),
+        decides=NETWORK,
+    )
+    bottom_sizes: tuple = _field(
+        "sizes", (128,), "The widths of the layers of an mlp bottom.", high=65536, decides=NETWORK
+    )
+    gate: str = _field(
+        "name",
+        "dselect_k",
+        "The gate. dselect_k has free parameters, shared by all examples; dselect_k_per_example computes them from "
+        "the example; the others are baselines; module.function makes a gate of your own.",
+        choices=tuple(GATES),
+        decides=NETWORK,
+    )
+    tasks: tuple = _field(
+        "mappings",
+        (),
+        f"The tasks, each with a kind ({', '.join(KINDS)}, or module.name of your own) and its keys; if empty, there "
+        "are task_num tasks of class_num classes.",
+        decides=NETWORK,
+    )
+    task_num: int = _field(int, 2, "The number of tasks, where tasks is empty.", low=1, high=64, decides=NETWORK)
+    class_num: int = _field(
+        int, 10, "The number of classes of each task, where tasks is empty.", low=2, high=65536, decides=NETWORK
+    )
+    task_weights: tuple = _field(
+        "weights", (), "The weight of each task in the loss, where tasks is empty; if empty, 1 for each."
+    )
+    task_balance: str = _field(
+        "choice",
+        "fixed",
+        "How the tasks' losses are summed: by their weights (fixed), or by learned variances too (uncertainty, "
+        "Kendall et al. 2018).",
+        choices=("fixed", "uncertainty"),
+        decides=NETWORK,
+    )
+    expert: str = _field(
+        "name",
+        "auto",
+        "The expert. auto is cnn for an image and mlp for a vector; module.function makes a layer of your own.",
+        choices=tuple(EXPERTS),
+        decides=NETWORK,
+    )
+    expert_num: int = _field(int, 8, "The number of experts, shared by all tasks.", low=1, high=1024, decides=NETWORK)
+    expert_size: int = _field(int, 50, "The width of an expert's output.", low=1, high=65536, decides=NETWORK)
+    expert_hidden_sizes: tuple = _field(
+        "sizes", (64,), "The widths of the hidden layers of an mlp expert.", high=65536, decides=NETWORK
+    )
+    expert_norm: str = _field(
+        "choice",
+        "batch",
+        "The norm of an expert's hidden layers: batch, group (layer norm in an mlp), or none (as in the paper). With "
+        "group or none, a per-example gate's experts compute only their own examples in training too.",
+        choices=net.NORMS,
+        decides=NETWORK,
+    )
+    expert_activation: str = _field(
+        "choice", "relu", "The activation of an mlp expert.", choices=tuple(net.ACTIVATIONS), decides=NETWORK
+    )
+    expert_dropout: float = _field(
+        float, 0.0, "The share of an mlp expert's hidden units that training drops.", low=0, high=0.99
+    )
+    top_k: int = _field(int, 2, "The largest number of experts that a task uses.", low=1, high=1024, decides=NETWORK)
+    gamma: float = _field(float, 1.0, "The width of the smooth-step's band.", above=0, decides=NETWORK)
+    tower_size: int = _field(int, 50, "The width of a tower's two hidden layers.", low=1, high=65536, decides=NETWORK)
+    entropy_weight: float = _field(
+        float, 0.1, "The weight of the entropy term, which pulls each selector to a single expert.", low=0
+    )
+    entropy_schedule: str = _field(
+        "choice",
+        "constant",
+        "How the entropy term's weight grows from 0 over entropy_ramp_steps.",
+        choices=("constant", "linear", "cosine"),
+    )
+    entropy_ramp_steps: int = _field(
+        int, 1000, "The number of training steps until entropy_weight is reached.", low=1, high=1000000
+    )
+    balance_weight: float = _field(float, 0.01, "The weight of the load-balancing term of the top-k gates.", low=0)
+    optimizer_class: str = _field(
+        "choice",
+        "adam",
+        "The optimizer. lazy_adam updates only the embeddings of a batch's ids; it needs trainer.py with "
+        "to_static: false.",
+        choices=("adam", "adamw", "lazy_adam", "sgd"),
+    )
+    optimizer_learning_rate: float = _field(float, 0.001, "The learning rate; with a schedule, its peak.", above=0)
+    optimizer_schedule: str = _field(
+        "choice",
+        "constant",
+        "The schedule of the learning rate over the whole training.",
+        choices=("constant", "cosine", "one_cycle"),
+    )
+    optimizer_warmup_steps: int = _field(
+        int, 0, "The number of training steps over which the learning rate rises from 0.", low=0
+    )
+    optimizer_gate_learning_rate_factor: float = _field(
+        float, 1.0, "The gates' learning rate, as a multiple of the others'.", above=0
+    )
+    optimizer_weight_decay: float = _field(
+        float,
+        0.0,
+        "The L2 penalty (adam, sgd) or decoupled decay (adamw) of all parameters but the gates'; 0 for lazy_adam.",
+        low=0,
+    )
+    optimizer_momentum: float = _field(float, 0.9, "The momentum of sgd.", low=0)
+    optimizer_clip_norm: float = _field(float, 0.0, "The largest norm of all gradients together; 0: no limit.", low=0)
+    gate_options: Any = dataclasses.field(default_factory=dict)  # as a gate of the user's declares them
+    expert_options: Any = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name, (field, key) in _keys().items():
+            object.__setattr__(self, field, key.check(PREFIX + name, getattr(self, field)))
+        object.__setattr__(self, "task_list", self._task_list())
+        self._check_together()
+
+    @classmethod
+    def from_config(cls, config):
+        """Read the flat config dict of PaddleRec's tools.
+
+        Args:
+            config: dict of dotted keys; all that do not begin with ``hyper_parameters.`` are skipped.
+        Returns:
+            HyperParameters. Logs one line where a config written for PaddleRec's DSelect-k is read otherwise.
+        Raises:
+            ValueError: a key is unknown, a value has the wrong type or is out of range.
+        """
+        given = {key[len(PREFIX) :]: value for key, value in config.items() if key.startswith(PREFIX)}
+        given = _translate_paddlerec(given)
+        sections = {section: {} for section in OPTIONS}
+        for name in list(given):
+            section, _, option = name.partition(".")
+            if section in sections and option:
+                sections[section][option] = given.pop(name)
+        keys = _keys()
+        check_all({name: key for name, (_, key) in keys.items()}, given, PREFIX)
+        return cls(**{keys[name][0]: value for name, value in given.items()}, **sections)
+
+    @classmethod
+    def defaults(cls):
+        """Every key of this model, dotted as in a config, with its default."""
+        return {PREFIX + name: key.default for name, key in cls.keys().items()}
+
+    @classmethod
+    def keys(cls):
+        """The declarations: name without ``hyper_parameters.`` -> Key."""
+        return {name: key for name, (_, key) in _keys().items()}
+
+    @property
+    def is_table(self):
+        """Whether an example is a row of a table, not an image."""
+        return bool(self.input_dense_size or self.input_vocabulary_sizes)
+
+    @property
+    def sparse_gradients(self):
+        """Whether there are embeddings, and the optimizer moves only those of a batch's ids."""
+        plain_sgd = self.optimizer_class == "sgd" and not self.optimizer_momentum and not self.optimizer_weight_decay
+        return bool(self.input_vocabulary_sizes) and (plain_sgd or self.optimizer_class == "lazy_adam")
+
+    def inputs(self):
+        """What the network reads of an example, in the reader's order: a list of (name, shape, dtype).
+
+        Floats are of Paddle's default dtype, as the network's parameters are.
+        """
+        if not self.is_table:
+            return [("image", list(self.input_image), paddle.get_default_dtype())]
+        dense = [("dense", [self.input_dense_size], paddle.get_default_dtype())] if self.input_dense_size else []
+        return dense + ([("ids", [len(self.input_vocabulary_sizes)], "int64")] if self.input_vocabulary_sizes else [])
+
+    def labels(self):
+        """The labels of the tasks, in the reader's order, likewise."""
+        found = []
+        for task in self.task_list:
+            shape = [task.kind.label_size] if task.kind.label_size > 1 else []
+            found.append((f"label{task.suffix}", shape, task.kind.label_dtype or paddle.get_default_dtype()))
+        return found
+
+    def split(self, batch):
+        """A batch in the reader's order -> (inputs, labels of the tasks). Further items are ignored.
+
+        Raises:
+            ValueError: the reader gives fewer labels than there are tasks.
+        """
+        input_num, task_num = len(self.inputs()), len(self.task_list)
+        inputs, labels = list(batch[:input_num]), list(batch[input_num : input_num + task_num])
+        if len(labels) < task_num:
+            raise ValueError(
+                f"the reader gives {len(labels)} labels, but there are {task_num} tasks ({PREFIX}tasks or task_num). "
+                f"Set task_num to {len(labels)}, or use a reader with {task_num} labels."
+            )
+        return inputs, labels
+
+    def check_batch(self, batch):
+        """Raise ValueError if a batch has an id outside its vocabulary, or a label out of range."""
+        inputs, labels = self.split(batch)
+        for (name, *_), item in zip(self.inputs(), inputs):
+            if name == "ids":
+                _check_ids(np.asarray(item), self.input_vocabulary_sizes)
+        for task, label in zip(self.task_list, labels):
+            label = np.asarray(label)
+            if label.size != len(label) * task.kind.label_size:
+                raise ValueError(
+                    f"a label of task {task.title} has the shape {list(label.shape[1:])}, but must be "
+                    f"[{task.kind.label_size}]."
+                )
+            wrong = task.kind.out_of_range(label)
+            if wrong.any():
+                raise ValueError(
+                    f"a label of task {task.title} is {label[wrong].max()}, but must be {task.kind.label_words}. Set "
+                    "its number of classes (class_num, or classes in tasks)."
+                )
+
+    def _task_list(self):
+        if self.tasks:
+            return tasks.parse(self.tasks, self.tower_size)
+        weights = self.task_weights or [1.0] * self.task_num
+        entries = [{"classes": self.class_num, "weight": weight} for weight in weights]
+        return tasks.parse(entries, self.tower_size)
+
+    def _check_together(self):
+        if self.top_k > self.expert_num and getattr(GATES.get(self.gate), "has_top_k", True):
+            raise ValueError(
+                f"{PREFIX}top_k is {self.top_k}, but there are only {self.expert_num} experts "
+                f"(expert_num). Set top_k to a whole number from 1 to {self.expert_num}."
+            )
+        if self.task_weights and len(self.task_weights) != self.task_num:
+            raise ValueError(
+                f"{PREFIX}task_weights has {len(self.task_weights)} numbers, but there are "
+                f"{self.task_num} tasks (task_num). Give one for each task, or an empty list."
+            )
+        if self.optimizer_schedule == "one_cycle" and self.optimizer_warmup_steps:
+            raise ValueError(
+                f"{PREFIX}optimizer.warmup_steps is {self.optimizer_warmup_steps}, but the "
+                "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule."
+            )
+        if self.optimizer_class == "lazy_adam" and (self.optimizer_weight_decay or not self.input_vocabulary_sizes):
+            raise ValueError(
+                f"{PREFIX}optimizer.class is lazy_adam, which needs embeddings (input.vocabulary_sizes), and no "
+                "weight_decay, which would move all of them at each step. Use adam, or change these keys."
+            )
+        if len(self.input_image) != 3:
+            raise ValueError(f"{PREFIX}input.image is {list(self.input_image)}, but must be [channels, height, width].")
+        if self.is_table and (self.bottom == "cnn" or self.expert == "cnn"):
+            raise ValueError(
+                f"{PREFIX}input.dense_size or vocabulary_sizes describe a table, but bottom or expert is cnn. Use mlp."
+            )
+        if self.bottom != "none" and self.expert == "cnn":
+            raise ValueError(f"{PREFIX}expert is cnn, but behind the bottom {self.bottom} there is no image. Use mlp.")
+        for part, registry in (("gate", GATES), ("expert", EXPERTS)):
+            options = getattr(self, f"{part}_options")
+            if options and getattr(self, part) in registry:
+                raise ValueError(
+                    f"{PREFIX}{part}_options has {', '.join(options)}, but these are keys of a {part} of your own, and "
+                    f"{part} is {getattr(self, part)}. Remove them."
+                )
+
+
+def _keys():
+    """Name without ``hyper_parameters.`` -> (field, Key)."""
+    found = {}
+    for field in dataclasses.fields(HyperParameters):
+        section, _, rest = field.name.partition("_")
+        name = f"{section}.{rest}" if section in ("optimizer", "input") else field.name
+        if "key" in field.metadata:
+            found[name] = field.name, field.metadata["key"]
+    return found
+
+
+def network_config(config):
+    """The keys that decide what the network computes, and their values in force: dotted key -> value.
+
+    A checkpoint fits any config that agrees in these. The other keys shape the training alone.
+
+    Args:
+        config: flat config dict, of this run or of a checkpoint.
+    Raises:
+        ValueError: as ``HyperParameters.from_config``.
+    """
+    hyper = HyperParameters.from_config(config)
+    values = {PREFIX + name: getattr(hyper, field) for name, (field, key) in _keys().items() if key.decides == NETWORK}
+    values[PREFIX + "tasks"] = [
+        {key: value for key, value in entry.items() if key not in (*tasks.TRAINING_KEYS, *task.kind.training_keys)}
+        for entry, task in zip(hyper.tasks, hyper.task_list)
+    ]
+    for part, registry in (("gate", GATES), ("expert", EXPERTS)):
+        options = options_in_force(registry, getattr(hyper, part), getattr(hyper, f"{part}_options"), PREFIX + part)
+        values.update({f"{PREFIX}{part}_options.{name}": value for name, value in options.items()})
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _check_ids(ids, sizes):
+    wrong = (ids < 0) | (ids >= np.asarray(sizes))
+    if wrong.any():
+        row, field = (int(i[0]) for i in np.nonzero(wrong))
+        raise ValueError(
+            f"example {row} of a batch has the id {ids[row, field]} in categorical feature {field}, whose ids are 0 to "
+            f"{sizes[field] - 1} ({PREFIX}input.vocabulary_sizes)."
+        )
+
+
+def _translate_paddlerec(given):
+    """Read the keys of a config written for PaddleRec's DSelect-k, and log once what is read otherwise."""
+    notes = []
+    given = dict(given)
+    if "gate_num" in given:
+        given.setdefault("task_num", given["gate_num"])
+        del given["gate_num"]
+        notes.append("gate_num is read as task_num (each task has a gate of its own)")
+    for key in ("feature_size", "optimizer.strategy"):
+        if key in given:
+            del given[key]
+            notes.append(f"{key} has no meaning here and is ignored")
+    if notes:
+        if "entropy_weight" not in given:
+            notes.append("the gates have an entropy regulariser (set entropy_weight: 0 for none)")
+        LOG.warning(
+            "this config was written for PaddleRec's DSelect-k: %s; softmax is applied once, in the loss.",
+            "; ".join(notes),
+        )
+    return given

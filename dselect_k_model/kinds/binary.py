@@ -1,0 +1,57 @@
+"""Yes or no: sigmoid cross-entropy, AUC and log-loss."""
+
+import math
+
+import numpy as np
+import paddle.nn.functional as F
+
+from dselect_k_model.config_key import Key
+from dselect_k_model.kinds.kind import Kind
+
+
+class Binary(Kind):
+    """Yes or no. Labels are 0 or 1, of any dtype; below 0 or nan: missing."""
+
+    keys = {
+        "positive_weight": Key(float, 1.0, "The weight of positive examples in the loss; metrics ignore it.", above=0)
+    }
+    training_keys = ("positive_weight",)
+    metrics = ("auc", "logloss")
+    class_num, positive = 2, 1
+    exports = ("logits", "probabilities")
+    columns = (
+        {"name": "prediction", "of": "probabilities", "take": ["above", 0.5]},
+        {"name": "prediction", "of": "logits", "take": ["above", 0.0]},
+        {"name": "probability", "of": "probabilities", "take": "value"},
+    )
+    prediction_metric = ("Accuracy", "prediction", "equal")
+    label_words = "0 or 1"
+
+    def __init__(self, positive_weight=1.0):
+        self.positive_weight = positive_weight
+
+    def is_wrong(self, column):
+        return (column != 0) & (column != 1)
+
+    @classmethod
+    def suggest(cls, summary):
+        if not summary.whole or summary.least < 0 or summary.greatest > 1:
+            return None
+        return {"kind": "binary"}, f"{summary.least:g} to {summary.greatest:g}"
+
+    def losses(self, output, label):
+        """Sigmoid cross-entropy, from the logit: stable at any size of it."""
+        return -(self.positive_weight * label * F.log_sigmoid(output) + (1.0 - label) * F.log_sigmoid(-output))
+
+    def decisions(self, output):
+        return (output[:, 0] > 0).astype(int)
+
+    def scores(self, output):
+        return output[:, 0]
+
+    def log_probabilities(self, output):
+        return -np.logaddexp(0, output[:, :1] * [1, -1])  # log(1 - p), log(p)
+
+    def export(self, output):
+        # e to the log of the sigmoid: the legacy programs of Paddle 3.x build no sigmoid
+        return {"logits": output, "probabilities": math.e ** F.log_sigmoid(output)}

@@ -1,0 +1,188 @@
+"""The tasks that a config describes, and the loss that training minimizes.
+
+A label may be missing. Its example is then not part of the task's loss and metrics, as if it were not there.
+Shapes in comments: B batch, C width of a task's output.
+"""
+
+import dataclasses
+import math
+from typing import Any, NamedTuple
+
+import paddle
+
+from dselect_k_model.config_key import NETWORK, STEP, Key, check_all
+from dselect_k_model.kinds import KINDS, Kind
+from dselect_k_model.metrics import METRICS, Metric
+from dselect_k_model.users_objects import find
+
+PREFIX = "hyper_parameters."
+KEYS = {  # of every task, beside those of its kind
+    "name": Key(str, None, "The task's name, which ends the names of its metrics; without one, its number does."),
+    "kind": Key("name", None, "The kind of task; it may be omitted where classes is given.", choices=tuple(KINDS)),
+    "weight": Key(float, 1.0, "The weight of the task's loss.", low=0, decides=STEP),
+    "tower_sizes": Key("sizes", None, "The widths of the tower's hidden layers.", high=65536, decides=NETWORK),
+    "metrics": Key("texts", None, f"The metrics to report: {', '.join(METRICS)}, or module.name of your own."),
+}
+TRAINING_KEYS = ("weight", "metrics")  # they shape the training or the log alone: a checkpoint fits other values
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task of the network.
+
+    Args:
+        kind: an object of a class in ``KINDS``, or of the user's.
+        suffix: what ends the names of its metrics: 1, 2, ... or _ and the task's name.
+        weight: of its loss.
+        tower_sizes: widths of its tower's hidden layers.
+        metrics: classes of its metrics.
+    """
+
+    kind: Kind
+    suffix: str
+    weight: float = 1.0
+    tower_sizes: tuple = (50, 50)
+    metrics: tuple = ()
+
+    @property
+    def title(self):
+        """What to call it in a message: its name or number."""
+        return self.suffix[1:] if self.suffix.startswith("_") else self.suffix
+
+    def named(self, values):
+        """The same dict with this task's suffix at each name."""
+        return {f"{name}{self.suffix}": value for name, value in values.items()}
+
+
+def parse(entries, tower_size):
+    """The tasks that ``hyper_parameters.tasks`` describes: a list of Task.
+
+    Args:
+        entries: mappings, as YAML gives them.
+        tower_size: width of the hidden layers of a tower whose entry gives no ``tower_sizes``.
+    Raises:
+        ValueError: a key is unknown or missing, a value is not allowed, or two tasks have one name.
+    """
+    found = [_parse_one(number, entry, tower_size) for number, entry in enumerate(entries)]
+    names = [task.suffix for task in found]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{PREFIX}tasks has two tasks of one name: {', '.join(names)}.")
+    return found
+
+
+def _parse_one(number, entry, tower_size):
+    where = f"{PREFIX}tasks[{number}]."
+    entry = {str(name): value for name, value in entry.items()}
+    kind_class, kind_name = kind_of(entry, where)
+    values = check_all({**KEYS, **kind_class.keys}, entry, where, f"a task of kind {kind_name}")
+    name = values["name"]
+    if "name" in entry and not (
+        isinstance(entry["name"], str) and name and name.strip() == name and name.isprintable()
+    ):
+        raise ValueError(f"{where}name is {entry['name']!r}, but must be a text of one line; put it in quotes.")
+    try:
+        kind = kind_class(**{key: values[key] for key in kind_class.keys})
+    except ValueError as error:
+        raise ValueError(f"{where}{error}") from error
+    sizes = (tower_size, tower_size) if values["tower_sizes"] is None else values["tower_sizes"]
+    metrics = _metrics(kind, kind_name, values["metrics"], where)
+    return Task(kind, f"_{name}" if name else str(number + 1), values["weight"], sizes, metrics)
+
+
+def kind_of(entry, where):
+    """(class of the kind, its name) that an entry of ``tasks`` describes: ``kind``, or the kind whose key it has."""
+    name = entry.get("kind")
+    if name is None:
+        required = {n: [k for k, key in kind.keys.items() if key.is_required] for n, kind in KINDS.items()}
+        name = next((n for n, keys in required.items() if keys and all(k in entry for k in keys)), None)
+    if name is None:
+        raise ValueError(
+            f"{where[:-1]} is {entry!r}, but needs classes: n, or a kind: {', '.join(KINDS)}, or module.name."
+        )
+    name = KEYS["kind"].check(f"{where}kind", name)
+    return find(KINDS, name, f"{where}kind", Kind), name
+
+
+def _metrics(kind, kind_name, names, where):
+    found = []
+    for name in kind.metrics if names is None else names:
+        metric = find(METRICS, name, f"{where}metrics", Metric)
+        if not hasattr(kind, metric.reads):
+            known = [n for n, m in METRICS.items() if hasattr(kind, m.reads)]
+            raise ValueError(
+                f"{where}metrics has {name}, which is not defined for a task of kind {kind_name}. "
+                f"Choose from: {', '.join(known)}."
+            )
+        found.append(metric)
+    return tuple(found)
+
+
+# ------------------------------------------------------------------------------------- the loss
+
+
+def _masked(task, label, dtype):
+    """(label with 0 where it is missing, label mask in ``dtype``), both [B, label_size]."""
+    label = paddle.reshape(paddle.cast(label, task.kind.label_dtype or dtype), [-1, task.kind.label_size])
+    mask = paddle.cast(task.kind.is_labelled(label), dtype)
+    return paddle.where(mask > 0, label, paddle.zeros_like(label)), mask
+
+
+class Losses(NamedTuple):
+    """What ``losses`` computes."""
+
+    named: dict[str, Any]  # printed name -> scalar: ``loss``, then each task's as ``loss`` and its suffix
+    by_label: list  # by task, [B, label_size]; any value where the label is missing
+    penalty: Any  # the part of the loss beside the tasks' weighted losses, a scalar
+
+
+def losses(tasks, outputs, labels, penalty=None, log_variances=None):
+    """What training minimizes, and each task's part of it.
+
+    A task's loss is the mean over its labels, 0 if all are missing. They are summed by the tasks' weights or, with
+    ``log_variances`` s, as in Kendall et al. 2018 (arXiv 1705.07115): exp(-s) times the loss, half of it for a
+    regression, plus s / 2, for s = log of the task's variance.
+
+    Args:
+        tasks: list of Task.
+        outputs: by task, [B, C].
+        labels: by task, [B], [B, 1] or [B, label_size].
+        penalty: scalar, the gates' terms; None: without.
+        log_variances: [T], trained; None: fixed weights.
+    Returns:
+        Losses.
+    """
+    by_label, task_losses = [], []
+    for task, output, label in zip(tasks, outputs, labels):
+        label, mask = _masked(task, label, output.dtype)
+        by_label.append(paddle.reshape(task.kind.losses(output, label), [-1, task.kind.label_size]))
+        task_losses.append(_masked_mean(by_label[-1], mask))
+    if log_variances is None:
+        parts = [task.weight * loss for task, loss in zip(tasks, task_losses)]
+    else:
+        parts = []
+        for t, (task, loss) in enumerate(zip(tasks, task_losses)):
+            factor = task.weight * task.kind.loss_factor
+            parts.append(factor * loss * paddle.mean(math.e ** -log_variances[t]) + 0.5 * paddle.mean(log_variances[t]))
+    total = paddle.add_n(parts)
+    if penalty is not None:
+        total = total + penalty
+    named = {"loss": total, **{f"loss{task.suffix}": loss for task, loss in zip(tasks, task_losses)}}
+    rest = total - paddle.add_n([task.weight * loss for task, loss in zip(tasks, task_losses)])
+    return Losses(named, by_label, rest)
+
+
+def _masked_mean(values, mask):
+    """Mean of the values where the mask is 1, not 0; 0 if it is 0 everywhere."""
+    # means, not sums: the legacy programs of Paddle 3.x build no sum
+    share = paddle.mean(mask)
+    return paddle.mean(values * mask) / (share + paddle.cast(share == 0, share.dtype))
+
+
+def batch_metrics(tasks, outputs, labels):
+    """Metrics of this batch alone, for tools that keep none over an epoch: printed name -> scalar."""
+    found = {}
+    for task, output, label in zip(tasks, outputs, labels):
+        label, mask = _masked(task, label, output.dtype)
+        values = task.kind.batch_metrics(output, label)
+        found.update(task.named({name: _masked_mean(value, mask) for name, value in values.items()}))
+    return found

@@ -1,0 +1,146 @@
+"""The course of the rates and weights over a training, and the optimizers."""
+
+import logging
+
+import numpy as np
+import paddle
+from paddle import nn
+
+import net
+
+LOG = logging.getLogger("dselect_k")
+
+
+def entropy_ramp(entropy_weight, schedule, ramp_steps):
+    """The entropy weight at step 0, 1, ..., the last entry being that of all later steps.
+
+    Linear: weight x t / ramp_steps. Cosine: weight x (1 - cos(pi t / ramp_steps)) / 2.
+
+    Returns:
+        NumPy array, float64, [1] (constant) or [ramp_steps + 1].
+    Raises:
+        ValueError: the schedule is unknown.
+    """
+    if schedule == "constant":
+        return np.full([1], float(entropy_weight))
+    progress = np.arange(ramp_steps + 1) / ramp_steps
+    if schedule == "cosine":
+        progress = (1 - np.cos(np.pi * progress)) / 2
+    elif schedule != "linear":
+        raise ValueError(f"schedule is {schedule!r}, but must be constant, linear or cosine")
+    return entropy_weight * progress
+
+
+class TrainingSchedule(paddle.optimizer.lr.LRScheduler):
+    """A learning rate for every training step, moved on by ``step()`` *before* each of them.
+
+    PaddleRec's tools never move a schedule on, so the wrappers do. Its position is the number of
+    training steps begun, minus one; ``state_dict()`` holds it.
+
+    Args:
+        schedule: one of Paddle's schedulers, asked for the rate at a position.
+        total_steps: the position at which the schedule ends and the rate stays; None: never.
+    """
+
+    def __init__(self, schedule, total_steps=None):
+        self.schedule, self.total_steps = schedule, total_steps
+        super().__init__(schedule.base_lr)
+        self.last_epoch = -1  # Paddle counts "epochs" whatever they are; no step has begun
+
+    def get_lr(self):
+        position = self.last_epoch if self.total_steps is None else min(self.last_epoch, self.total_steps)
+        self.schedule.step(position)
+        return self.schedule()
+
+
+def learning_rate_schedule(hyper, total_steps):
+    """The course of the learning rate over the training.
+
+    Args:
+        hyper: HyperParameters.
+        total_steps: training steps in all, or None if they are not known: then the cosine and
+            one_cycle schedules are not followed, and one line in the log says so.
+    Returns:
+        TrainingSchedule, or a number if the rate is constant.
+    """
+    rate, name, warmup = hyper.optimizer_learning_rate, hyper.optimizer_schedule, hyper.optimizer_warmup_steps
+    if name != "constant" and total_steps is None:
+        LOG.warning(
+            "the %s schedule of the learning rate is not followed: the number of steps is unknown. "
+            "Set runner.steps_per_epoch.",
+            name,
+        )
+        name = "constant"
+    schedule = rate
+    if name == "one_cycle":
+        # total_steps + 1: Paddle refuses to be asked for the rate at the very end
+        schedule = paddle.optimizer.lr.OneCycleLR(max_learning_rate=rate, total_steps=total_steps + 1)
+    elif name == "cosine":
+        schedule = paddle.optimizer.lr.CosineAnnealingDecay(rate, T_max=max(total_steps - warmup, 1))
+    if warmup:
+        schedule = paddle.optimizer.lr.LinearWarmup(schedule, warmup, start_lr=0.0, end_lr=rate)
+    if schedule is rate:
+        return rate
+    return TrainingSchedule(schedule, None if name == "constant" else total_steps)
+
+
+def learning_rate(hyper, config):
+    """``learning_rate_schedule`` over the training that a flat config describes.
+
+    Its length is epochs x ``runner.steps_per_epoch``, which our tools count.
+
+    Raises:
+        ValueError: ``runner.lr_step`` asks the tool to move on the schedule, which the model does itself.
+    """
+    steps, epochs = config.get("runner.steps_per_epoch"), config.get("runner.epochs")
+    # no step at all: too few data for a batch, which the tool is about to say
+    rate = learning_rate_schedule(hyper, max(int(steps), 1) * int(epochs) if steps is not None and epochs else None)
+    if isinstance(rate, TrainingSchedule) and config.get("runner.lr_step", "none") != "none":
+        raise ValueError(
+            f"runner.lr_step is {config['runner.lr_step']!r}, but this model moves its schedule itself. Set it to none."
+        )
+    return rate
+
+
+def build_optimizer(network, hyper, learning_rate, parameters=None):
+    """The optimizer that ``hyper`` asks for.
+
+    Args:
+        network: net.MultiTaskNetwork; its gates are spared from weight decay.
+        hyper: HyperParameters.
+        learning_rate: a number or a scheduler.
+        parameters: what to train, in the dynamic graph; None in a static program.
+    Raises:
+        ValueError: clipping by norm in a legacy program of Paddle 3.x, which cannot build it; lazy Adam in a program.
+    """
+    if hyper.optimizer_class == "lazy_adam" and not net.runs_line_by_line(network):
+        raise ValueError(
+            "hyper_parameters.optimizer.class is lazy_adam, which needs a network that runs line by line. Use "
+            "tools/trainer.py with runner.to_static: false; or the class adam."
+        )
+    if hyper.optimizer_clip_norm and not net.clip_norm_builds():
+        raise ValueError(
+            "hyper_parameters.optimizer.clip_norm cannot be used in the legacy program mode of "
+            "Paddle 3.x (FLAGS_enable_pir_api=0). Set it to 0, or leave the flag alone."
+        )
+    clip = nn.ClipGradByGlobalNorm(hyper.optimizer_clip_norm) if hyper.optimizer_clip_norm else None
+    common = {"learning_rate": learning_rate, "parameters": parameters, "grad_clip": clip}
+    decay = hyper.optimizer_weight_decay
+    needs_tensors = paddle.framework.in_pir_mode() or (
+        not paddle.in_dynamic_mode() and paddle.get_default_dtype() == "float64"
+    )
+    if hyper.optimizer_class != "sgd" and needs_tensors:
+        # Paddle's defaults. As numbers, PIR programs would make them again for each parameter at each step, and legacy
+        # ones would keep them in float32, which in float64 is 1e-5 off
+        common.update({name: paddle.full([1], x) for name, x in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8))})
+    if hyper.optimizer_class == "adamw":
+        spared = {p.name for p in network.gates.parameters()}
+        return paddle.optimizer.AdamW(
+            weight_decay=decay, apply_decay_param_fun=lambda name: name not in spared, **common
+        )
+    if hyper.optimizer_class == "sgd" and not hyper.optimizer_momentum:
+        return paddle.optimizer.SGD(weight_decay=decay or None, **common)
+    if hyper.optimizer_class == "sgd":
+        return paddle.optimizer.Momentum(momentum=hyper.optimizer_momentum, weight_decay=decay or None, **common)
+    lazy = hyper.optimizer_class == "lazy_adam"
+    return paddle.optimizer.Adam(weight_decay=decay or None, lazy_mode=lazy, **common)

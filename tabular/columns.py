@@ -1,0 +1,234 @@
+"""The columns of a block: pyarrow's arrays as NumPy arrays, and which rows are bad."""
+
+import numpy as np
+
+from tabular import values as table_values
+
+
+def pyarrow():
+    """The module pyarrow.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.compute
+        import pyarrow.csv
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ValueError(f"CSV and Parquet files are read by pyarrow ({error}). Run: pip install pyarrow") from error
+    return pyarrow
+
+
+class NotNumbers(ValueError):
+    """A column that should be numbers has none.
+
+    Args:
+        path: of the file.
+        column: its name.
+        found: what it has instead, for the message.
+    """
+
+    def __init__(self, path, column, found):
+        super().__init__(f"{path}: the column {column} has no numbers: {found}.")
+        self.column = column
+
+
+class Column:
+    """A column of a block.
+
+    Args:
+        values: as in ``Rows``: float64 [N], or (codes int32 [N], texts).
+        wrong: bool [N], or None: the rows whose field cannot be used.
+        why: function: row -> what is wrong with its field, to follow the column's name: "is 'x', not a number".
+        error: NotNumbers, if no field that is not empty is a number, and there are several.
+    """
+
+    def __init__(self, values, wrong=None, why=None, error=None):
+        self.values, self.wrong, self.why, self.error = values, wrong, why, error
+
+
+class Rows:
+    """The rows of a block as columns, and which of them are bad.
+
+    Args:
+        place: function: a row of the block, from 0 -> "file, line 7".
+        numbers, categories: name -> Column.
+        cut: pairs (row of the block, what is wrong) of rows that are not in the columns.
+
+    Attributes:
+        numbers: name -> float64 [N], nan where the field is empty.
+        categories: name -> (codes int32 [N], texts): a row has the text that its code numbers, "" if it is empty.
+        good: bool [N].
+        without_numbers: the NotNumbers of a column; None if there is none.
+    """
+
+    def __init__(self, place, numbers, categories, cut=()):
+        self.place = place
+        self.numbers = {name: column.values for name, column in numbers.items()}
+        self.categories = {name: column.values for name, column in categories.items()}
+        columns = [*self.numbers.values(), *(codes for codes, _ in self.categories.values())]
+        self.good = np.ones(len(columns[0]), bool)
+        self.cut = dict(cut)
+        self.bad = dict(cut)  # row of the block -> what is wrong; the first row of each kind of mistake
+        self.without_numbers = next((column.error for column in numbers.values() if column.error), None)
+        for name, column in self.numbers.items():
+            self.refuse(np.isinf(column), lambda i, name=name: f"{name} is infinite")
+        for name, column in {**numbers, **categories}.items():
+            if column.wrong is not None:
+                self.refuse(column.wrong, lambda i, name=name, why=column.why: f"{name} {why(i)}")
+
+    def refuse(self, wrong, why):
+        """Mark rows as bad: ``wrong`` bool [N]; ``why(i)`` says what is wrong with row i."""
+        if wrong.any():
+            first = int(np.argmax(wrong))  # not counting rows that were cut; but if one was before it, that is reported
+            self.bad.setdefault(first, why(first))
+            self.good &= ~wrong
+
+    def bad_num(self):
+        """How many rows are bad."""
+        return len(self.cut) + int((~self.good).sum())
+
+    def first_bad(self):
+        """Where the first bad row is, and what is wrong: "file, line 7: why"."""
+        row = min(self.bad)
+        return f"{self.place(row)}: {self.bad[row]}"
+
+
+def number_column(column, path, name):
+    """An Arrow array -> Column of numbers.
+
+    Raises:
+        NotNumbers: its type has no numbers.
+    """
+    arrow = pyarrow()
+    kinds, column = arrow.types, _plain(column)
+    value_type = _value_type(column)
+    is_number = kinds.is_integer, kinds.is_floating, kinds.is_boolean, kinds.is_decimal, kinds.is_null
+    if any(is_kind(value_type) for is_kind in is_number):
+        column = column.dictionary_decode() if kinds.is_dictionary(column.type) else column
+        return Column(column.cast(arrow.float64(), safe=False).to_numpy(zero_copy_only=False))
+    if not (kinds.is_string(value_type) or kinds.is_binary(value_type)):
+        raise NotNumbers(path, name, f"its type is {value_type}")
+    codes, values, reasons = _coded(column, table_values.number_of)
+    made = _column(codes, np.array([*values, np.nan], np.float64)[codes], reasons)
+    if reasons and np.isnan(made.values).all() and made.wrong.sum() > 1:
+        made.error = NotNumbers(path, name, f"one field {next(iter(reasons.values()))}")
+    return made
+
+
+def text_column(column, path, name):
+    """An Arrow array -> Column of texts, as ``tabular.values`` writes them.
+
+    Raises:
+        ValueError: its type is nested, or a duration.
+    """
+    kinds, column = pyarrow().types, _plain(column)
+    value_type = _value_type(column)
+    if kinds.is_nested(value_type) or kinds.is_duration(value_type) or kinds.is_interval(value_type):
+        raise ValueError(f"{path}: the column {name} is of type {value_type}, not of texts, numbers or times.")
+    codes, values, reasons = _coded(column, table_values.text_of)
+    return _column(codes, (codes, [*values, ""]), reasons)
+
+
+def _column(codes, values, reasons):
+    """A Column in which the codes in ``reasons`` are wrong."""
+    if not reasons:
+        return Column(values)
+    return Column(values, np.isin(codes, list(reasons)), lambda i: reasons[int(codes[i])])
+
+
+def _value_type(column):
+    """The type of an Arrow array's values, in a dictionary or not."""
+    return column.type.value_type if pyarrow().types.is_dictionary(column.type) else column.type
+
+
+def _plain(column):
+    """An Arrow array without special ways of storing: dictionaries, texts, bytes, numbers or times."""
+    arrow = pyarrow()
+    if isinstance(column, arrow.ChunkedArray):
+        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    if isinstance(column, arrow.ExtensionArray):
+        name, stored = getattr(column.type, "extension_name", ""), column.storage
+        if name == "arrow.uuid":
+            stored = arrow.array(map(table_values.text_of, column.to_pylist()), arrow.string())
+        column = stored.cast(arrow.bool_()) if name == "arrow.bool8" else stored
+    if str(column.type).startswith("run_end_encoded"):
+        column = arrow.compute.run_end_decode(column)
+    kind = _value_type(column)
+    if str(kind) in ("large_string", "string_view"):
+        plain = arrow.string()
+    elif str(kind) in ("large_binary", "binary_view") or arrow.types.is_fixed_size_binary(kind):
+        plain = arrow.binary()
+    else:
+        return column
+    is_dictionary = arrow.types.is_dictionary(column.type)
+    return column.cast(arrow.dictionary(column.type.index_type, plain) if is_dictionary else plain)
+
+
+def _coded(column, convert):
+    """An Arrow array as codes.
+
+    Args:
+        column: of ``_plain``.
+        convert: ``text_of`` or ``number_of``.
+    Returns:
+        (codes int32 [N], a list of the converted values, code -> what is wrong with its value). A null has the code
+        after the last one.
+    """
+    arrow = pyarrow()
+    if column.type == arrow.float16():  # for which there is no dictionary
+        column = column.cast(arrow.float32())
+    coded = column if arrow.types.is_dictionary(column.type) else column.dictionary_encode()
+    values, reasons = _converted(coded.dictionary, convert)
+    codes = coded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    return codes, values, reasons
+
+
+def _converted(values, convert):
+    """(List of an Arrow array's converted values, index -> what is wrong with the value there)."""
+    arrow = pyarrow()
+    kinds, is_text = arrow.types, convert is table_values.text_of
+    if is_text and kinds.is_integer(values.type):
+        return values.cast(arrow.string()).fill_null("").to_pylist(), {}
+    if is_text and kinds.is_string(values.type):
+        return _texts(values)
+    if kinds.is_floating(values.type):
+        objects = list(values.to_numpy(zero_copy_only=False))  # of their own width, on which their texts depend
+    elif kinds.is_temporal(values.type) or kinds.is_decimal(values.type):
+        objects = values.cast(arrow.string()).to_pylist()
+    else:
+        objects = values.to_pylist()
+    found, reasons = [], {}
+    for i, value in enumerate(objects):
+        try:
+            found.append(convert(value))
+        except ValueError as error:
+            found.append("" if is_text else np.nan)
+            reasons[i] = str(error)
+    return found, reasons
+
+
+def _texts(values):
+    """``_converted`` of texts: pyarrow finds those few that Python has to look at."""
+    arrow = pyarrow()
+    try:
+        trimmed = arrow.compute.utf8_trim_whitespace(values).fill_null("")
+        texts, reasons = trimmed.to_pylist(), {}
+    except (UnicodeDecodeError, arrow.ArrowInvalid):  # a file may declare any bytes to be text
+        return _converted(values.cast(arrow.binary()), table_values.text_of)
+    for i in _written_in_several_ways(trimmed):
+        try:
+            texts[i] = table_values.one_way(texts[i])
+        except ValueError as error:
+            texts[i], reasons[i] = "", str(error)
+    return texts, reasons
+
+
+def _written_in_several_ways(texts):
+    """The indices of the texts that match ``SEVERAL_WAYS``. Most texts are digits alone, which is faster to see."""
+    compute = pyarrow().compute
+    places = np.flatnonzero(~compute.ascii_is_decimal(texts).to_numpy(zero_copy_only=False))
+    found = compute.match_substring_regex(texts.take(pyarrow().array(places)), table_values.SEVERAL_WAYS)
+    return places[found.to_numpy(zero_copy_only=False)].tolist()

@@ -1,0 +1,314 @@
+"""experiments/: each run is done once, and the table is arithmetic on the result lines."""
+
+import contextlib
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+
+import experiment as experiments
+import numpy as np
+import pytest
+import run
+import table
+import yaml
+
+from engine.errors import UserError
+from support import ROOT
+from support.oracles import brute_force_auc
+from support.toolbox import TIMEOUT_S, assert_refused, run_here
+
+CENSUS = ROOT / "examples" / "census"
+RATE = "hyper_parameters.optimizer.learning_rate"
+ONE_EPOCH = {"runner.epochs": 1, "runner.validation_data_dir": "data/validation", "runner.train_batch_size": 500}
+ONE = {"one": {"hyper_parameters.gate": "shared_bottom", **ONE_EPOCH}}
+EXPERIMENT = {
+    "config": str(CENSUS / "config.yaml"),
+    "results": "found.jsonl",
+    "graph": "dynamic",
+    "metric": "loss",
+    "report": ["auc_income", "auc_never_married"],
+    "seeds": [3],
+    "networks": {"eight": {"hyper_parameters.gate": "dselect_k", **ONE_EPOCH}, **ONE},
+    "search": {RATE: [1e-6, 0.01]},
+}
+
+
+def written(folder, **changes):
+    """The path of an experiment; a change to None removes the key."""
+    content = {key: value for key, value in {**EXPERIMENT, **changes}.items() if value is not None}
+    path = folder / "experiment.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The tools run within this process; their names."""
+    names = []
+
+    def tool(name, config, *overrides, cwd):
+        names.append(name)
+        return run_here(name, config, *overrides, cwd=cwd)
+
+    monkeypatch.setattr(run, "tool", tool)
+    return names
+
+
+def test_each_run_is_done_once_and_the_best_trial_is_evaluated(calls, tmp_path):
+    path = written(tmp_path)
+    run.run(path)
+    found = experiments.read_lines(tmp_path / "found.jsonl")
+    assert [(line["stage"], line["network"]) for line in found] == [
+        ("search", "eight"),
+        ("search", "eight"),
+        ("search", "one"),
+        ("search", "one"),
+        ("final", "eight"),
+        ("final", "one"),
+    ]
+    for line in found:
+        assert ("test" in line) == (line["stage"] == "final"), "the search must not read the test data"
+        assert line["epoch"] == 0 and line["seed"] == 3 and line["seconds"] >= line["training_s"] > 0
+    losses = [line["validation"]["loss"] for line in found[:4]]
+    assert losses[1] < losses[0] and losses[3] < losses[2], "a rate of 1e-6 cannot win"
+    assert [line["overrides"][RATE] for line in found[4:]] == [0.01, 0.01]
+    assert found[4]["validation"] == found[1]["validation"], "the same run again"
+    assert found[4]["test"]["experts_used"] > found[5]["test"]["experts_used"] == 1
+    assert found[4]["serve_examples_s"] > 0 and found[4]["parameters"] > found[5]["parameters"] > 0
+    assert calls == ["trainer"] * 4 + ["trainer", "infer", "export", "predict"] * 2
+
+    run.run(path)
+    assert len(calls) == 12 and experiments.read_lines(tmp_path / "found.jsonl") == found, "it must run nothing"
+    path = written(tmp_path, networks=ONE)
+    run.run(path, "speed")
+    assert calls[12:] == ["trainer", "infer", "export", "predict"]
+    text = "\n".join(table.table(experiments.read(path)))
+    assert f"{found[4]['test']['auc_income']:.5f}" in text and "serving, examples/s" in text
+
+
+def test_a_failed_run_has_a_line_and_stops_no_other(calls, tmp_path):
+    path = written(tmp_path, networks={"broken": {"hyper_parameters.gate": "softmux"}, **ONE})
+    with pytest.raises(UserError, match="found.jsonl: runs of broken failed"):
+        run.run(path)
+    found = experiments.read_lines(tmp_path / "found.jsonl")
+    errors = [line["error"] for line in found if "error" in line]
+    assert len(errors) == 2 and all("softmux" in error and "exit code 2" in error for error in errors)
+    assert [line["network"] for line in found if line["stage"] == "final"] == ["one"]
+    before = len(calls)
+    with pytest.raises(UserError):
+        run.run(path)
+    assert len(calls) == before, "a failed run has its line too"
+
+
+def test_a_metric_missing_in_the_validation_is_an_error(calls, tmp_path):
+    with pytest.raises(UserError, match="runs of one failed"):
+        run.run(written(tmp_path, networks=ONE, search={}, metric="auc_wealth"))
+    (line,) = experiments.read_lines(tmp_path / "found.jsonl")
+    assert "auc_wealth" in line["error"]
+
+
+@pytest.mark.parametrize(
+    "metric, scores, best", [("auc", [1, 3, 2], 1), ("loss", [1, 3, 2], 0), ("auc", [2, 2, 1], 0), ("loss", [0] * 3, 0)]
+)
+@pytest.mark.parametrize("failed", [[], [2], [0, 1, 2]])
+def test_the_best_trial_is_the_first_of_equals_that_did_not_fail(metric, scores, best, failed, tmp_path):
+    def measure(experiment, run):
+        if run["overrides"]["x.y"] in failed:
+            raise run_failed
+        return {"validation": {metric: scores[run["overrides"]["x.y"]]}}
+
+    run_failed = run.RunFailed("it failed")
+    runner = run.Runner(experiments.read(written(tmp_path, metric=metric)), measure, lambda _, run: str(run))
+    chosen = runner.best_trial("network", [{"x.y": i} for i in range(3)], 1)
+    assert chosen == (None if len(failed) == 3 else {"x.y": best})
+
+
+def test_a_fingerprint_is_of_the_whole_config():
+    def fingerprint(**overrides):
+        return experiments.fingerprint(EXPERIMENT["config"], {k.replace("__", "."): v for k, v in overrides.items()})
+
+    base = fingerprint()
+    assert fingerprint(runner__seed=12345) == base, "the config's own value, given again"
+    assert len({base, *(fingerprint(**{key: 1}) for key in ("runner__seed", "hyper_parameters__top_k"))}) == 3
+
+
+def test_speeds_are_those_of_the_log():
+    epochs = [{"event": "epoch", "seconds": seconds} for seconds in (4.05, 4.25)]
+    intervals = [
+        {"event": "interval", "batch": batch, "examples_per_s": rate}
+        for batch, rate in [(0, 50.0), (100, 1000.0), (0, 50.0), (100, 1001.0)]
+    ]
+    found = run.training_speed([*intervals, *epochs, {"event": "validation", "seconds": 9.0}])
+    assert found == {"training_s": 8.3, "epoch_s": pytest.approx(4.15), "train_examples_s": 1000.5}
+    assert run.serving_speed("20 examples into predictions.npz, ips: 60.50 ins/s, the model alone 80.25 ins/s") == 80.25
+
+
+WRONG = [
+    ({"seed": [1]}, "seed is not a key of an experiment"),
+    ({"metric": None}, "metric is missing"),
+    ({"seeds": 3}, "seeds is 3, but must be different whole numbers"),
+    ({"seeds": []}, "seeds is []"),
+    ({"seeds": ["one"]}, "seeds is ['one']"),
+    ({"seeds": [1, 1]}, "seeds is [1, 1]"),
+    ({"graph": "exported"}, "graph is 'exported', but must be static or dynamic"),
+    ({"networks": {}}, "networks is {}"),
+    ({"networks": {"one": {"gate": "softmax"}}}, "networks is"),
+    ({"search": {"runner.epochs": []}}, "search is"),
+    ({"search": {"runner.epochs": [1, 2]}}, "runner.epochs is in search, and in networks for eight"),
+    ({"networks": {"one": {"runner.seed": 3}}}, "one sets runner.seed, which run.py sets"),
+    ({"search": {"runner.keep_best": ["loss"]}}, "search sets runner.keep_best"),
+    ({"report": [1]}, "report is [1]"),
+    ({"config": "nowhere.yaml"}, "nowhere.yaml"),
+]
+
+
+@pytest.mark.parametrize("changes, words", WRONG)
+def test_a_bad_experiment_is_refused_by_key(changes, words, tmp_path):
+    path = written(tmp_path, **changes)
+    with pytest.raises(UserError, match=re.escape(str(path)) + ".*" + re.escape(words)):
+        experiments.read(path)
+
+
+@pytest.mark.parametrize("script", ["run", "table", "census_baselines"])
+def test_each_command_refuses_a_bad_experiment_with_one_message(script, tmp_path):
+    if script == "census_baselines":
+        pytest.importorskip("sklearn", "1.7", reason="scikit-learn (extra experiments) is not installed, or too old")
+    path = written(tmp_path, graph="exported")
+    command = [sys.executable, str(ROOT / "experiments" / f"{script}.py"), "-m", str(path)]
+    assert_refused(subprocess.run(command, cwd=tmp_path, capture_output=True, text=True), path, "graph")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the tool is found by Linux's /proc")
+def test_a_signal_ends_the_running_tool_too(tmp_path):
+    command = [sys.executable, str(ROOT / "experiments" / "run.py"), "-m", str(written(tmp_path))]
+    process = subprocess.Popen(command, cwd=tmp_path)
+    begun, proc = [], pathlib.Path("/proc")
+    while not begun and process.poll() is None:  # without a pause: the signal comes while the tool starts
+        with contextlib.suppress(OSError):  # a process that has ended since it was listed
+            children = (proc / f"{process.pid}/task/{process.pid}/children").read_text().split()
+            begun = [child for child in children if b"trainer.py" in (proc / child / "cmdline").read_bytes()]
+    process.terminate()
+    assert process.wait(TIMEOUT_S) == 128 + signal.SIGTERM
+    assert begun and not pathlib.Path("/proc", begun[0]).exists()
+
+
+@pytest.mark.parametrize("name, page", [("census", "examples/census/README.md"), ("choosing", "docs/results.md")])
+def test_results_belong_to_the_experiment_and_a_page_has_their_table(name, page):
+    experiment = experiments.read(ROOT / "experiments" / f"{name}.yaml")
+    found = [line for line in experiments.read_lines(experiment.results) if line["stage"] == "final"]
+    found = [line for line in found if line["network"] in experiment.networks]
+    assert len(found) == len(experiment.networks) * len(experiment.seeds)
+    for line in found:
+        assert line["fingerprint"] == run.fingerprint_of(experiment, line), line["network"]
+    assert "\n".join(table.table(experiment)) in (ROOT / page).read_text(encoding="utf-8")
+
+
+def line_of(network, seed, first, second, stage="final", **more):
+    return {
+        "stage": stage,
+        "network": network,
+        "overrides": {RATE: 0.01},
+        "seed": seed,
+        "fingerprint": f"{network} {seed}",
+        "validation": {},
+        "test": {"auc_income": first, "auc_never_married": second, "experts_used": 2.0},
+        **more,
+    }
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"stage": "final"}', "", json.dumps(line_of("a", 1, 0, 0, "other"))])
+def test_a_broken_result_line_is_named(text, tmp_path):
+    path = tmp_path / "found.jsonl"
+    path.write_text(json.dumps(line_of("a", 1, 0.5, 0.6)) + f"\n{text}\n")
+    with pytest.raises(UserError, match="found.jsonl, line 2"):
+        experiments.read_lines(path)
+
+
+def table_of(folder, *lines):
+    """The table of an experiment with three seeds."""
+    for line in lines:
+        experiments.add_line(folder / "found.jsonl", line)
+    return table.table(experiments.read(written(folder, seeds=[1, 2, 3])))
+
+
+def test_the_table_of_lines_computed_by_hand(tmp_path):
+    made = table_of(
+        tmp_path,
+        line_of("boosting", 1, 0.5, 0.7, parameters=12),
+        line_of("eight", 1, 0.8, 0.9),
+        line_of("eight", 2, 0.9, 0.8),
+        line_of("eight", 3, 0.7, 0.7),
+        line_of("eight", 3, 0.1, 0.1, stage="speed", training_s=12.4, train_examples_s=None),
+        line_of("eight", 3, 0.1, 0.1, stage="speed", training_s=99.0, overrides={"runner.epochs": 1}),
+        line_of("eight", 3, 0.1, 0.1, error="it failed"),
+        line_of("eight", 4, 0.1, 0.1),  # a seed that the experiment does not have
+    )
+    assert made == [
+        "|  | auc_income | auc_never_married | mean | seeds | experts in use | parameters | chosen | training, s |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| eight | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.85000) | 3 | 2 |  | "
+        "learning_rate 0.01 | 12 |",
+        "| boosting | 0.50000 | 0.70000 | 0.60000 | 1 | 2 | 12 | learning_rate 0.01 |  |",
+    ]
+
+
+def test_a_table_of_two_settings_or_of_nothing_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no result yet"):
+        table_of(tmp_path)
+    other = line_of("eight", 2, 0.9, 0.8, overrides={"hyper_parameters.top_k": 1})
+    with pytest.raises(UserError, match="eight has final lines of two settings"):
+        table_of(tmp_path, line_of("eight", 1, 0.8, 0.9), other)
+
+
+@pytest.fixture
+def baselines():
+    """The module, where scikit-learn is new enough for it."""
+    pytest.importorskip("sklearn", "1.7", reason="scikit-learn (extra experiments) is not installed, or too old")
+    import census_baselines
+
+    return census_baselines
+
+
+def test_the_baselines_have_lines_like_the_networks(baselines, tmp_path, monkeypatch):
+    path = written(tmp_path, search={})
+    with pytest.raises(UserError, match="search has 1 trials"):
+        baselines.run(path)
+    monkeypatch.setattr(baselines, "TRIALS", {name: trials[:1] for name, trials in baselines.TRIALS.items()})
+    baselines.run(path)
+    found = experiments.read_lines(tmp_path / "found.jsonl")
+    assert [line["network"] for line in found] == ["gradient boosting", "logistic regression"]
+    for line in found:
+        assert 0.8 < line["test"]["auc_income"] < 1 and 0.9 < line["test"]["auc_never_married"] < 1
+        assert line["validation"] != line["test"] and line["serve_examples_s"] > 0
+    assert len(table.table(experiments.read(path))) == 4
+    features, labels = baselines.read_part(baselines.load_config(str(CENSUS / "config.yaml")), "train")
+    part = features, labels["income"]
+    for fit, settings in ((baselines.boosting, (False, 15)), (baselines.logistic, (True, 1.0))):
+        one, other = (fit(part, part, seed, *settings).predict_proba(features) for seed in (1, 2))
+        assert (one == other).all(), "one seed must be enough"
+
+
+def test_the_baselines_metrics_by_pairs_and_by_hand(baselines, rng):
+    class Model:
+        def predict_proba(self, features):
+            return np.stack([1 - features[:, 0], features[:, 0]], axis=1)
+
+    probabilities, labels = rng.uniform(0.1, 0.9, 50).round(1), (rng.rand(50) < 0.4).astype("float32")
+    found = baselines.metrics_of({"income": Model()}, probabilities[:, None], {"income": labels})
+    loss = -np.mean(np.where(labels == 1, np.log(probabilities), np.log(1 - probabilities)))
+    assert found["auc_income"] == pytest.approx(brute_force_auc(probabilities, labels))
+    assert found["logloss_income"] == found["loss"] == pytest.approx(loss)
+
+
+def test_only_logistic_regression_uses_bins_and_only_if_asked(baselines, rng):
+    features = np.concatenate([rng.randn(300, 7), rng.randint(0, 3, [300, 39])], axis=1)
+    part = features, (features[:, -1] > 1).astype("float32")  # a bin alone decides
+    changed = features.copy()
+    changed[:, -7:] = 2 - changed[:, -7:]
+    for model in (baselines.boosting(part, part, 1, False, 15), baselines.logistic(part, part, 1, False, 1.0)):
+        assert (model.predict_proba(changed) == model.predict_proba(features)).all()
+    with_bins = baselines.logistic(part, part, 1, True, 1.0)
+    assert np.abs(with_bins.predict_proba(changed) - with_bins.predict_proba(features)).max() > 0.5

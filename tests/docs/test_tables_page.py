@@ -1,0 +1,78 @@
+"""docs/tables.md: write its files and run its commands, as a reader of the page would."""
+
+import ast
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from support import ROOT
+from support.docs import commands_in, files_in, run, table
+from support.toolbox import copy_model
+
+PAGE = (ROOT / "docs" / "tables.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory):
+    """(Folder, command -> its log)."""
+    folder = tmp_path_factory.mktemp("kit")
+    copy_model(folder)
+    shutil.copytree(ROOT / "tabular", folder / "tabular", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "data").mkdir()
+    shutil.copy(ROOT / "data" / "make_vocabulary.py", folder / "data")
+    for name, content in files_in(PAGE).items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(content, encoding="utf-8")
+    return folder, {command: run(command, folder) for command in commands_in(PAGE)}
+
+
+def test_three_tasks_are_learned_in_both_graphs(logs):
+    _, said = logs
+    assert len(said) == 9
+    for tool in ("infer", "static_infer"):
+        line = re.findall(r"epoch: 1 done, .*", said[f"python tools/{tool}.py -m shop/config.yaml"])[0]
+        numbers = {name: float(number) for name, number in re.findall(r"(\w+): ([\d.]+)", line)}
+        assert numbers["Accuracy_rating"] > 0.6 and numbers["auc_bought"] > 0.85 and numbers["mae_spent"] < 0.2, line
+
+
+def test_new_rows_without_labels_are_predicted(logs):
+    folder, _ = logs
+    served, new = table(folder / "predictions_shop.csv"), table(folder / "shop" / "new" / "visits.csv")
+    assert [int(row["index"]) for row in served] == list(range(len(new))) and len(new) == 100
+    assert {"shop 5"} <= {row["shop"] for row in new}, "a shop that training did not have"
+    names = "index prediction_rating probability_rating prediction_bought probability_bought value_spent".split()
+    assert list(served[0]) == names
+    assert (folder / "exported_shop" / "rec_inference.vocabulary.json").exists()
+
+
+def test_a_program_of_your_own_asks_the_exported_model(logs):
+    folder, _ = logs
+    process = subprocess.run([sys.executable, "ask.py"], cwd=folder, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    rows = "price,minutes,shop,product\n0.2,0.7,shop 1,p3\n0.9,,shop 9,p0\n"
+    (folder / "shop" / "asked").mkdir(exist_ok=True)
+    (folder / "shop" / "asked" / "a.csv").write_text(rows)
+    run(
+        "python tools/predict.py -m shop/config.yaml -o runner.test_data_dir=asked runner.predict_path=asked.csv",
+        folder,
+    )
+    expected = [float(row["value_spent"]) for row in table(folder / "asked.csv")]
+    found = re.search(r"'value_spent': array\((\[.*?\])\s*, dtype", process.stdout, re.DOTALL).group(1)
+    answers = [value for row in ast.literal_eval(found) for value in row]
+    assert answers == pytest.approx(expected, abs=1e-5), process.stdout
+
+
+def test_the_page_names_what_is_an_empty_field():
+    from pyarrow import csv
+
+    listed = re.search(r"`null_values`\): (.*?)\. Any other", PAGE, re.DOTALL).group(1)
+    assert re.findall(r"`(.*?)`", listed) == [text for text in csv.ConvertOptions().null_values if text]
+
+
+def test_the_page_names_the_keys_of_the_reader():
+    from tabular import reader as table_reader
+
+    assert [name for name in table_reader.RecDataset.config_keys if f"runner.{name}" not in PAGE] == []

@@ -1,0 +1,177 @@
+"""What the tools change about Paddle's executor changes no result."""
+
+import numpy as np
+import paddle
+import pytest
+
+from engine.config import load_config
+from engine.graphs import executor
+from engine.graphs.static import StaticGraph
+from engine.keys import read_settings
+from engine.package import Package
+from support import ROOT
+
+FLAG = executor.KEEP_FLAG
+
+
+@pytest.fixture(autouse=True)
+def as_before():
+    """The flag as it was."""
+    flag = paddle.get_flags(FLAG)
+    yield
+    paddle.set_flags(flag)
+
+
+def build(factor):
+    """(program, [x * factor, x + factor])"""
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program, paddle.static.Program()):
+        x = paddle.static.data("x", [-1])
+        return program, [x * factor, x + factor]
+
+
+@pytest.fixture
+def run():
+    paddle.enable_static()
+    engine = paddle.static.Executor(paddle.CPUPlace())
+    yield lambda program, fetches: [
+        value.tolist() for value in engine.run(program, feed={"x": np.ones(2, "float32")}, fetch_list=fetches)
+    ]
+    paddle.disable_static()
+
+
+def test_programs_and_fetches_are_still_told_apart(run):
+    (first, of_first), (second, of_second), (third, of_third) = (build(factor) for factor in (3.0, 5.0, 7.0))
+    for to_run in (executor.unchanging(first), executor.unchanging(first), first):
+        for _ in range(2):
+            assert run(to_run, of_first[:1]) == [[3.0, 3.0]]
+            assert run(to_run, of_first[1:]) == [[4.0, 4.0]]
+            assert run(executor.unchanging(second), of_second) == [[5.0, 5.0], [6.0, 6.0]]
+            assert run(to_run, of_first) == [[3.0, 3.0], [4.0, 4.0]]
+            assert run(third, of_third) == [[7.0, 7.0], [8.0, 8.0]]
+
+
+def test_unchanging_programs_with_the_same_feeds_and_fetches_are_told_apart():
+    """Each adds a number of its own to the same parameter, and has nothing that is fetched."""
+    scope, startup, programs = paddle.static.Scope(), paddle.static.Program(), []
+    paddle.enable_static()
+    for number in (1.0, 10.0):
+        program = paddle.static.Program()
+        with paddle.utils.unique_name.guard(), paddle.static.program_guard(program, startup):
+            zero = paddle.nn.initializer.Constant(0.0)
+            total = paddle.create_parameter([1], "float32", name="told_apart", default_initializer=zero)
+            paddle.assign(total + number, total)
+        programs.append(executor.unchanging(program))
+    with paddle.static.scope_guard(scope):
+        engine = paddle.static.Executor(paddle.CPUPlace())
+        engine.run(startup)
+        found = []
+        for program in programs * 2:
+            engine.run(program)
+            found.append(float(np.asarray(scope.find_var("told_apart").get_tensor())[0]))
+    assert found == [1.0, 11.0, 12.0, 22.0]
+
+
+def test_a_program_as_it_is_may_change(run):
+    (first, of_first), (second, _) = build(3.0), build(5.0)
+    executor.unchanging(second)
+    assert run(first, of_first[:1]) == [[3.0, 3.0]]
+    with paddle.static.program_guard(first):
+        paddle.assign(of_first[0] * 2.0, of_first[0])
+    assert run(first, of_first[:1]) == [[6.0, 6.0]]
+
+
+def test_an_unchanging_program_is_not_printed(run, monkeypatch):
+    if not paddle.framework.in_pir_mode():
+        pytest.skip("only under PIR is it printed at all")
+    program, fetches = build(3.0)
+    monkeypatch.setattr(type(program), "__str__", lambda self: pytest.fail("printed"))
+    assert run(executor.unchanging(program), fetches[:1]) == [[3.0, 3.0]]
+
+
+@pytest.mark.parametrize("version", ["2.6.2", "3.4.0", "4.0.0", "0.0.0"])
+def test_other_releases_get_the_program_itself(version, run, monkeypatch):
+    """A nightly build calls itself 0.0.0."""
+    monkeypatch.setattr(paddle, "__version__", version)
+    program = build(3.0)[0]
+    assert executor.unchanging(program) is program
+
+
+def test_a_feed_that_is_missing_is_still_an_error(run):
+    program, fetches = build(3.0)
+    engine = paddle.static.Executor(paddle.CPUPlace())
+    engine.run(executor.unchanging(program), feed={"x": np.ones(2, "float32")}, fetch_list=fetches)
+    with pytest.raises(KeyError if paddle.framework.in_pir_mode() else RuntimeError):
+        engine.run(executor.unchanging(program), feed={}, fetch_list=fetches)
+
+
+def test_a_watched_tensor_shows_what_runs_and_settings_have_made_of_it(run):
+    program, startup = paddle.static.Program(), paddle.static.Program()
+    with paddle.static.program_guard(program, startup):
+        weight = paddle.create_parameter([3], "float32", name="watched_weight")
+        paddle.assign(weight * 2.0, weight)
+    scope = paddle.static.Scope()
+    with paddle.static.scope_guard(scope):
+        engine = paddle.static.Executor(paddle.CPUPlace())
+        engine.run(startup)
+        tensor = scope.find_var(weight.name).get_tensor()
+        watched = executor.ScopeTensor(tensor, paddle.CPUPlace())
+        for i in range(4):
+            tensor.set(np.full([3], float(i), "float32"), paddle.CPUPlace())
+            assert watched.array().tolist() == [i] * 3
+            engine.run(program)
+            assert watched.array().tolist() == [2 * i] * 3
+        tensor.set(np.full([5], 1.0, "float32"), paddle.CPUPlace())  # a place of its own for certain
+        assert watched.array().tolist() == [1.0] * 5
+        assert np.shares_memory(watched.array(), watched.array())
+        copied = executor.ScopeTensor(tensor, object()).array()  # on another device
+        assert copied.tolist() == [1.0] * 5 and not np.shares_memory(copied, watched.array())
+
+
+@pytest.fixture
+def tuned_and_not():
+    """{runner.tune_process: StaticGraph of this package, in a scope of its own}"""
+    graphs = {}
+    for tuned in (True, False):
+        flat = load_config(str(ROOT / "config.yaml"), [f"runner.tune_process={tuned}", "hyper_parameters.expert_num=2"])
+        scope = paddle.static.Scope()
+        with paddle.static.scope_guard(scope), paddle.utils.unique_name.guard():
+            with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
+                settings = read_settings(flat, "train")
+                graph = StaticGraph(Package(str(ROOT)), flat, settings, "train", paddle.CPUPlace())
+        graphs[tuned] = graph, scope
+    return graphs
+
+
+def test_the_static_tool_does_not_print_its_program(tuned_and_not, monkeypatch):
+    if not paddle.framework.in_pir_mode():
+        pytest.skip("only under PIR does Paddle's executor print programs")
+    printed, plain_text = [], paddle.static.Program.__str__
+    monkeypatch.setattr(paddle.static.Program, "__str__", lambda self: printed.append(self) or plain_text(self))
+    losses = {}
+    for tuned, (graph, scope) in tuned_and_not.items():
+        printed.clear()
+        batch = [np.ones([4, 1, 36, 36], "float32"), np.arange(4), np.arange(4)]
+        with paddle.static.scope_guard(scope):
+            graph.begin_epoch()
+            losses[tuned] = [float(graph.train_step(batch)[0].tensors["loss"]) for _ in range(2)]
+        assert bool(printed) is not tuned
+    assert losses[True] == losses[False]
+
+
+@pytest.mark.parametrize("by_user", [None, "0.5"])
+def test_tensors_are_kept_unless_the_user_has_set_the_flag(by_user, monkeypatch):
+    monkeypatch.delenv(FLAG, raising=False)
+    if by_user is not None:
+        monkeypatch.setenv(FLAG, by_user)
+    before = paddle.get_flags(FLAG)
+    executor.keep_tensors(paddle.CPUPlace())
+    done = by_user is None and paddle.framework.use_pir_api()
+    assert paddle.get_flags(FLAG) == ({FLAG: -1.0} if done else before)
+
+
+def test_tensors_on_another_device_are_not_kept(monkeypatch):
+    monkeypatch.delenv(FLAG, raising=False)
+    before = paddle.get_flags(FLAG)
+    executor.keep_tensors(paddle.CUDAPlace(0) if paddle.is_compiled_with_cuda() else object())
+    assert paddle.get_flags(FLAG) == before

@@ -1,0 +1,68 @@
+"""The kinds of task: labels from the columns of a table, which values are wrong, and what is suggested for a column."""
+
+import types
+
+import numpy as np
+import pytest
+import yaml
+
+from dselect_k_model import tasks
+from dselect_k_model.kinds import KINDS
+from dselect_k_model.kinds.binary import Binary
+from dselect_k_model.kinds.classes import Classes
+from dselect_k_model.kinds.multi_label import MultiLabel
+from dselect_k_model.kinds.regression import Regression
+
+NAN = np.nan
+CASES = {  # kind -> columns; the labels that they become; values that are wrong in a column
+    Classes(3): ([[0.0, 2.0, NAN]], [0, 2, -1], [3.0, -1.0, 0.5, np.inf]),
+    Binary(): ([[0.0, 1.0, NAN]], [0, 1, NAN], [2.0, -1.0, 0.5, np.inf]),
+    Regression(): ([[-7.5, 1e30, NAN]], [-7.5, 1e30, NAN], [1e39, -np.inf]),
+    MultiLabel(["a", "b"]): ([[0.0, 1.0, NAN], [1.0, NAN, 0.0]], [[0, 1], [1, NAN], [NAN, 0]], [2.0, 0.5]),
+}
+
+
+@pytest.mark.parametrize("kind", CASES, ids=lambda kind: type(kind).__name__)
+def test_columns_of_a_table_become_labels_and_wrong_values_are_found(kind):
+    columns, expected, wrong = CASES[kind]
+    columns = [np.array(column) for column in columns]
+    labels = kind.from_columns(columns)
+    assert labels.dtype == (kind.label_dtype or "float32")
+    np.testing.assert_array_equal(labels, np.array(expected, labels.dtype))
+    missing = np.isnan(np.stack(columns, axis=1)).reshape(labels.shape)
+    assert (kind.is_labelled(labels) == ~missing).all() and not kind.out_of_range(labels).any()
+    for column in columns:
+        assert not kind.is_wrong(column[~np.isnan(column)]).any()
+    assert kind.is_wrong(np.array(wrong)).all()
+
+
+def summary_of(column):
+    """What make_vocabulary.py knows of a column."""
+    column = np.array(column, float)
+    whole = bool((column == np.floor(column)).all())
+    return types.SimpleNamespace(least=column.min(), greatest=column.max(), deviation=column.std, whole=whole)
+
+
+COLUMNS = {  # a column's values; kinds that are suggested for it; words of their remarks
+    "0 and 1": ([0, 1, 1], {"binary": "0 to 1", "regression": "0 to 1"}),
+    "ratings": ([1, 5, 3], {"classes": "class 0 is empty; subtract 1", "regression": "1 to 5"}),
+    "from 3": ([3, 5], {"classes": "classes 0 to 2 are empty; subtract 3", "regression": "3 to 5"}),
+    "many": ([0, 1000], {"regression": "1 / variance"}),
+    "fractions": ([0.0, 0.5], {"regression": "0 to 0.5"}),
+    "tiny": ([0.0, 1e-3], {"regression": "1 / variance"}),
+    "negative": ([-1, 0, 1], {"regression": "-1 to 1"}),
+}
+
+
+@pytest.mark.parametrize("column,expected", COLUMNS.values(), ids=COLUMNS)
+def test_a_suggested_task_can_be_read_and_takes_the_columns_labels(column, expected):
+    suggested = {name: kind.suggest(summary_of(column)) for name, kind in KINDS.items()}
+    assert [name for name, found in suggested.items() if found] == [name for name in KINDS if name in expected]
+    for name, words in expected.items():
+        entry, remark = suggested[name]
+        assert words in remark
+        written = "{" + ", ".join(f"{key}: {value}" for key, value in entry.items()) + "}"  # as make_vocabulary.py does
+        (task,) = tasks.parse([yaml.safe_load(written)], 8)
+        assert type(task.kind) is KINDS[name] and not task.kind.is_wrong(np.array(column, float)).any()
+        if name == "regression" and "weight" in entry:
+            assert task.weight == pytest.approx(1 / np.var(column), rel=0.05)

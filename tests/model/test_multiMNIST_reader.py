@@ -1,0 +1,331 @@
+"""multiMNIST_reader.py: what it reads, what it refuses, and how much memory it takes."""
+
+import gc
+import hashlib
+import json
+import os
+import pathlib
+import pickle
+import signal
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from multiMNIST_reader import FOUR, PAIR, RecDataset
+from support import ROOT
+
+IMAGES = np.arange(4 * 36 * 36, dtype=np.uint8).reshape(4, 36, 36)
+LABELS = np.array([[0, 9], [1, 2], [3, 4], [5, 5]], np.int32)
+FOUR_ARRAYS = (IMAGES[:3], LABELS[:3], IMAGES[3:], LABELS[3:])
+
+
+def write(path, content):
+    path.write_bytes(pickle.dumps(content, protocol=2))
+    return path
+
+
+def read(*paths, **runner):
+    return RecDataset([str(path) for path in paths], config={f"runner.{key}": value for key, value in runner.items()})
+
+
+def test_an_item_is_image_left_right(tmp_path):
+    data = read(write(tmp_path / "a.pickle", (IMAGES, LABELS)))
+    assert len(data) == 4
+    image, left, right = data[1]
+    assert image.shape == (1, 36, 36) and image.dtype == np.float32
+    assert (image[0] == IMAGES[1].astype(np.float32) / np.float32(255)).all()
+    assert (left, right) == (1, 2) and left.dtype == right.dtype == np.int64
+    assert data.images.dtype == np.uint8
+
+
+def test_files_are_one_set_in_sorted_order_and_others_are_skipped_with_a_warning(tmp_path, caplog):
+    b = write(tmp_path / "b ü 数据.pickle", (IMAGES[:1], LABELS[:1]))
+    a = write(tmp_path / "a.pkl", (IMAGES[1:] / 255.0, LABELS[1:]))  # each in a form of its own
+    (tmp_path / "README.md").write_text("not data")
+    (tmp_path / "folder.pickle").mkdir()
+    hidden = write(tmp_path / ".hidden.pickle", "broken")
+    data = read(b, tmp_path / "README.md", tmp_path / "folder.pickle", hidden, a)
+    assert data.labels.tolist() == [[1, 2], [3, 4], [5, 5], [0, 9]]
+    assert (data.images == IMAGES[[1, 2, 3, 0]]).all()
+    (message,) = caplog.messages
+    assert message.startswith(f"{tmp_path / 'README.md'} (and 1 more) is not *.pickle") and "skipped" in message
+
+
+FORMS = {
+    "int32": IMAGES.astype(np.int32),
+    "big endian": IMAGES.astype(">i2"),
+    "float 0..255": IMAGES.astype(np.float32),
+    "float 0..1": IMAGES / 255.0,
+    "float16 0..1": (IMAGES / 255.0).astype(np.float16),
+    "white rounded": (IMAGES / 255.0 * 1.0000002).astype(np.float32),
+    "channel first": IMAGES[:, None],
+    "channel last": IMAGES[..., None],
+    "flat": IMAGES.reshape(4, -1),
+    "Fortran order": np.asfortranarray(IMAGES),
+}
+
+
+@pytest.mark.parametrize("images", FORMS)
+def test_every_form_of_images_gives_the_same_pixels(tmp_path, images):
+    data = read(write(tmp_path / "x.pickle", (FORMS[images], LABELS)))
+    assert (data.images == IMAGES).all() and data.images.dtype == np.uint8
+
+
+def with_label(value, index=3):
+    labels = LABELS.astype(float if isinstance(value, float) else np.int64)
+    labels[index, 1] = value
+    return labels
+
+
+@pytest.mark.parametrize(
+    "labels,expected",
+    [
+        (LABELS.astype(np.uint8), LABELS),
+        (LABELS.astype(np.float64), LABELS),
+        (np.eye(10, dtype=np.float32)[LABELS], LABELS),
+        (np.eye(10, dtype=bool)[LABELS].reshape(4, 20), LABELS),
+        (with_label(-1), with_label(-1)),  # missing
+        (with_label(-1.0), with_label(-1)),
+    ],
+)
+def test_every_form_of_labels_gives_the_same_digits(tmp_path, labels, expected):
+    data = read(write(tmp_path / "x.pickle", (IMAGES, labels)))
+    assert (data.labels == expected).all() and data.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize("kind", ["tuple", "dict", "npz"])
+def test_a_pair_or_half_of_four_arrays_is_read(tmp_path, kind):
+    for names, content, runner in (
+        (PAIR, (IMAGES, LABELS), {}),
+        (FOUR, FOUR_ARRAYS, {"data_part": "train"}),
+        (FOUR, FOUR_ARRAYS, {"data_part": "test"}),
+    ):
+        path = tmp_path / ("x.npz" if kind == "npz" else "x.pickle")
+        if kind == "npz":
+            np.savez(path, **dict(zip(names, content)))
+        else:
+            write(path, dict(zip(names, content)) if kind == "dict" else content)
+        chosen = {None: slice(4), "train": slice(3), "test": slice(3, 4)}[runner.get("data_part")]
+        data = read(path, **runner)
+        assert (data.images == IMAGES[chosen]).all() and (data.labels == LABELS[chosen]).all()
+
+
+def test_the_half_of_four_arrays_is_what_the_config_means(tmp_path):
+    path = write(tmp_path / "x.pickle", FOUR_ARRAYS)
+    base = {"config_abs_dir": str(tmp_path.parent)}
+    folder, other = tmp_path.name, "elsewhere"
+    for config, length in (
+        ({"runner.data_part": "train", "runner.job": "infer"}, 3),
+        ({"runner.job": "train"}, 3),
+        ({"runner.job": "infer"}, 1),
+        ({"runner.train_data_dir": folder, "runner.test_data_dir": other}, 3),
+        ({"runner.train_data_dir": other, "runner.test_data_dir": folder + "/"}, 1),
+    ):
+        assert len(RecDataset([str(path)], config={**base, **config})) == length
+    for config in ({}, {"runner.train_data_dir": folder, "runner.test_data_dir": folder}, {"runner.inference": True}):
+        with pytest.raises(ValueError, match="data_part"):
+            RecDataset([str(path)], config={**base, **config})
+
+
+def test_image_scale_decides_what_white_is_where_the_pixels_leave_it_open(tmp_path):
+    path = write(tmp_path / "x.pickle", ((IMAGES > 9).astype(np.float32), LABELS))
+    for scale, white in (("1", 255), (1, 255), (255, 1)):
+        assert read(path, image_scale=scale).images.max() == white
+    with pytest.raises(ValueError, match="image_scale is 2"):
+        read(path, image_scale=2)
+
+
+def with_pixel(value, index=3):
+    images = IMAGES.astype(np.float32)
+    images[index, 35, 35] = value
+    return images
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [
+        ((IMAGES[:, :28, :28], LABELS), ["[4, 28, 28] uint8", "plain MNIST"]),
+        ((np.zeros((4, 784), np.uint8), LABELS), ["[4, 784] uint8", "plain MNIST"]),
+        ((IMAGES[:, :, :, None].repeat(3, 3), LABELS), ["[4, 36, 36, 3]", "one channel"]),
+        ((IMAGES[0], LABELS), ["[36, 36]"]),
+        ((with_pixel(np.nan), LABELS), ["image 3", "nan"]),
+        ((with_pixel(np.inf, 0), LABELS), ["image 0", "inf"]),
+        ((with_pixel(-1), LABELS), ["image 3", "-1"]),
+        ((with_pixel(256), LABELS), ["image 3", "256"]),
+        ((IMAGES > 9, LABELS), ["image_scale"]),
+        (((IMAGES / 255.0 * 1.5).astype(np.float32), LABELS), ["image_scale"]),
+        ((IMAGES.astype(complex), LABELS), ["images are complex128"]),
+        ((IMAGES, LABELS[:3]), ["4 images", "3 labels"]),
+        ((IMAGES, LABELS[:, 0]), ["labels are [4]"]),
+        ((IMAGES, with_label(10)), ["example 3", "[5, 10]"]),
+        ((IMAGES, with_label(-2, 0)), ["example 0", "[0, -2]"]),
+        ((IMAGES, with_label(2.5)), ["example 3", "2.5"]),
+        ((IMAGES, with_label(np.nan)), ["example 3", "nan"]),
+        ((IMAGES, np.eye(10)[LABELS] * 2), ["example 0", "one-hot"]),
+        ((IMAGES[:0], LABELS[:0]), ["no image"]),
+        ((IMAGES, LABELS, 3), ["tuple of 3"]),
+        ((IMAGES, "labels"), ["labels is a str"]),
+        ({"images": IMAGES}, ["dict of 1"]),
+        (IMAGES, ["ndarray"]),
+        (3, ["int"]),
+    ],
+)
+def test_other_content_is_refused_by_file_and_reason(tmp_path, content, words):
+    path = write(tmp_path / "x.pickle", content)
+    with pytest.raises(ValueError) as caught:
+        read(path)
+    for word in [str(path), *words]:
+        assert word in str(caught.value)
+
+
+def test_labels_beyond_the_configs_classes_are_refused(tmp_path):
+    path = write(tmp_path / "x.pickle", (IMAGES, LABELS))
+    with pytest.raises(ValueError, match="class_num is 9"):
+        RecDataset([str(path)], config={"hyper_parameters.class_num": 9})
+
+
+def test_a_folder_without_data_and_a_broken_file_say_how_to_get_the_data(tmp_path):
+    (tmp_path / "README.md").write_text("not data")
+    (tmp_path / "x.pickle").write_bytes(b"\n <html><body>404</body></html>")
+    for name, words in (("README.md", "no Multi-MNIST file"), ("x.pickle", "x.pickle.*HTML")):
+        with pytest.raises(ValueError, match=f"{words}.*make_multi_mnist"):
+            read(tmp_path / name)
+
+
+def test_the_sample_is_what_data_readme_says():
+    """The two committed files, against the digests in data/README.md."""
+    readme = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
+    for part, number in (("train", 4000), ("test", 1000)):
+        (path,) = (ROOT / "data" / part).iterdir()
+        assert path.name == f"{part}.pickle" and len(read(path)) == number
+        assert hashlib.sha256(path.read_bytes()).hexdigest() in readme, path
+
+
+# ---------------------------------------------------------------------------- memory-mapped parts
+
+PARTS = (3, 1, 4)
+
+
+def write_parts(folder, images, labels, sizes=PARTS):
+    """Write images_000.npy and labels_000.npy, and so on; gives their paths."""
+    begins, paths = np.cumsum([0, *sizes]), []
+    for i, (begin, end) in enumerate(zip(begins, begins[1:])):
+        for name, array in (("images", images), ("labels", labels)):
+            paths.append(folder / f"{name}_{i:03}.npy")
+            np.save(paths[-1], array[begin:end])
+    return paths
+
+
+@pytest.fixture
+def examples(rng):
+    return rng.randint(256, size=(sum(PARTS), 36, 36)).astype(np.uint8), rng.randint(10, size=(sum(PARTS), 2))
+
+
+@pytest.mark.parametrize("sizes", [PARTS, [8]])
+def test_mapped_parts_are_the_set_that_one_file_would_be(tmp_path, examples, rng, sizes):
+    mapped, whole = read(*write_parts(tmp_path, *examples, sizes)), read(write(tmp_path / "a.pickle", examples))
+    assert len(mapped) == len(whole) == 8
+    for indices in (np.arange(8), rng.permutation(8)[:5], np.array([3]), np.array([7, 7, 0])):
+        for ours, theirs in zip(mapped.gather(indices), whole.gather(indices)):
+            np.testing.assert_array_equal(ours, theirs)
+    assert all((a == b).all() for a, b in zip(mapped[6], whole[6]))
+
+
+@pytest.mark.parametrize(
+    "change,words",
+    [
+        (lambda images: images.astype("float32"), "images are float32"),
+        (lambda images: images[:, :28, :28], r"images are \[3, 28, 28\] uint8"),
+        (lambda images: np.asfortranarray(images), "Fortran"),
+        (lambda images: images[:2], "2 images but 3 labels"),
+        (lambda images: images[:0], "no image"),
+    ],
+)
+def test_what_cannot_be_mapped_is_refused_by_name(tmp_path, examples, change, words):
+    paths = write_parts(tmp_path, *examples)
+    np.save(paths[0], change(examples[0][:3]))
+    with pytest.raises(ValueError, match=f"images_000.npy: .*{words}"):
+        read(*paths)
+
+
+def test_parts_without_a_partner_or_beside_other_files_are_refused(tmp_path, examples):
+    paths = write_parts(tmp_path, *examples)
+    with pytest.raises(ValueError, match="images_000.npy: there is no labels_000.npy that goes with it"):
+        read(*paths[:1], *paths[2:])
+    with pytest.raises(ValueError, match="labels_002.npy: there is no images_002.npy"):
+        read(*paths[:4], paths[5])
+    np.save(tmp_path / "pixels.npy", examples[0])
+    with pytest.raises(ValueError, match="pixels.npy: there is no images….npy or labels….npy"):
+        read(tmp_path / "pixels.npy")
+    with pytest.raises(ValueError, match="a.pickle: there are .npy files beside it"):
+        read(*paths, write(tmp_path / "a.pickle", examples))
+
+
+# ---------------------------------------------------------------------------------------- memory
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+def test_memory_does_not_grow_with_a_mapped_set(tmp_path):
+    """An epoch over 130 MB of images. Pages of the file itself are the system's to drop, and are not counted."""
+    grown = {}
+    for size in (1000, 100_000):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        np.lib.format.open_memmap(folder / "images_0.npy", "w+", np.uint8, (size, 36, 36)).flush()
+        np.save(folder / "labels_0.npy", np.zeros([size, 2], np.uint8))
+        code = (
+            "import sys; sys.path.insert(0, sys.argv[1]); import numpy as np\n"
+            "from multiMNIST_reader import RecDataset\n"
+            "def anonymous(): return int(open('/proc/self/status').read().split('RssAnon:')[1].split()[0]) / 1024\n"
+            "before = anonymous(); data = RecDataset(sys.argv[2:], config={}); most = 0\n"
+            "for begin in range(0, len(data), 100):\n"
+            "    batch = data.gather(np.arange(begin, begin + 100)); most = max(most, anonymous())\n"
+            "print(most - before)"
+        )
+        command = [sys.executable, "-c", code, str(ROOT), str(folder / "images_0.npy"), str(folder / "labels_0.npy")]
+        grown[size] = float(json.loads(subprocess.run(command, capture_output=True, text=True).stdout))
+    assert grown[100_000] < grown[1000] + 10, f"MB: {grown}"
+
+
+def private_bytes():
+    """Memory of this process alone, without what it shares with its parent (Linux)."""
+    lines = pathlib.Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="only Linux shows what processes share")
+def test_worker_processes_share_the_images(tmp_path):
+    """A forked worker reads the whole set, item by item and in batches, and its own memory hardly grows."""
+    number = 20000
+    images = np.arange(number, dtype=np.uint8)[:, None, None].repeat(36, 1).repeat(36, 2)  # 26 MB
+    data = read(write(tmp_path / "x.pickle", (images, np.zeros([number, 2], np.int32))))
+    del images
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(60)  # a hang is a failure
+        before = private_bytes()
+        seen = sum(int(data[i][0][0, 0, 0] * 255 + 0.5) for i in range(number))
+        for begin in range(0, number, 100):
+            data.gather(np.arange(begin, begin + 100))
+        os.write(writing, f"{seen} {private_bytes() - before}".encode())
+        os._exit(0)
+    os.close(writing)
+    with open(reading) as pipe:
+        seen, grown = map(int, pipe.read().split())
+    os.waitpid(child, 0)
+    assert seen == sum(i % 256 for i in range(number)) and grown < 5e6, f"{grown / 1e6:.1f} MB of 26"
+
+
+def test_memory_has_one_copy_of_the_pixels_a_byte_each(tmp_path):
+    path = write(tmp_path / "x.pickle", (np.zeros([5000, 36, 36], np.uint8), np.zeros([5000, 2], np.int32)))
+    tracemalloc.start()
+    data = read(path)
+    gc.collect()
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(data) == 5000 and 5000 * 36 * 36 <= kept < 1.1 * 5000 * 36 * 36

@@ -1,0 +1,191 @@
+"""The tasks of a config: losses by formula, label masks, metrics over an epoch, and what is refused.
+
+In float64: see support/rounding.py.
+"""
+
+import itertools
+
+import numpy as np
+import paddle
+import pytest
+
+from dselect_k_model import hyper_parameters, tasks
+from dselect_k_model.epoch_metrics import EpochMetrics
+from dselect_k_model.kinds.regression import Regression
+from engine.meter import Meter
+from support.examples import SMALL, TABLE, TASKS, table_batches
+from support.oracles import brute_force_auc
+from support.rounding import SUMS, assert_near
+from support.toolbox import opened
+from support.ways import config, start
+
+pytestmark = pytest.mark.usefixtures("float64")
+both_graphs = pytest.mark.parametrize("way", ["eager", "static"])  # a compiled network has its loss outside
+
+
+def expected_losses(outputs, labels):
+    """Each task's loss of ``TASKS``, over its labelled examples, in float64."""
+    outputs = [np.asarray(output, float) for output in outputs]
+    known = [labels[0] >= 0, labels[1] >= 0, ~np.isnan(labels[2])]
+    z, y = outputs[0][known[0]], labels[0][known[0]]
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    first = -log_p[np.arange(len(y)), y].mean()
+    p, y = 1 / (1 + np.exp(-outputs[1][known[1], 0])), labels[1][known[1]]
+    second = -(2.0 * y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    third = ((outputs[2][known[2], 0] - labels[2][known[2]]) ** 2).mean()
+    return [first, second, third]
+
+
+@both_graphs
+@pytest.mark.parametrize("missing", [False, True])
+def test_losses_are_the_formulas_over_the_labelled_examples(way, missing, rng):
+    run = start(way, config(**{**SMALL, **TABLE, "tasks": TASKS}))
+    batch = table_batches(rng, 1, missing=missing)[0]
+    _, loss, _ = run.evaluate(batch)
+    assert loss == pytest.approx(sum(expected_losses(run.outputs(batch), batch[2:])), abs=SUMS)
+
+
+@both_graphs
+def test_an_example_without_a_label_does_not_train_its_task(way, rng):
+    """Its tower's gradient is that of a batch without the example; SGD at rate 1 steps by it."""
+    plain_sgd = {"optimizer__class": "sgd", "optimizer__momentum": 0.0, "optimizer__learning_rate": 1.0}
+    flat = config(**SMALL, **TABLE, **plain_sgd, tasks=TASKS, entropy_weight=0.0)
+    whole = table_batches(rng, 1)[0]
+    partly = [item.copy() for item in whole]
+    partly[4][8:] = np.nan
+    first, second = start(way, flat), start(way, flat)
+    first.step(partly)
+    second.step([item[:8] for item in whole])
+    for key, name in first.names.items():
+        if key.startswith("towers.2."):
+            assert_near(first.state()[name], second.state()[name], SUMS, key)
+    nothing = [item.copy() for item in whole]
+    nothing[4][:] = np.nan
+    third = start(way, flat)
+    before = third.state()
+    assert np.isfinite(third.step(nothing)[0])
+    assert all((before[n] == third.state()[n]).all() for k, n in third.names.items() if k.startswith("towers.2."))
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.7])
+def test_huber_is_squared_near_and_linear_far(delta, rng):
+    error = np.linspace(-3, 3, 41)
+    kind = Regression(delta)
+    ours = kind.losses(paddle.to_tensor(error[:, None]), paddle.zeros([41, 1], "float64")).numpy()[:, 0]
+    expected = error**2
+    if delta:
+        expected = np.where(abs(error) <= delta, error**2 / 2, delta * (abs(error) - delta / 2))
+    np.testing.assert_allclose(ours, expected, atol=1e-12)
+
+
+@both_graphs
+def test_learned_variances_weigh_the_losses_as_kendall_does(way, rng):
+    keys = {**SMALL, **TABLE, "tasks": TASKS, "task_balance": "uncertainty", "entropy_weight": 0.0}
+    run, batch, s = start(way, config(**keys)), table_batches(rng, 1)[0], np.array([0.3, -0.2, 0.5])
+    run.set({run.names["log_variances"]: s})
+    parts = np.array(expected_losses(run.outputs(batch), batch[2:]))
+    expected = (np.exp(-s) * parts * [1, 1, 0.5] + s / 2).sum()
+    # Paddle 2.6.2 has the e of e ** -s in float32: s x 3e-8 off, of losses of order 1
+    assert run.step(batch)[0] == pytest.approx(expected, abs=1e-6)
+    assert (run.state()[run.names["log_variances"]] != s).all(), "they are trained"
+
+
+WEIGHTED = "[{classes: 3}, {name: buys, kind: binary, weight: 2, positive_weight: 2}, {kind: regression, weight: 0.5}]"
+
+
+def test_an_epochs_metrics_do_not_depend_on_the_batches_or_the_graph_and_are_exact(rng):
+    """Formulas of the metrics themselves: test_metrics.py."""
+    overrides = ["hyper_parameters.expert_num=4", "hyper_parameters.input.dense_size=5", "runner.to_static=false"]
+    overrides += ["hyper_parameters.input.vocabulary_sizes=[4, 7]", f"hyper_parameters.tasks={WEIGHTED}"]
+    whole = table_batches(rng, 1, size=51, missing=True)[0]
+    whole[0][12:17], whole[1][12:17] = whole[0][17], whole[1][17]  # equal scores
+    found = {}
+    for graph_name, size in itertools.product(("dynamic", "static"), (10, 51)):
+        with opened(graph_name, "infer", overrides) as (graph, _, _):
+            meter = Meter(graph_name, "infer", None)
+            meter.begin()
+            graph.begin_evaluation()
+            for begin in range(0, 51, size):
+                step, examples = graph.infer_step([item[begin : begin + size] for item in whole])
+                meter.add(0, begin, step, examples, 0.0, 0.0)
+            closed, found[graph_name, size] = meter.close(0, graph.metrics()), graph.metrics()
+            if graph_name == "dynamic":
+                outputs = [z.numpy() for z in graph.net(*map(paddle.to_tensor, whole[:2]))]
+        # one order on the line of the epoch, whatever the kinds of the tasks
+        names = "Accuracy1 auc_buys logloss_buys mae3 rmse3 loss loss1 loss_buys loss3 experts_used"
+        assert " ".join(closed) == names
+    ours = found["dynamic", 10]
+    for others in found.values():
+        assert others == pytest.approx(ours, abs=SUMS)
+    losses = np.array(expected_losses(outputs, whole[2:]))
+    assert [ours["loss1"], ours["loss_buys"], ours["loss3"]] == pytest.approx(losses, abs=SUMS)
+    assert ours["loss"] == pytest.approx(losses @ [1, 2, 0.5], abs=SUMS)
+    labelled = [whole[2] >= 0, whole[3] >= 0]
+    assert ours["Accuracy1"] == np.mean((outputs[0].argmax(axis=1) == whole[2])[labelled[0]])
+    # the metric compares scores in float32, which equal rows have in common whatever their place in a batch
+    scores = outputs[1][labelled[1], 0].astype("float32")
+    assert ours["auc_buys"] == pytest.approx(brute_force_auc(scores, whole[3][labelled[1]]), abs=SUMS)
+    assert ours["rmse3"] ** 2 == pytest.approx(losses[2], abs=SUMS)
+
+
+WRONG = [
+    ({"kind": "ranking"}, "ranking"),
+    ({"kind": "binary", "metrics": ["mae"]}, "mae, which is not defined"),
+    ({"kind": "binary", "metrics": ["auk"]}, "must be one of accuracy"),
+    ({"labels": ["a"]}, "labels"),
+    ({"kind": "binary", "classes": 3}, "classes"),
+    ({"kind": "binary", "wieght": 1}, "wieght"),
+    ({"kind": "binary", "name": "a\nb"}, "name"),
+    ({"kind": "binary", "name": True}, "name"),
+    ({"kind": "regression", "positive_weight": 2}, "positive_weight"),
+    ({}, "classes: n"),
+]
+
+
+@pytest.mark.parametrize("entry,word", WRONG)
+def test_a_task_described_wrongly_is_named(entry, word):
+    with pytest.raises(ValueError, match=f"tasks.0..*{word}"):
+        hyper_parameters.HyperParameters(tasks=[entry])
+
+
+TAGS = [{"name": "tags", "labels": ["a", "b", "c"], "metrics": ["auc", "logloss", "f1"]}, {"classes": 2}]
+
+
+def tagged_batch(rng):
+    """A batch of ``TAGS``, some labels missing; none of c is positive."""
+    tags = rng.randint(0, 2, [40, 3]).astype("float64")
+    tags[:9, 0], tags[5:20, 1], tags[:, 2] = -1, np.nan, 0
+    return [rng.randn(40, 5), tags, rng.randint(0, 2, 40)]
+
+
+@both_graphs
+def test_multi_label_loss_is_the_mean_over_the_labels_that_are_not_missing(way, rng):
+    run = start(way, config(**{**SMALL, "input__dense_size": 5, "tasks": TAGS}))
+    batch = tagged_batch(rng)
+    z, y, mask = run.outputs(batch)[0], batch[1], batch[1] >= 0
+    loss = np.logaddexp(0, np.where(y > 0, -z, z))[mask].mean()
+    other = run.outputs(batch)[1]
+    other = (np.log(np.exp(other).sum(axis=1)) - other[np.arange(40), batch[2]]).mean()
+    assert run.evaluate(batch)[1] == pytest.approx(loss + other, abs=SUMS)
+    assert np.isfinite(run.step(batch)[0])
+
+
+def test_multi_label_metrics_are_those_of_each_label_and_their_mean(rng):
+    parsed = tasks.parse(TAGS, 8)
+    metrics, (_, y, classes) = EpochMetrics(parsed), tagged_batch(rng)
+    z = rng.randn(40, 3)
+    for rows in (slice(0, 25), slice(25, 40)):
+        metrics.update([z[rows], rng.randn(40, 2)[rows]], [y[rows], classes[rows]])
+    found = {name: metric.accumulate() for name, metric in metrics.named().items()}
+    for column, label in enumerate("abc"):
+        kept = y[:, column] >= 0
+        scores, labels = z[kept, column], y[kept, column]
+        auc = brute_force_auc(scores.astype("float32"), labels) if labels.any() else np.nan
+        f1 = 2 * (labels * (scores > 0)).sum() / (labels + (scores > 0)).sum()
+        logloss = np.logaddexp(0, np.where(labels > 0, -scores, scores)).mean()
+        for name, value in (("auc", auc), ("logloss", logloss), ("f1", f1)):
+            assert found[f"{name}_tags_{label}"] == pytest.approx(value, abs=SUMS, nan_ok=True)
+    assert np.isnan(found["auc_tags_c"]) and "f1_tags" in found
+    assert found["auc_tags"] == pytest.approx((found["auc_tags_a"] + found["auc_tags_b"]) / 2, abs=SUMS)
+    mask = y >= 0
+    assert found["loss_tags"] == pytest.approx(np.logaddexp(0, np.where(y > 0, -z, z))[mask].mean(), abs=SUMS)

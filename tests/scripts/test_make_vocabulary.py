@@ -1,0 +1,157 @@
+"""data/make_vocabulary.py: the vocabulary of the training rows, what it prints for the config, what it refuses."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+import yaml
+
+from support.tables import DENSE, LABELS, SPARSE, TASKS, Folder, make_rows, run_make_vocabulary, write_files
+from support.toolbox import run_here
+
+
+@pytest.fixture
+def mixed(tmp_path, rng):
+    return Folder(tmp_path, ["a.csv", "b.csv.gz", "c.parquet"], make_rows(rng, 90))
+
+
+def printed(process):
+    """The lines for the config, as YAML reads them."""
+    assert process.returncode == 0, process.stderr
+    return yaml.safe_load(process.stdout.split("for the config:\n")[1])
+
+
+def test_the_vocabulary_is_that_of_the_training_rows(mixed):
+    for entry, column in zip(mixed.numbers, list(zip(*mixed.rows))[:2]):
+        numbers = np.array([float(field) for field in column if field])
+        assert entry["mean"] == pytest.approx(numbers.mean()) and entry["deviation"] == pytest.approx(numbers.std())
+    for entry, column in zip(mixed.categories, list(zip(*mixed.rows))[2:4]):
+        assert entry["values"] == sorted({field for field in column if field})
+
+
+def test_frequent_values_have_ids(mixed):
+    shops = [row[2] for row in mixed.rows if row[2]]
+    counts = {shop: shops.count(shop) for shop in shops}
+    mixed.make_vocabulary(max_size=2)
+    assert set(mixed.categories[0]["values"]) == set(sorted(counts, key=lambda shop: (-counts[shop], shop))[:2])
+    mixed.make_vocabulary(min_count=max(counts.values()))
+    assert mixed.categories[0]["values"] == sorted(s for s in counts if counts[s] == max(counts.values()))
+
+
+def test_the_command_prints_what_the_config_needs(mixed):
+    columns = ["--dense", *DENSE, "--sparse", *SPARSE, "--labels", *LABELS]
+    made = run_make_vocabulary(mixed.folder, "--train", "train", *columns, "--out", "new.json")
+    config = printed(made)
+    assert config["input"] == {"dense_size": 2, "vocabulary_sizes": [5, 10]}
+    weight = config["tasks"][2].pop("weight")
+    spent = [float(row[6]) for row in mixed.rows if row[6]]
+    assert config["tasks"] == TASKS and weight == pytest.approx(1 / np.var(spent), rel=0.05)
+    new = json.loads((mixed.folder / "new.json").read_text())
+    assert new["categories"] == mixed.categories and new["labels"] == [{"column": name} for name in LABELS]
+    means = [entry["mean"] for entry in mixed.numbers]
+    assert [entry["mean"] for entry in new["numbers"]] == pytest.approx(means), "the blocks are larger there"
+
+
+@pytest.mark.parametrize(
+    "arguments,words",
+    [
+        (["--train", "train", "--dense", "weight"], "no column 'weight'"),
+        (["--train", "train", "--dense", "price", "--sparse", "price"], "the column price is named twice"),
+        (["--train", "train"], "--dense or --sparse"),
+        (["--train", "nowhere", "--dense", "price"], "nowhere"),
+        (["--train", ".", "--dense", "price"], "no table found"),
+        (["--train", "train", "--dense", "shop"], "the column shop has no numbers: one field is 'shop"),
+    ],
+)
+def test_a_mistake_is_refused_in_one_line(mixed, arguments, words):
+    os.remove(mixed.folder / "vocabulary.json")
+    process = run_make_vocabulary(mixed.folder, *arguments, "--out", "new.json")
+    assert process.returncode == 2 and process.stderr.startswith("error: ") and process.stderr.count("\n") == 1
+    assert words in process.stderr and not list(mixed.folder.glob("*.json*"))
+
+
+def test_tasks_are_suggested_with_remarks_on_scale_and_empty_classes(tmp_path):
+    lines = [f"{x},{1 + i % 4},{x * 1000.5},{x * 1e5 + 0.5},{x - 0.5}" for i, x in enumerate(range(20))]
+    write_files(tmp_path, {"train/a.csv": "\n".join(["über,stars,big,huge,near", *lines]) + "\n"})
+    columns = ["--dense", "über", "--labels", "stars", "big", "huge", "near", "--out", "v.json"]
+    made = run_make_vocabulary(tmp_path, "--train", "train", *columns)
+    assert "classes: 5}  # 1 to 4; classes start at 0: class 0 is empty; subtract 1\n" in made.stdout
+    assert "# 1 / variance, so that the losses " in made.stdout
+    tasks = {task["name"]: task for task in printed(made)["tasks"]}
+    for name, scale in (("big", 1000.5), ("huge", 1e5), ("near", 1)):
+        assert tasks[name]["weight"] == pytest.approx(1 / np.var(np.arange(20) * scale), rel=0.05)
+    assert "über" in (tmp_path / "v.json").read_text(encoding="utf-8")
+
+
+def test_names_with_a_meaning_in_yaml_read_back_and_train_in_both_graphs(tmp_path):
+    names = ["on", "no", "a: b", "y,z", "1", "null", "y", "1e5", 'say "hi"', "{x}", "größe", "a#b", "it's", "plain_1"]
+    (tmp_path / "train").mkdir()
+    with open(tmp_path / "train" / "a.csv", "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerow(["x", *names])
+        csv.writer(file).writerows([i / 9, *[i % 2] * len(names)] for i in range(20))
+    made = run_make_vocabulary(tmp_path, "--train", "train", "--dense", "x", "--labels", *names, "--out", "v.json")
+    assert [task["name"] for task in printed(made)["tasks"]] == names
+    runner = {
+        "train_data_dir": "train", "test_data_dir": "train", "train_reader_path": "tabular.reader", "epochs": 1,
+        "infer_reader_path": "tabular.reader", "vocabulary": "v.json", "train_batch_size": 10, "infer_batch_size": 20,
+        "print_interval": 1,
+    }  # fmt: skip
+    lines = made.stdout.split("for the config:\n")[1]
+    hyper = "hyper_parameters:\n  expert_num: 2\n  expert_size: 3\n  tower_size: 3\n"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"runner": runner}) + hyper + lines, encoding="utf-8")
+    for tool in ("trainer", "infer", "static_trainer", "static_infer", "export", "predict"):
+        process = run_here(tool, tmp_path / "config.yaml", cwd=tmp_path)
+        assert process.returncode == 0, process.stderr
+        assert all(f"auc_{name}: " in process.stderr for name in names) or tool == "export"
+    with open(tmp_path / "predictions.csv", newline="", encoding="utf-8") as file:
+        assert {f"prediction_{name}" for name in names} <= {*next(csv.reader(file))}
+
+
+@pytest.mark.parametrize("role,words", [("--labels", "Labels are numbers: 0 and"), ("--dense", "Name it in --sparse")])
+def test_a_column_of_texts_among_the_numbers_is_refused_with_a_remedy(role, words, tmp_path):
+    write_files(tmp_path, {"train/a.csv": "x,y\n1,yes\n2,no\n,\n"})
+    made = run_make_vocabulary(tmp_path, "--train", "train", "--sparse", "x", role, "y", "--out", "v.json")
+    assert made.returncode == 2 and "the column y has no numbers: one field is 'yes', not a number" in made.stderr
+    assert words in made.stderr and "Correct the row" not in made.stderr
+
+
+@pytest.mark.parametrize(
+    "content,words",
+    [("x,y\n1,yes\n2,no\n", "column y has no numbers"), ("x,y\n1\n", "line 2: it has 1 columns, not 2")],
+)
+def test_bad_rows_are_skipped_and_named_if_none_is_left(content, words, tmp_path):
+    write_files(tmp_path, {"train/a.csv": content})
+    arguments = ["--train", "train", "--sparse", " x ", "--labels", "y", "--skip-bad-rows", "--out", "v.json"]
+    made = run_make_vocabulary(tmp_path, *arguments)
+    assert made.returncode == 2 and "all rows are bad" in made.stderr and words in made.stderr
+    (tmp_path / "train" / "a.csv").write_text(content + "1,0\n")
+    made = run_make_vocabulary(tmp_path, *arguments)
+    assert (
+        printed(made)["tasks"] == [{"name": "y", "kind": "binary"}]
+        and "bad rows were skipped, the first: " in made.stdout
+    )
+
+
+def test_a_vocabulary_of_categories_alone_is_made(mixed):
+    """In a process of its own, in which nothing else has imported what it needs of pyarrow."""
+    made = run_make_vocabulary(mixed.folder, "--train", "train", "--sparse", "shop", "--out", "v.json")
+    assert made.returncode == 0, made.stderr
+    values = json.loads((mixed.folder / "v.json").read_text())["categories"][0]["values"]
+    assert values == mixed.categories[SPARSE.index("shop")]["values"]
+
+
+def test_a_label_that_the_terminal_cannot_show_reads_back(tmp_path):
+    write_files(tmp_path, {"train/a.csv": "x,да\n1,0\n2,1\n"})
+    arguments = ["--train", "train", "--dense", "x", "--labels", "да", "--out", "v.json"]
+    made = run_make_vocabulary(tmp_path, *arguments, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert printed(made)["tasks"] == [{"name": "да", "kind": "binary"}]
+
+
+def test_numbers_too_far_apart_for_a_variance_are_refused(tmp_path):
+    write_files(tmp_path, {"train/a.csv": "x\n" + "0\n" * 200 + "1e300\n" + "0\n" * 200})
+    made = run_make_vocabulary(tmp_path, "--train", "train", "--dense", "x", "--out", "v.json")
+    assert made.returncode == 2
+    assert made.stderr == "error: the numbers of x reach 1e+300: too far apart for a variance.\n"
+    assert not (tmp_path / "v.json").exists()

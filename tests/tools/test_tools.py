@@ -1,0 +1,315 @@
+"""The tools on our package: what they print, save, load and refuse."""
+
+import re
+import shutil
+
+import pytest
+import yaml
+
+from engine import cli
+from support import ROOT
+from support.rounding import GRADIENTS_32, OUTPUTS_32, assert_near
+from support.toolbox import TEST_NUM, assert_refused, copy_model, run_here, run_tool, small_data
+from support.ways import LEGACY_3
+
+CONFIG = ROOT / "config.yaml"
+SMALL = ["hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32"]
+SMALL += ["runner.to_static=false"]  # which takes a second to compile
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The overrides that point the tools at a part of the sample."""
+    return [*SMALL, *small_data(tmp_path_factory.mktemp("data ü 数据"))]
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """Two epochs of training in each graph: graph -> (folder, the trainer's log)."""
+    result = {}
+    for graph, tool in (("dynamic", "trainer"), ("static", "static_trainer")):
+        folder = tmp_path_factory.mktemp(graph)
+        process = run_tool(tool, CONFIG, *data, "runner.epochs=2", "runner.print_interval=2", cwd=folder)
+        assert process.returncode == 0, process.stderr
+        result[graph] = folder, process.stderr
+    return result
+
+
+def infer(tool, folder, data, *overrides):
+    process = run_here(tool, CONFIG, *data, "runner.infer_end_epoch=2", *overrides, cwd=folder)
+    assert process.returncode == 0, process.stderr
+    return process.stderr
+
+
+COST = r"avg_reader_cost: \d+\.\d{5} sec, avg_batch_cost: \d+\.\d{5} sec, avg_samples: 16\.00000, ips: \d+\.\d{5} ins/s"
+
+LOSSES = r"loss:\d+\.\d+,loss1:\d+\.\d+,loss2:\d+\.\d+,"
+DONE = (
+    r"epoch: 0 done, Accuracy1: 0\.\d{6}, Accuracy2: 0\.\d{6}, loss: \d+\.\d{6}, loss1: \d+\.\d{6}, "
+    r"loss2: \d+\.\d{6}, experts_used: \d, epoch time: \d+\.\d\d s"
+)
+STATIC_LOSSES = LOSSES.replace(":", ": ").replace(",", ", ")
+
+
+def test_the_trainers_lines_are_paddlerecs(runs):
+    time = r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} - INFO - "
+    dynamic, static = (log for _, log in runs.values())
+    for log, lines in (
+        (dynamic, [
+            r"epoch: 1, batch_id: 2, Accuracy1:0\.\d{6}, Accuracy2:0\.\d{6}, " + LOSSES + r"experts_used:\d, " + COST,
+            DONE,
+            r"use_gpu: False, use_xpu: False, use_npu: False, use_visual: False, train_batch_size: 16, "
+            r"train_data_dir: .*, epochs: 2, print_interval: 2, model_save_path: output",
+        ]),
+        (static, [
+            r"epoch: 1, batch_id: 2, Accuracy1: 0\.\d+, Accuracy2: 0\.\d+, " + STATIC_LOSSES
+            + r"experts_used: \d, " + COST,
+            DONE,
+            r"cpu_num: 1",
+        ]),
+    ):  # fmt: skip
+        for line in [*lines, r"\*{14}common\.configs\*{10}", "Already save model in output.1", "device: cpu",
+                     "reader path:multiMNIST_reader"]:  # fmt: skip
+            assert re.search(time + line + "$", log, re.MULTILINE), line
+
+
+def test_the_first_losses_agree_between_the_graphs(runs):
+    first = [re.search(r"batch_id: 0, .*?loss: ?(\d+\.\d+)", log).group(1) for _, log in runs.values()]
+    assert float(first[0]) == pytest.approx(float(first[1]), abs=OUTPUTS_32)
+
+
+def test_a_compiled_network_trains_and_evaluates_to_the_same_metrics(data, tmp_path):
+    """By SGD: in float32 Adam makes steps of what rounding leaves of a gradient (see rounding.py)."""
+    logs = []
+    for name, compiled in (("plain", "false"), ("compiled", "true")):
+        folder, overrides = tmp_path / name, [*data, f"runner.to_static={compiled}", "runner.print_interval=2"]
+        folder.mkdir()
+        keys = ["hyper_parameters.optimizer.class=sgd", "runner.epochs=2"]
+        process = run_here("trainer", CONFIG, *overrides, *keys, cwd=folder)
+        assert process.returncode == 0, process.stderr
+        assert ("compiled into a program" in process.stderr) == (name == "compiled")
+        assert "Warning" not in process.stderr
+        logs.append((process.stderr, infer("infer", folder, overrides)))
+    logs = zip(*logs)
+    for plain, other in logs:
+        ours, theirs = (
+            [line_numbers(line) for line in text.splitlines() if "epoch: " in line] for text in (plain, other)
+        )
+        assert len(ours) == len(theirs) > 2
+        for a, b in zip(ours, theirs):
+            assert a == pytest.approx(b, abs=GRADIENTS_32)
+
+
+def line_numbers(line):
+    """The losses of a line of the log. (An accuracy jumps where two scores are nearly the same.)"""
+    return [float(x) for x in re.findall(r"loss\d?: ?(\d+\.\d+)", line)]
+
+
+def test_either_checkpoint_gives_the_same_accuracy_in_both_graphs(runs, data):
+    for folder, _ in runs.values():
+        logs = infer("infer", folder, data), infer("static_infer", folder, data)
+        done, other = (re.findall(r"epoch: (\d) done, Accuracy1: (\S+), Accuracy2: (\S+), (.*), epoch time", log)
+                       for log in logs)  # fmt: skip
+        assert done == other and [epoch for epoch, *_ in done] == ["0", "1"]
+        for _, *accuracies, _ in done:
+            for accuracy in accuracies:  # over all examples, the partial batch included
+                whole = round(float(accuracy) * TEST_NUM)
+                assert float(accuracy) * TEST_NUM == pytest.approx(whole, abs=5e-7 * TEST_NUM)  # six decimals
+
+
+def test_two_trainings_are_the_same_to_the_last_digit(runs, data, tmp_path):
+    again = run_tool("trainer", CONFIG, *data, "runner.epochs=2", "runner.print_interval=2", cwd=tmp_path)
+    losses = [re.findall(r"loss: ?(\S+?),", log) for log in (runs["dynamic"][1], again.stderr)]
+    assert losses[0] == losses[1] and len(losses[0]) > 4
+
+
+@pytest.mark.parametrize("tool,graph", [("trainer", "static"), ("static_trainer", "dynamic")])
+def test_a_warm_start_continues_from_the_other_graphs_weights(runs, data, tmp_path, tool, graph):
+    options = ["runner.epochs=1", "runner.print_interval=1", "runner.shuffle=false"]
+    start = f"runner.model_init_path={runs[graph][0] / 'output' / '1'}"
+    logs = [run_here(tool, CONFIG, *data, *options, *more, cwd=tmp_path).stderr for more in ([start], [])]
+    warm, cold = (float(re.search(r"loss: ?(\S+?),", log).group(1)) for log in logs)
+    assert warm < cold
+
+
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+def test_a_warm_start_may_lack_parameters_and_names_them(runs, data, tmp_path, tool):
+    """From weights of PaddleRec's tools, which have no manifest that would say they are another network's."""
+    shutil.copytree(runs["dynamic"][0] / "output" / "1", tmp_path / "start")
+    (tmp_path / "start" / "manifest.json").unlink()
+    options = ["runner.epochs=1", f"runner.model_init_path={tmp_path / 'start'}"]
+    process = run_here(tool, CONFIG, *data, *options, "hyper_parameters.expert_norm=group", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert re.search(r"it has no .*these keep their initial values", process.stderr)
+
+
+def test_the_layer_can_be_exported_as_paddlerec_does(tmp_path, rng):
+    """``to_static.py``: one positional argument, ``jit.save``; two predictions come back."""
+    import paddle
+
+    from support.ways import config, start
+
+    run = start("eager", config(expert_num=4, gate="dselect_k_per_example"))
+    run.net.eval()
+    image = rng.rand(3, 1, 36, 36).astype("float32")
+    expected = [z.numpy() for z in run.net(paddle.to_tensor(image))]
+    layer = paddle.jit.to_static(
+        run.net, input_spec=[paddle.static.InputSpec([None, 1, 36, 36], "float32")], full_graph=True
+    )
+    paddle.jit.save(layer, str(tmp_path / "tostatic"))
+    for ours, theirs in zip(paddle.jit.load(str(tmp_path / "tostatic"))(paddle.to_tensor(image)), expected):
+        assert_near(ours.numpy(), theirs, OUTPUTS_32)
+
+
+def test_both_configs_have_the_same_keys_and_are_read_strictly():
+    from dselect_k_model import hyper_parameters
+    from engine.config import load_config
+    from engine.keys import read_settings
+
+    small, big = (load_config(str(ROOT / name)) for name in ("config.yaml", "config_bigdata.yaml"))
+    assert small.keys() == big.keys()
+    for config in (small, big):
+        assert config["runner.strict"] is True
+        for job in ("train", "infer"):
+            read_settings(config, job)
+        hyper_parameters.HyperParameters.from_config(config)
+
+
+# ---------------------------------------------------------------------------- the user's mistakes
+
+THREE_TASKS = ["hyper_parameters.task_num=3", "hyper_parameters.task_weights=[]"]
+GET_DATA = f"run in {ROOT}: python data/make_multi_mnist.py --download --out data/full"
+MISTAKES = {
+    "no file": ("trainer", ["runner.epochs=1"], "nowhere.yaml", ["nowhere.yaml"]),
+    "misspelt runner key": ("trainer", ["runner.epoch=3"], CONFIG, ["runner.epoch", "runner.epochs"]),
+    "misspelt hyper-parameter": ("static_trainer", ["hyper_parameters.gama=3"], CONFIG, ["hyper_parameters.gama"]),
+    "too many selectors": ("trainer", ["hyper_parameters.top_k=9"], CONFIG, ["top_k", "9", "expert_num"]),
+    "bad value, static": ("static_infer", ["hyper_parameters.gamma=0"], CONFIG, ["hyper_parameters.gamma", "0"]),
+    "no data folder": ("trainer", ["runner.train_data_dir=nowhere"], CONFIG, ["train_data_dir", "nowhere", GET_DATA]),
+    "no data, static": ("static_infer", ["runner.test_data_dir=nowhere"], CONFIG, ["test_data_dir", GET_DATA]),
+    "no reader": ("trainer", ["runner.train_reader_path=nothing"], CONFIG, ["nothing.py", "train_reader_path"]),
+    "nothing saved": ("infer", ["runner.infer_load_path=none"], CONFIG, ["none", "infer_load_path"]),
+    "no equals sign": ("trainer", ["runner.epochs"], CONFIG, ["-o runner.epochs"]),
+    "fleet": ("trainer", ["runner.use_fleet=true"], CONFIG, ["runner.use_fleet"]),
+    "other reader type": ("static_trainer", ["runner.reader_type=QueueDataset"], CONFIG, ["reader_type"]),
+    "batch too large": ("trainer", ["runner.train_batch_size=5000"], CONFIG, ["4000", "5000", "drop_last"]),
+    "wrong task number": ("static_trainer", THREE_TASKS, CONFIG, ["items", "label3"]),
+    "wrong task number, dynamic": ("trainer", THREE_TASKS, CONFIG, ["2 labels", "task_num"]),
+    "out_vec without a name": ("static_trainer", ["runner.use_out_vec=true"], CONFIG, ["emb_weight_name"]),
+    "fewer classes than labels": ("trainer", ["hyper_parameters.class_num=5"], CONFIG, ["class_num", "9"]),
+    "fewer classes, static": ("static_trainer", ["hyper_parameters.class_num=5"], CONFIG, ["class_num", "9"]),
+    "a reader's file": ("trainer", ["runner.train_reader_path=reader.py"], CONFIG, ["reader.py", "without .py"]),
+    "no module's name": ("trainer", ["runner.train_reader_path=.x"], CONFIG, [".x", "train_reader_path"]),
+    "a ramp too long": ("trainer", ["hyper_parameters.entropy_ramp_steps=1000000000000"], CONFIG, ["1000000"]),
+    "endless epochs": ("infer", ["runner.infer_end_epoch=2000000000"], CONFIG, ["infer_end_epoch", "1999999999"]),
+    "moved twice": ("trainer", ["runner.lr_step=batch"], CONFIG, ["runner.lr_step", "none"]),
+    "no visualdl": ("trainer", ["runner.use_visual=true"], CONFIG, ["use_visual", "pip install visualdl"]),
+}
+
+
+@pytest.mark.parametrize("tool,overrides,config,words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_one_message_and_code_2(tool, overrides, config, words, tmp_path):
+    assert_refused(run_here(tool, config, *overrides, cwd=tmp_path), *words)
+    written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
+    assert written in ([], [".lock"]), "nothing should have been written"
+
+
+@pytest.mark.parametrize("arguments", [[], ["-m", str(CONFIG), "--epoch", "3"]], ids=["no config", "no such option"])
+def test_a_wrong_command_line_is_one_message_and_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main("trainer", arguments)
+    message = capsys.readouterr().err
+    assert end.value.code == 2 and message.startswith("error: ") and message.count("\n") == 1
+    assert "-m config.yaml" in message
+
+
+def test_repeated_o_add_up_and_a_value_may_hold_an_equals_sign(tmp_path):
+    overrides = ["runner.infer_load_path=a=b", "-o", "runner.infer_start_epoch=3", "runner.infer_end_epoch=5"]
+    assert_refused(run_here("infer", CONFIG, *overrides, cwd=tmp_path), "a=b", "3 to 4")
+
+
+def test_a_missing_gpu_is_refused_and_auto_does_without_one(tmp_path, data):
+    import paddle
+
+    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
+        pytest.skip("this machine has a GPU")
+    assert_refused(run_here("trainer", CONFIG, "runner.use_gpu=true", cwd=tmp_path), "use_gpu", "auto")
+    process = run_here("trainer", CONFIG, *data, "runner.use_gpu=auto", "runner.epochs=1", cwd=tmp_path)
+    assert process.returncode == 0 and "device: cpu" in process.stderr
+
+
+def test_a_save_path_that_cannot_be_written_is_named(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    process = run_here(
+        "static_trainer", CONFIG, *data, "runner.epochs=1", "runner.model_save_path=file/x", cwd=tmp_path
+    )
+    assert_refused(process, "file/x")
+
+
+def test_print_config_gives_a_config_that_says_where_each_value_is_from(tmp_path, capsys):
+    cli.main(
+        "static_trainer", ["-m", str(CONFIG), "--print-config", "-o", "runner.epochs=9", "hyper_parameters.gamma=2"]
+    )
+    text = capsys.readouterr().out
+    origins = {line.split(":")[0]: line.rsplit("# ", 1)[1] for line in text.splitlines()}
+    for key, origin in (
+        ("runner.epochs", "-o"), ("hyper_parameters.gamma", "-o"), ("runner.seed", "file"),
+        ("hyper_parameters.top_k", "file"), ("runner.drop_last", "default"), ("runner.image_scale", "default"),
+    ):  # fmt: skip
+        assert origins[key] == origin
+    written = yaml.safe_load(text)
+    assert written["runner.epochs"] == 9 and written["hyper_parameters.gamma"] == 2.0
+    (tmp_path / "again.yaml").write_text(text, encoding="utf-8")
+    copy_model(tmp_path)
+    cli.main("static_trainer", ["-m", str(tmp_path / "again.yaml"), "--print-config"])
+    assert yaml.safe_load(capsys.readouterr().out) == written
+
+
+@pytest.mark.parametrize("tool", ["infer", "static_infer"])
+def test_another_networks_checkpoint_is_refused(tool, data, runs):
+    folder, _ = runs["dynamic"]
+    process = run_here(tool, CONFIG, *data, "hyper_parameters.expert_size=51", cwd=folder)
+    assert_refused(process, "rec.pdparams", "50", "51")
+
+
+def test_a_huge_seed_is_a_seed(data, tmp_path):
+    process = run_here("trainer", CONFIG, *data, "runner.epochs=1", "runner.seed=99999999999999999999999", cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+
+
+def test_a_missing_epoch_is_a_warning(data, runs):
+    log = infer("infer", runs["dynamic"][0], data, "runner.infer_end_epoch=4")
+    assert "skipped missing epochs: 2 and 1 more" in log and "epoch: 1 done" in log
+
+
+def test_a_broken_data_file_is_named(data, tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "x.pickle").write_bytes(b"<html>")
+    process = run_here("trainer", CONFIG, *data, f"runner.train_data_dir={tmp_path / 'train'}", cwd=tmp_path)
+    assert_refused(process, "x.pickle")
+
+
+@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
+def test_three_tasks_train_with_a_reader_of_three_labels(tool, data, tmp_path):
+    """A folder with our package and another reader, as a user would make it."""
+    copy_model(tmp_path)
+    (tmp_path / "three_reader.py").write_text(
+        "import multiMNIST_reader\n"
+        "class RecDataset(multiMNIST_reader.RecDataset):\n"
+        "    def __getitem__(self, i):\n"
+        "        image, left, right = super().__getitem__(i)\n"
+        "        return [image, left, right, (left + right) % 10]\n"
+    )
+    content = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
+    content["hyper_parameters"].update(task_num=3, task_weights=[1.0, 1.0, 0.5], expert_num=6, top_k=3)
+    content["runner"].update(train_reader_path="three_reader", epochs=1)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    overrides = [o for o in data if "expert_num" not in o]
+    process = run_here(tool, tmp_path / "config.yaml", *overrides, cwd=tmp_path)
+    assert process.returncode == 0, process.stderr
+    assert "Accuracy3" in process.stderr
+
+
+@pytest.mark.skipif(not LEGACY_3, reason="PaddleRec's tools set this mode on Paddle 3.x")
+def test_the_tools_run_in_legacy_mode_too(runs):
+    assert "epoch: 1 done" in runs["static"][1]

@@ -1,0 +1,187 @@
+"""What the loop, checkpoints, validation, export and predict.py ask of a graph, whichever it is."""
+
+import abc
+import dataclasses
+from typing import Any, Callable
+
+from engine.errors import user_errors_raised_in
+from engine.graphs import metric_state
+from engine.interface import offered
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What a graph gives for a step.
+
+    Args:
+        tensors: name -> tensor or array, to print.
+        metrics: function () -> the metrics so far, name -> float. Called only when a line is due.
+        status: function () -> what the package says of the network. Likewise.
+    """
+
+    tensors: dict
+    metrics: Callable
+    status: Callable = dict
+
+
+class EvaluationGraph(abc.ABC):
+    """A network that evaluates batches: in either graph, or exported."""
+
+    name = ""  # dynamic, static or exported
+
+    @abc.abstractmethod
+    def begin_evaluation(self):
+        """Evaluation mode, and metrics from zero."""
+
+    @abc.abstractmethod
+    def infer_step(self, batch):
+        """One step of evaluation: (Step, number of examples)."""
+
+    @abc.abstractmethod
+    def metrics(self):
+        """The package's metrics so far: name -> float; nan where one is undefined."""
+
+    def higher_is_better(self):
+        """The direction of each metric that states one: name -> bool."""
+        return {}
+
+    def status(self):
+        """What the package says of the network: title -> name -> number; {} if it says nothing."""
+        return {}
+
+
+class Graph(EvaluationGraph):
+    """A package's network in the dynamic or the static graph, to train, evaluate, save and load.
+
+    Args:
+        package: engine.package.Package.
+        config: flat config dict, passed on to the package.
+        settings: the tools' own settings.
+        job: "train", "infer" or "export".
+        place: Paddle's place, which is its current device too.
+    """
+
+    module, wrapper = "", ""  # where a package has its wrapper for this graph, and its class
+
+    def __init__(self, package, config, settings, job, place):
+        self.package, self.config, self.settings, self.job, self.place = package, config, settings, job, place
+        self.metrics_list, self.metric_names = [], []
+        self.exporter = None  # function (graph, folder) that writes an exported model of it, for use_inference
+
+    @classmethod
+    def find_wrapper(cls, package):
+        """The package's class for this graph."""
+        return package.find(cls.module, cls.wrapper, f"the wrapper for the {cls.name} graph")
+
+    # ---- training and evaluation
+
+    @abc.abstractmethod
+    def begin_epoch(self, counted=None):
+        """Training mode, and metrics from zero, or from what ``counted()`` gave in the middle of an epoch."""
+
+    @abc.abstractmethod
+    def train_step(self, batch):
+        """One step of training.
+
+        Returns:
+            (Step, number of examples).
+        Raises:
+            NotFinite: a printed value, a gradient or an updated parameter is nan or infinite.
+        """
+
+    def end_epoch(self):
+        self._advance_schedule("epoch")
+
+    def _advance_schedule(self, when):
+        schedule = self._schedule()
+        if self.settings.lr_step == when and schedule is not None:
+            schedule.step()
+
+    @abc.abstractmethod
+    def _schedule(self) -> Any:
+        """The schedule of the learning rate; None if the rate is a number."""
+
+    @abc.abstractmethod
+    def snapshot(self):
+        """A copy of all that a step which raises NotFinite may have changed, for ``restore``."""
+
+    @abc.abstractmethod
+    def restore(self, snapshot):
+        """Undo the step since ``snapshot``."""
+
+    # ---- metrics, and what is known of the network
+
+    def _create_metrics(self):
+        """(metrics, names), from zero."""
+        return self.model.create_metrics()
+
+    def _new_metrics(self, counted=None, path=None):
+        self.metrics_list, self.metric_names = self._create_metrics()
+        if counted is not None:
+            metric_state.write(self.metrics_list, counted, path)
+
+    def counted(self):
+        """What the package's metrics have counted in this epoch, as plain numbers."""
+        return metric_state.read(self.metrics_list)
+
+    def metrics(self):
+        return {name: float(metric.accumulate()) for name, metric in zip(self.metric_names, self.metrics_list)}
+
+    def higher_is_better(self):
+        return metric_state.directions(self.model, *self._create_metrics())
+
+    def values_at_end(self):
+        """Names of the printed values that describe the network, not a batch."""
+        return list(getattr(self.facts(), "values_at_end", ()))
+
+    def parameter_labels(self):
+        """What to call a parameter in a message: its name -> text."""
+        return getattr(self.facts(), "parameter_labels", {})
+
+    @abc.abstractmethod
+    def facts(self):
+        """What the package's hook ``network_facts`` gives; None if it has none."""
+
+    def _describe(self, *of_network):
+        describe = offered(self.model, "status")
+        return {} if describe is None else describe(*of_network)
+
+    def _errors_of_the_package(self):
+        return user_errors_raised_in(*self.package.folders)
+
+    # ---- checkpoints
+
+    @abc.abstractmethod
+    def parameters(self):
+        """Weights and running statistics by the names they are saved under."""
+
+    @abc.abstractmethod
+    def for_evaluation(self, config, settings):
+        """A graph for evaluation beside this one, whose network is its own: see ``take``."""
+
+    @abc.abstractmethod
+    def take(self, parameters):
+        """Copy what ``parameters()`` of another graph of this network gives; what it has beyond that is ignored."""
+
+    @abc.abstractmethod
+    def write(self, folder):
+        """Write weights and optimizer state into a checkpoint."""
+
+    @abc.abstractmethod
+    def read(self, folder, partly=False):
+        """Load the weights of a checkpoint of either graph.
+
+        Raises:
+            UserError: they are missing, broken, or another network's.
+        """
+
+    @abc.abstractmethod
+    def resume(self, folder, schedule_state):
+        """Continue from the weights, optimizer state and schedule of a checkpoint that ``write`` filled."""
+
+    @abc.abstractmethod
+    def schedule_state(self):
+        """Position of the learning rate's schedule; None if there is none, or the optimizer's state has it."""
+
+    def write_data(self, parent):
+        """Write what ``use_save_data`` asks for, a key of the static tools, into the folder of the checkpoints."""
