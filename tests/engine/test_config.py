@@ -75,6 +75,8 @@ def test_a_file_that_is_no_config_is_refused_by_name(tmp_path, text):
         ("a: " + "[" * 5000 + "]" * 5000, "YAML"),
         ("a: 2026-99-99", "YAML"),
         ("? [1, 2]\n: 3", "key"),
+        (f"a: &a [{'1, ' * 1000}]\nb: [{'*a, ' * 100}]", "larger than 100000"),
+        (f"a: &a {{{', '.join(f'k{i}: 1' for i in range(1000))}}}\nb: {{<<: [{'*a, ' * 50}]}}", "larger than 100000"),
     ],
 )
 def test_misleading_yaml_is_refused(tmp_path, text, words):

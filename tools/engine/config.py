@@ -1,5 +1,6 @@
 """Reads a YAML file and ``-o`` overrides into the flat config dict of a package."""
 
+import itertools
 import logging
 import os
 import re
@@ -14,7 +15,7 @@ KEPT_SECTIONS = ("workspace", "runner", "hyper_parameters")
 NAMED_LISTS = ("runner", "dataset", "phase")  # lists of mappings under these become <section>.<name>.<key>
 
 
-LARGEST = 100_000  # values in a config; aliases of aliases grow beyond any memory
+LARGEST = 100_000  # keys and values in a config; aliases of aliases grow beyond any memory
 
 
 class _Loader(yaml.SafeLoader):
@@ -142,21 +143,24 @@ def read_yaml(path):
 
 def _parse(text, what):
     try:
-        content = yaml.load(text, Loader=_Loader)
-        if _size(content, {}) > LARGEST:
-            raise ValueError(f"its aliases make it larger than {LARGEST} values")
-        return content
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if _size(node, {}) > LARGEST:
+            raise ValueError(f"its aliases make it larger than {LARGEST} keys and values")
+        return None if node is None else loader.construct_document(node)
     except Exception as error:  # PyYAML's constructors raise nearly anything, such as at 2026-99-99 or !!int ""
         raise UserError(f"{what} is not valid YAML: {str(error)[:500] or type(error).__name__}") from error
 
 
 def _size(node, known):
-    """The number of values in a YAML node, each alias counted as what it stands for."""
-    if not isinstance(node, (dict, list)):
+    """The number of keys and values below a YAML node, each alias counted as what it stands for, merged or not."""
+    if not isinstance(node, yaml.CollectionNode):
         return 1
     if id(node) not in known:
         known[id(node)] = LARGEST  # of a node within itself
-        known[id(node)] = 1 + sum(_size(item, known) for item in (node.values() if isinstance(node, dict) else node))
+        pairs = isinstance(node, yaml.MappingNode)
+        below = itertools.chain.from_iterable(node.value) if pairs else node.value
+        known[id(node)] = 1 + sum(_size(item, known) for item in below)
     return known[id(node)]
 
 
