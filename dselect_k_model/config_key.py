@@ -24,8 +24,10 @@ class Key:
             "name"      one of ``choices``, or module.name for an object of the user's
             "path"      a text, in which a leading ~ is the user's home
             "sizes"     a list of whole numbers from 1 to ``high``
+            "seeds"     a list of different whole numbers >= 0
             "weights"   a list of numbers >= 0, not all of them 0
             "texts"     a list of texts
+            "mapping"   keys, which are texts, and values
             "mappings"  a list of mappings
 
         default: value where the config gives none, or ``REQUIRED``.
@@ -134,11 +136,22 @@ def _sizes(key, value):
     return tuple(int(x) for x in numbers)
 
 
+def _seeds(key, value):
+    numbers = _numbers(value)
+    if not numbers or not all(x.is_integer() and x >= 0 for x in numbers) or len(set(numbers)) < len(numbers):
+        return None
+    return tuple(int(x) for x in numbers)
+
+
 def _weights(key, value):
     numbers = _numbers(value)
     if numbers is None or any(x < 0 for x in numbers) or (numbers and not any(numbers)):
         return None
     return tuple(numbers)
+
+
+def _mapping(key, value):
+    return value if isinstance(value, dict) and all(isinstance(name, str) for name in value) else None
 
 
 def _list_of(item_type):
@@ -159,8 +172,10 @@ CHECKS = {
     "name": _name,
     "path": _text,
     "sizes": _sizes,
+    "seeds": _seeds,
     "weights": _weights,
     "texts": _list_of(str),
+    "mapping": _mapping,
     "mappings": _list_of(dict),
 }
 DESCRIPTIONS = {
@@ -172,8 +187,10 @@ DESCRIPTIONS = {
     "name": "module.name",
     "path": "a path",
     "sizes": "a list of whole numbers from 1",
+    "seeds": "a list of different whole numbers >= 0",
     "weights": "a list of numbers >= 0, not all of them 0",
     "texts": "a list of texts",
+    "mapping": "keys with values",
     "mappings": "a list of mappings",
 }
 

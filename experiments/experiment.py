@@ -8,42 +8,20 @@ import os
 
 from engine.config import load_config, read_yaml
 from engine.errors import UserError, shown
+from engine.keys import REQUIRED, Key
+from engine.shared import config_key
 
-
-def _is_text(value):
-    return isinstance(value, str)
-
-
-def _are_texts(value):
-    return isinstance(value, list) and value and all(map(_is_text, value))
-
-
-def _are_seeds(value):
-    are_whole = isinstance(value, list) and value and all(type(seed) is int and seed >= 0 for seed in value)
-    return are_whole and len(set(value)) == len(value)
-
-
-def _are_keys(value):
-    return isinstance(value, dict) and all(_is_text(key) and "." in key for key in value)
-
-
-def _are_networks(value):
-    return isinstance(value, dict) and value and all(map(_are_keys, value.values()))
-
-
-def _are_choices(value):
-    return _are_keys(value) and all(isinstance(choices, list) and choices for choices in value.values())
-
-
-KEYS = {  # key -> (check, what it must be)
-    "config": (_is_text, "the YAML file of a model package, relative to the experiment's folder"),
-    "results": (_is_text, "the file of result lines, relative to the experiment's folder"),
-    "graph": (("static", "dynamic").__contains__, "static or dynamic"),
-    "metric": (_is_text, "the metric of the validation that chooses the epoch and the settings, such as loss"),
-    "report": (_are_texts, "the names of the test's metrics to compare, such as [auc_income]"),
-    "seeds": (_are_seeds, "different whole numbers, such as [1, 2, 3]; the search uses the first"),
-    "networks": (_are_networks, "for each network's name its keys and values, such as hyper_parameters.gate: softmax"),
-    "search": (_are_choices, "for each key to search a list of values; {} for no search"),
+KEYS = {
+    "config": Key(str, REQUIRED, "The YAML file of a model package, relative to the experiment's folder."),
+    "results": Key(str, REQUIRED, "The file of result lines, relative to the experiment's folder."),
+    "graph": Key("choice", REQUIRED, "The graph to train and evaluate in.", choices=("static", "dynamic")),
+    "metric": Key(str, REQUIRED, "The metric of the validation that chooses the epoch and the settings, such as loss."),
+    "report": Key("texts", REQUIRED, "The names of the test's metrics to compare, such as [auc_income]."),
+    "seeds": Key("seeds", REQUIRED, "The seeds of the chosen settings' runs; the search uses the first."),
+    "networks": Key(
+        "mapping", REQUIRED, "For each network's name its keys and values, such as {hyper_parameters.gate: softmax}."
+    ),
+    "search": Key("mapping", REQUIRED, "For each key to search a list of values; {} for no search."),
 }
 # what run.py itself sets for each run
 OWN_KEYS = {
@@ -63,27 +41,35 @@ def read(path):
     Raises:
         UserError: the file cannot be read, or a key is missing, unknown or has another kind of value.
     """
-    content = read_yaml(path)
-    for key in content:
-        if key not in KEYS:
-            raise UserError(f"{path}: {key} is not a key of an experiment, which has: {', '.join(KEYS)}.")
-    for key, (is_valid, meaning) in KEYS.items():
-        if key not in content:
-            raise UserError(f"{path}: {key} is missing. Give {meaning}.")
-        if not is_valid(content[key]):
-            raise UserError(f"{path}: {key} is {shown(content[key])}, but must be {meaning}.")
-    for name, keys in [("search", content["search"]), *content["networks"].items()]:
-        for key in keys:
-            if key in OWN_KEYS:
-                raise UserError(f"{path}: {name} sets {key}, which run.py sets for each run. Remove it.")
-            if key in content["search"] and keys is not content["search"]:
-                raise UserError(f"{path}: {key} is in search, and in networks for {name}. Keep one of the two.")
+    try:
+        content = config_key.check_all(KEYS, read_yaml(path), owner="an experiment")
+        _check_networks(content["networks"], content["search"])
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    if not content["report"]:
+        raise UserError(f"{path}: report is empty. {KEYS['report'].meaning}")
     folder = os.path.dirname(os.path.abspath(path))
     for key in ("config", "results"):
         content[key] = os.path.normpath(os.path.join(folder, content[key]))
     if not os.path.isfile(content["config"]):
         raise UserError(f"{path}: config: there is no file {content['config']}.")
     return Experiment(**content)
+
+
+def _check_networks(networks, search):
+    if not networks:
+        raise ValueError("networks is empty. " + KEYS["networks"].meaning)
+    for name, keys in [("search", search), *networks.items()]:
+        if not isinstance(keys, dict) or not all("." in str(key) for key in keys):
+            raise ValueError(f"{name} is {shown(keys)}, but must be whole keys with values. {KEYS['networks'].meaning}")
+        for key in keys:
+            if key in OWN_KEYS:
+                raise ValueError(f"{name} sets {key}, which run.py sets for each run. Remove it.")
+            if key in search and keys is not search:
+                raise ValueError(f"{key} is in search, and in networks for {name}. Keep one of the two.")
+    for key, values in search.items():
+        if not isinstance(values, list) or not values:
+            raise ValueError(f"search has {shown(values)} for {key}, but must have a list of values.")
 
 
 def trials(search):

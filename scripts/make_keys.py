@@ -4,9 +4,10 @@ import pathlib
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "experiments")]
 
-import multiMNIST_reader  # noqa: E402  (the path is set above)
+import experiment  # noqa: E402  (the path is set above)
+import multiMNIST_reader  # noqa: E402
 from dselect_k_model import tasks  # noqa: E402
 from dselect_k_model.hyper_parameters import HyperParameters  # noqa: E402
 from dselect_k_model.kinds import KINDS  # noqa: E402
@@ -57,6 +58,7 @@ def page():
     ]
     for name, kind in KINDS.items():
         parts.append(section(f"A task of kind {name}", (kind.__doc__ or "").split("\n\n")[0], "", kind.keys))
+    parts.append(section("An experiment", "Of a YAML file that `experiments/run.py` reads.", "", experiment.KEYS))
     return "".join(parts)
 
 

@@ -11,8 +11,10 @@ def wrong_values(key):
         "choice": ["nonsense", 3, [True]],
         "name": ["nonsense", [], 3],
         "sizes": ["nonsense", 3, ["x"], [0], [1.5]],
+        "seeds": ["nonsense", 3, [], [-1], [1, 1]],
         "weights": ["nonsense", 3, ["x"], [-1], [0.0]],
         "texts": ["text", 3, [1]],
+        "mapping": ["nonsense", 3, [1]],
         "mappings": ["nonsense", 3, [1]],
     }
     if key.type not in (int, float):
