@@ -7,6 +7,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "experiments")]
 
 import experiment  # noqa: E402  (the path is set above)
+
 import multiMNIST_reader  # noqa: E402
 from dselect_k_model import tasks  # noqa: E402
 from dselect_k_model.hyper_parameters import HyperParameters  # noqa: E402
