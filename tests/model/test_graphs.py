@@ -92,7 +92,7 @@ def test_both_graphs_refuse_a_class_that_does_not_exist(graph, rng):
             opened_graph.train_step(batch)
 
 
-def test_a_static_warm_start_takes_over_the_optimizers_state(tmp_path, rng):
+def test_a_static_warm_start_takes_over_the_optimizers_state_if_it_is_the_same(tmp_path, rng, caplog):
     """As PaddleRec's static trainer does: Adam's moments do not begin at zero."""
     overrides = ["hyper_parameters.expert_num=2", "hyper_parameters.expert_size=8"]
     with opened("static", "train", overrides) as (graph, _, _):
@@ -102,8 +102,15 @@ def test_a_static_warm_start_takes_over_the_optimizers_state(tmp_path, rng):
             graph.train_step(batch)
         graph.write(str(tmp_path))
         saved = graph._state("opt")
-    with opened("static", "train", [*overrides, f"runner.model_init_path={tmp_path}"]) as (graph, _, _):
+    overrides += [f"runner.model_init_path={tmp_path}", "hyper_parameters.optimizer.learning_rate=0.125"]
+    with opened("static", "train", overrides) as (graph, _, _):
         taken = graph._state("opt")
+    assert taken.pop("learning_rate_0") == 0.125 != saved.pop("learning_rate_0")
     assert taken.keys() == saved.keys() and any((fresh[name] != saved[name]).any() for name in saved)
     for name, value in saved.items():
         np.testing.assert_array_equal(taken[name], value, name)
+    momentum = ["hyper_parameters.optimizer.class=sgd", "hyper_parameters.optimizer.momentum=0.5"]
+    with opened("static", "train", [*overrides, *momentum]) as (graph, _, _):
+        velocities = [value for name, value in graph._state("opt").items() if "velocity" in name]
+        assert velocities and not np.any(np.concatenate([value.flatten() for value in velocities]))
+    assert "rec_static.pdopt: not used, it is the state of another optimizer" in caplog.text

@@ -206,12 +206,16 @@ class StaticGraph(Graph):
         self._set(weight_files.fit(self._weights(), weights.by_name, weights.path, partly))
 
     def _weights(self):
-        """``parameters()`` without the rate of a schedule, which counts as one under PIR."""
-        return {name: value for name, value in self.parameters().items() if not name.startswith("learning_rate_")}
+        return _without_rates(self.parameters())  # under PIR, that of a schedule counts as one
 
     def _start_optimizer(self, folder):
+        """Take the optimizer state, as PaddleRec's static tools do, if it is one of this optimizer."""
         path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC, needed=False)
-        self._set(weight_files.fit(self._state("opt"), found, path, partly=True) if found else {})
+        mine = _without_rates(self._state("opt"))  # the learning rate is the config's
+        if found and mine.keys() & found.keys():
+            self._set(weight_files.fit(mine, found, path, partly=True))
+        elif found:
+            LOG.warning("%s: not used, it is the state of another optimizer; this run's optimizer starts anew", path)
 
     def resume(self, folder, schedule_state):
         weights = weight_files.read_weights(folder)
@@ -240,6 +244,10 @@ class StaticGraph(Graph):
     def _set(self, values):
         for name, value in values.items():
             self.scope.find_var(name).get_tensor().set(value, self.place)
+
+
+def _without_rates(state):
+    return {name: value for name, value in state.items() if not name.startswith("learning_rate_")}
 
 
 def result_path(parent):
