@@ -69,8 +69,8 @@ def train_and_evaluate(experiment, run):
         experiment: experiments.Experiment.
         run: dict with stage, overrides and seed; in the stage search the test data are not read.
     Returns:
-        dict: epoch, validation, parameters, training_s, epoch_s, train_examples_s and versions; of the other stages
-        also test and serve_examples_s.
+        dict: epoch, validation, higher_is_better (of the metric), parameters, training_s, epoch_s, train_examples_s and
+        versions; of the other stages also test and serve_examples_s.
     Raises:
         RunFailed: a tool ended with an error.
     """
@@ -91,6 +91,8 @@ def train_and_evaluate(experiment, run):
             )
         facts = manifests.read_facts(os.path.join(folder, "output", str(epoch)))
         found = {"epoch": epoch, "validation": validation[epoch], **training_speed(events)}
+        stated = directions.stated([metric], facts.get("higher_is_better", {}))
+        found["higher_is_better"] = stated.get(metric, directions.guessed(metric))
         found["parameters"] = sum(map(_size, facts["parameters"].values()))
         found["versions"] = {**events[0]["versions"], "python": sys.version.split()[0]}
         if run["stage"] != "search":
@@ -189,7 +191,8 @@ class Runner:
         lines = [self._line("search", network, overrides, seed) for overrides in trials]
         scores = [line.get("validation", {}).get(self.experiment.metric) for line in lines]
         known = [place for place, score in enumerate(scores) if score is not None]
-        sign = 1 if directions.guessed(self.experiment.metric) else -1
+        stated = [line["higher_is_better"] for line in lines if "higher_is_better" in line]
+        sign = 1 if (stated or [directions.guessed(self.experiment.metric)])[0] else -1
         return trials[max(known, key=lambda place: (sign * scores[place], -place))] if known else None
 
     def _line(self, stage, network, overrides, seed):

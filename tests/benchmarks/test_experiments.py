@@ -111,14 +111,16 @@ def test_a_metric_missing_in_the_validation_is_an_error(calls, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "metric, scores, best", [("auc", [1, 3, 2], 1), ("loss", [1, 3, 2], 0), ("auc", [2, 2, 1], 0), ("loss", [0] * 3, 0)]
+    "metric, scores, best",
+    [("auc", [1, 3, 2], 1), ("loss", [1, 3, 2], 0), ("error_accuracy", [1, 3, 2], 1), ("auc", [2, 2, 1], 0)],
 )
 @pytest.mark.parametrize("failed", [[], [2], [0, 1, 2]])
 def test_the_best_trial_is_the_first_of_equals_that_did_not_fail(metric, scores, best, failed, tmp_path):
     def measure(experiment, run):
         if run["overrides"]["x.y"] in failed:
             raise run_failed
-        return {"validation": {metric: scores[run["overrides"]["x.y"]]}}
+        stated = {"higher_is_better": True} if metric == "error_accuracy" else {}
+        return {"validation": {metric: scores[run["overrides"]["x.y"]]}, **stated}
 
     run_failed = run.RunFailed("it failed")
     runner = run.Runner(experiments.read(written(tmp_path, metric=metric)), measure, lambda _, run: str(run))
