@@ -1,6 +1,5 @@
 """tools/engine/config.py: YAML, overrides, and the tools' own settings."""
 
-import logging
 import os
 import pathlib
 
@@ -17,11 +16,6 @@ BASE = {
     "runner.print_interval": 1,
     "config_abs_dir": "/package",
 }
-
-
-@pytest.fixture(autouse=True)
-def _engine_log(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)  # to caplog
 
 
 def load(tmp_path, text, *overrides):
