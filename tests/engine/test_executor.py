@@ -133,19 +133,13 @@ def test_the_static_tool_does_not_print_its_program(monkeypatch):
     assert losses[True] == losses[False]
 
 
-@pytest.mark.parametrize("by_user", [None, "0.5"])
-def test_tensors_are_kept_unless_the_user_has_set_the_flag(by_user, monkeypatch):
+@pytest.mark.parametrize(
+    "by_user,place,kept", [(None, paddle.CPUPlace(), True), ("0.5", paddle.CPUPlace(), False), (None, object(), False)]
+)
+def test_tensors_are_kept_on_a_cpu_unless_the_user_has_set_the_flag(by_user, place, kept, monkeypatch):
     monkeypatch.delenv(FLAG, raising=False)
     if by_user is not None:
         monkeypatch.setenv(FLAG, by_user)
     before = paddle.get_flags(FLAG)
-    executor.keep_tensors(paddle.CPUPlace())
-    done = by_user is None and paddle.framework.use_pir_api()
-    assert paddle.get_flags(FLAG) == ({FLAG: -1.0} if done else before)
-
-
-def test_tensors_on_another_device_are_not_kept(monkeypatch):
-    monkeypatch.delenv(FLAG, raising=False)
-    before = paddle.get_flags(FLAG)
-    executor.keep_tensors(paddle.CUDAPlace(0) if paddle.is_compiled_with_cuda() else object())
-    assert paddle.get_flags(FLAG) == before
+    executor.keep_tensors(place)
+    assert paddle.get_flags(FLAG) == ({FLAG: -1.0} if kept and paddle.framework.use_pir_api() else before)

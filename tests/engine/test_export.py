@@ -380,29 +380,34 @@ def test_format_2_is_read_as_what_it_meant(routed, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind,arrays",
+    "kind,arrays,expected",
     [
-        (Classes(3), {"logits": [[0.0, 2, 1], [3, 0, 0]], "probabilities": [[0.1, 0.7, 0.2], [0.8, 0.1, 0.1]]}),
-        (Binary(), {"logits": [[-1.0], [2]], "probabilities": [[0.2], [0.9]]}),
-        (Regression(), {"value": [[1.5], [-2]]}),
-        (MultiLabel(("a", "b")), {"logits": [[-1.0, 1], [2, -3]], "probabilities": [[0.2, 0.7], [0.9, 0.1]]}),
+        (
+            Classes(3),
+            {"logits": [[0.0, 2, 1], [3, 0, 0]], "probabilities": [[0.1, 0.7, 0.2], [0.8, 0.1, 0.1]]},
+            {"prediction_t": [1, 0], "probability_t": [0.7, 0.8]},
+        ),
+        (
+            Binary(),
+            {"logits": [[-1.0], [2]], "probabilities": [[0.2], [0.9]]},
+            {"prediction_t": [0, 1], "probability_t": [0.2, 0.9]},
+        ),
+        (Regression(), {"value": [[1.5], [-2]]}, {"value_t": [1.5, -2]}),
+        (
+            MultiLabel(("a", "b")),
+            {"logits": [[-1.0, 1], [2, -3]], "probabilities": [[0.2, 0.7], [0.9, 0.1]]},
+            {
+                **{"prediction_t_a": [0, 1], "prediction_t_b": [1, 0]},
+                **{"probability_t_a": [0.2, 0.9], "probability_t_b": [0.7, 0.1]},
+            },
+        ),
     ],
 )
-def test_each_kind_says_which_columns_are_predicted(kind, arrays):
+def test_each_kind_says_which_columns_are_predicted(kind, arrays, expected):
     outputs = {f"{name}_t": np.array(value) for name, value in arrays.items()}
     described = {"suffix": "_t", "outputs": {name: f"{name}_t" for name in arrays}, "columns": kind.columns}
     described["label_columns"] = kind.label_names("_t")
     columns = signature.columns_of(described, outputs)
-    logits, last = outputs[f"{kind.exports[0]}_t"], outputs[f"{kind.exports[-1]}_t"]
-    if isinstance(kind, MultiLabel):
-        expected = {f"prediction_t_{name}": logits[:, i] > 0 for i, name in enumerate("ab")}
-        expected.update({f"probability_t_{name}": last[:, i] for i, name in enumerate("ab")})
-    elif isinstance(kind, Binary):
-        expected = {"prediction_t": logits[:, 0] > 0, "probability_t": last[:, 0]}
-    elif isinstance(kind, Classes):
-        expected = {"prediction_t": [1, 0], "probability_t": last.max(axis=1)}
-    else:
-        expected = {"value_t": [1.5, -2]}
     assert list(columns) == list(expected)
     assert all(np.array_equal(columns[name], value) for name, value in expected.items())
 
@@ -436,8 +441,8 @@ def work(tmp_path_factory):
     """A folder with data, and an epoch trained in each graph: (folder, the overrides)."""
     folder = tmp_path_factory.mktemp("work ü")
     overrides = [
-        "hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32", "runner.epochs=1",
-        *small_data(folder),
+        *(f"hyper_parameters.{name}={value}" for name, value in SMALL.items()), *small_data(folder),
+        "runner.train_batch_size=16", "runner.infer_batch_size=32", "runner.epochs=1", "runner.to_static=false",
     ]  # fmt: skip
     run_well("trainer", *overrides, "runner.model_save_path=dynamic", cwd=folder)
     run_well("static_trainer", *overrides, "runner.model_save_path=static", "runner.use_inference=true", cwd=folder)
@@ -491,7 +496,7 @@ def test_predict_needs_no_network_and_the_npz_holds_all(work, tmp_path):
     assert process.returncode == 0, process.stderr
     arrays = np.load(tmp_path / "all.npz")
     part = read_set(str(folder / "test" / "part.pickle"))
-    static = StaticRun(config(expert_num=4))
+    static = StaticRun(config(**SMALL))
     static.set(np.load(folder / "static" / "0" / "rec_static.pdparams", allow_pickle=True))
     batch = [part.images.reshape(-1, 1, 36, 36).astype("float32") / 255, part.labels[:, 0], part.labels[:, 1]]
     expected, _, logits = static.evaluate(batch)
@@ -551,34 +556,24 @@ def test_an_export_that_fails_leaves_the_old_one(module, overrides, words, work,
     assert not list(tmp_path.glob(".kept*"))
 
 
-EXPORT_MISTAKES = {
-    "no such epoch": (["runner.export_epoch=3"], ["export_epoch", "3", "0"]),
-    "nothing saved": (["runner.infer_load_path=nowhere"], ["infer_load_path", "nowhere"]),
-    "a folder of the user's": (["runner.export_path=test"], ["export_path", "part.pickle"]),
-    "the working folder": (["runner.export_path=."], ["export_path"]),
-    "a file": (["runner.export_path=test/part.pickle"], ["export_path", "part.pickle"]),
-    "the root": (["runner.export_path=/"], ["export_path"]),
+MISTAKES = {
+    "no such epoch": ("export", "runner.export_epoch=3", ["export_epoch", "3", "0"]),
+    "nothing saved": ("export", "runner.infer_load_path=nowhere", ["infer_load_path", "nowhere"]),
+    "a folder of the user's": ("export", "runner.export_path=test", ["export_path", "part.pickle"]),
+    "the working folder": ("export", "runner.export_path=.", ["export_path"]),
+    "a file": ("export", "runner.export_path=test/part.pickle", ["export_path", "part.pickle"]),
+    "the root": ("export", "runner.export_path=/", ["export_path"]),
+    "an ending": ("predict", "runner.predict_path=x.txt", ["predict_path", ".npz"]),
+    "a folder that cannot be": ("predict", "runner.predict_path=test/part.pickle/x.csv", ["x.csv"]),
+    "a GPU": ("predict", "runner.use_gpu=true", ["CPU", "use_gpu"]),
+    "no data": ("predict", "runner.test_data_dir=nowhere", ["test_data_dir", "nowhere"]),
+    "no export": ("predict", "runner.export_path=test", ["export_path", "signature.json"]),
+    "nothing": ("predict", "runner.export_path=none", ["export_path", "none"]),
 }
 
 
-@pytest.mark.parametrize("overrides,words", EXPORT_MISTAKES.values(), ids=EXPORT_MISTAKES)
-def test_a_mistake_of_an_export_is_named(overrides, words, work):
-    given = [*work[1], "runner.infer_load_path=static", *overrides]
-    assert_refused(run_here("export", CONFIG, *given, cwd=work[0]), *words)
+@pytest.mark.parametrize("tool,override,words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_named(tool, override, words, work):
+    given = {"export": "runner.infer_load_path=static", "predict": "runner.export_path=static/0"}
+    assert_refused(run_here(tool, CONFIG, *work[1], given[tool], override, cwd=work[0]), *words)
     assert (work[0] / "test" / "part.pickle").exists()
-
-
-PREDICT_MISTAKES = {
-    "an ending": (["runner.predict_path=x.txt"], ["predict_path", ".npz"]),
-    "a folder that cannot be": (["runner.predict_path=test/part.pickle/x.csv"], ["x.csv"]),
-    "a GPU": (["runner.use_gpu=true"], ["CPU", "use_gpu"]),
-    "no data": (["runner.test_data_dir=nowhere"], ["test_data_dir", "nowhere"]),
-    "no export": (["runner.export_path=test"], ["export_path", "signature.json"]),
-    "nothing": (["runner.export_path=none"], ["export_path", "none"]),
-}
-
-
-@pytest.mark.parametrize("overrides,words", PREDICT_MISTAKES.values(), ids=PREDICT_MISTAKES)
-def test_a_mistake_of_a_prediction_is_named(overrides, words, work):
-    given = [*work[1], "runner.export_path=static/0", *overrides]
-    assert_refused(run_here("predict", CONFIG, *given, cwd=work[0]), *words)

@@ -18,20 +18,20 @@ GIVEN.update({f"runner.{name}": "x" for name in ("train_data_dir", "test_data_di
 GIVEN.update({f"runner.{name}": 1 for name in ("train_batch_size", "infer_batch_size", "epochs")})
 
 
-@pytest.mark.parametrize("name", RUNNER_KEYS)
-def test_a_wrong_value_of_a_runner_key_is_refused(name):
-    for value in wrong_values(RUNNER_KEYS[name]):
-        with pytest.raises(UserError) as caught:
-            read_settings({**GIVEN, f"runner.{name}": value}, "train")
-        assert f"runner.{name} is {value!r}" in str(caught.value) and RUNNER_KEYS[name].meaning in str(caught.value)
+def read_runner(config):
+    return read_settings({**GIVEN, **config}, "train")
 
 
-@pytest.mark.parametrize("name", HYPER)
-def test_a_wrong_value_of_a_hyper_parameter_is_refused(name):
-    for value in wrong_values(HYPER[name]):
-        with pytest.raises(ValueError) as caught:
-            HyperParameters.from_config({f"hyper_parameters.{name}": value})
-        assert f"hyper_parameters.{name} is {value!r}" in str(caught.value) and HYPER[name].meaning in str(caught.value)
+TABLES = {"runner": (RUNNER_KEYS, read_runner), "hyper_parameters": (HYPER, HyperParameters.from_config)}
+
+
+@pytest.mark.parametrize("section,name", [(section, name) for section, (keys, _) in TABLES.items() for name in keys])
+def test_a_wrong_value_of_a_key_is_refused(section, name):
+    keys, read = TABLES[section]
+    for value in wrong_values(keys[name]):
+        with pytest.raises((UserError, ValueError)) as caught:
+            read({f"{section}.{name}": value})
+        assert f"{section}.{name} is {value!r}" in str(caught.value) and keys[name].meaning in str(caught.value)
 
 
 @pytest.mark.parametrize("kind", KINDS)
