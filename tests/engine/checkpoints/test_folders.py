@@ -6,7 +6,7 @@ tests/stress/save_faults.py makes every system call fail in turn; here some do.
 import builtins
 import errno
 import functools
-import gc
+import itertools
 import os
 import pathlib
 import shutil
@@ -75,72 +75,55 @@ def check(parent):
     assert sorted(os.listdir(parent)) == [folders.LOCK, "1", "2"]
 
 
-class Counted:
-    """Calls ``act`` before the n-th call that changes the disk; n = 0: never. ``number`` counts them."""
+class Killed(BaseException):
+    """As a kill: the code under test cannot handle it."""
 
-    def __init__(self, monkeypatch, n, act):
-        self.n, self.act, self.number = n, act, 0
-        for module, name in CALLS:
-            monkeypatch.setattr(module, name, self._counted(getattr(module, name)))
 
-    def _counted(self, function):
+def disturb(monkeypatch, n, kill):
+    """Let the n-th call that changes the disk fail; after a kill nothing changes the disk any more.
+
+    Returns:
+        A list of the calls so far.
+    """
+    calls = []
+
+    def disturbed(function):
         def call(*args, **kwargs):
-            self.number += 1
-            if self.number == self.n:
-                self.act()
+            calls.append(function)
+            if kill and len(calls) >= n:
+                raise Killed
+            if len(calls) == n:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             return function(*args, **kwargs)
 
         return call
 
-
-def full():
-    raise OSError(28, "No space left on device")
-
-
-def call_number(tmp_path, monkeypatch):
-    parent = older(tmp_path / "counted")
-    with monkeypatch.context() as patch:
-        counted = Counted(patch, 0, None)
-        newer(parent)
-    assert counted.number > 40
-    return counted.number
+    for module, name in CALLS:
+        monkeypatch.setattr(module, name, disturbed(getattr(module, name)))
+    return calls
 
 
-def in_child(work):
-    """Exit code of a forked process: of ``work()``, 2 for a UserError, 1 for another error."""
-    child = os.fork()
-    if child == 0:
-        gc.disable()  # garbage of earlier tests, such as a program, cannot be destroyed without its threads
-        code = 1
-        try:
-            work()
-            code = 0
-        except UserError:
-            code = 2
-        finally:
-            os._exit(code)
-    return os.WEXITSTATUS(os.waitpid(child, 0)[1])
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="the trials are forks")
-@pytest.mark.parametrize("act,allowed", [(full, {0, 2}), (lambda: os._exit(9), {9})], ids=["failure", "kill"])
-def test_a_failure_or_kill_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, act, allowed):
-    codes = []
-    for n in range(1, call_number(tmp_path, monkeypatch) + 1):
+@pytest.mark.parametrize("kill,outcomes", [(False, {"saved", "refused"}), (True, {"killed"})], ids=["failure", "kill"])
+def test_a_failure_or_kill_at_any_call_leaves_whole_checkpoints(tmp_path, monkeypatch, kill, outcomes):
+    found = []
+    for n in itertools.count(1):
         parent = older(tmp_path / str(n))
-
-        def disturbed(n=n, parent=parent):
-            Counted(monkeypatch, n, act)
+        with monkeypatch.context() as patch:
+            calls = disturb(patch, n, kill)
             try:
                 newer(parent)
+                outcome = "saved"
             except UserError as error:
                 assert str(parent) in str(error) and "No space left" in str(error)
-                raise
-
-        codes.append(in_child(disturbed))
+                outcome = "refused"
+            except Killed:
+                outcome = "killed"
+        if len(calls) < n:
+            break  # nothing was left to disturb
+        found.append(outcome)
         check(parent)
         shutil.rmtree(parent)
-    assert set(codes) == allowed and sum(code > 0 for code in codes) > 10
+    assert set(found) == outcomes and len(found) > 40 and len(found) - found.count("saved") > 10
 
 
 class Disk:
@@ -376,8 +359,8 @@ def test_a_reader_repairs_nothing_during_a_run(tmp_path):
 def test_two_interrupted_swaps_in_a_row_lose_nothing(tmp_path, monkeypatch):
     parent = older(tmp_path / "output")
     os.rename(parent / "0", parent / ".0.old")  # the first swap ended here
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "rename", mock.Mock(side_effect=KeyboardInterrupt))
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(os, "rename", mock.Mock(side_effect=Killed))
         save(parent, 0, 2)
     assert folders.saved_epochs(str(parent)) == [0, 1] and version(parent, 0) == 1
 
