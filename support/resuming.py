@@ -15,7 +15,7 @@ EPOCHS = 2
 TOOLS = {"dynamic": "trainer", "static": "static_trainer"}
 OVERRIDES = [
     f"runner.epochs={EPOCHS}", "runner.train_batch_size=16", "runner.print_interval=1", "runner.save_interval_steps=2",
-    "hyper_parameters.expert_num=4", "hyper_parameters.expert_size=8", "hyper_parameters.entropy_schedule=linear",
+    "hyper_parameters.expert_num=2", "hyper_parameters.expert_size=8", "hyper_parameters.entropy_schedule=linear",
     "hyper_parameters.entropy_ramp_steps=8", "runner.to_static=false",
 ]  # fmt: skip
 CONSTANT = "hyper_parameters.optimizer.schedule=constant"  # a one-cycle schedule depends on the number of epochs

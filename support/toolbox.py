@@ -70,6 +70,19 @@ def run_here(name, config, *overrides, cwd):
     return subprocess.CompletedProcess(arguments, code, "", stderr.getvalue())
 
 
+@contextlib.contextmanager
+def no_file_above(size):
+    """Let this process write no file of more bytes: as a full disk does."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
 def copy_model(folder):
     """Copy the model into a folder: what a package of the user's that is one of ours has beside its config."""
     for path in ROOT.glob("*.py"):

@@ -4,12 +4,8 @@ import numpy as np
 import paddle
 import pytest
 
-from engine.config import load_config
 from engine.graphs import executor
-from engine.graphs.static import StaticGraph
-from engine.keys import read_settings
-from engine.package import Package
-from support import ROOT
+from support.toolbox import opened
 
 FLAG = executor.KEEP_FLAG
 
@@ -81,14 +77,6 @@ def test_a_program_as_it_is_may_change(run):
     assert run(first, of_first[:1]) == [[6.0, 6.0]]
 
 
-def test_an_unchanging_program_is_not_printed(run, monkeypatch):
-    if not paddle.framework.in_pir_mode():
-        pytest.skip("only under PIR is it printed at all")
-    program, fetches = build(3.0)
-    monkeypatch.setattr(type(program), "__str__", lambda self: pytest.fail("printed"))
-    assert run(executor.unchanging(program), fetches[:1]) == [[3.0, 3.0]]
-
-
 @pytest.mark.parametrize("version", ["2.6.2", "3.4.0", "4.0.0", "0.0.0"])
 def test_other_releases_get_the_program_itself(version, run, monkeypatch):
     """A nightly build calls itself 0.0.0."""
@@ -128,50 +116,30 @@ def test_a_watched_tensor_shows_what_runs_and_settings_have_made_of_it(run):
         assert copied.tolist() == [1.0] * 5 and not np.shares_memory(copied, watched.array())
 
 
-@pytest.fixture
-def tuned_and_not():
-    """{runner.tune_process: StaticGraph of this package, in a scope of its own}"""
-    graphs = {}
-    for tuned in (True, False):
-        flat = load_config(str(ROOT / "config.yaml"), [f"runner.tune_process={tuned}", "hyper_parameters.expert_num=2"])
-        scope = paddle.static.Scope()
-        with paddle.static.scope_guard(scope), paddle.utils.unique_name.guard():
-            with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
-                settings = read_settings(flat, "train")
-                graph = StaticGraph(Package(str(ROOT)), flat, settings, "train", paddle.CPUPlace())
-        graphs[tuned] = graph, scope
-    return graphs
-
-
-def test_the_static_tool_does_not_print_its_program(tuned_and_not, monkeypatch):
-    if not paddle.framework.in_pir_mode():
+def test_the_static_tool_does_not_print_its_program(monkeypatch):
+    if not paddle.framework.use_pir_api():
         pytest.skip("only under PIR does Paddle's executor print programs")
     printed, plain_text = [], paddle.static.Program.__str__
     monkeypatch.setattr(paddle.static.Program, "__str__", lambda self: printed.append(self) or plain_text(self))
+    batch = [np.ones([4, 1, 36, 36], "float32"), np.arange(4), np.arange(4)]
     losses = {}
-    for tuned, (graph, scope) in tuned_and_not.items():
-        printed.clear()
-        batch = [np.ones([4, 1, 36, 36], "float32"), np.arange(4), np.arange(4)]
-        with paddle.static.scope_guard(scope):
+    for tuned in (True, False):
+        overrides = [f"runner.tune_process={tuned}", "hyper_parameters.expert_num=2"]
+        with opened("static", "train", overrides) as (graph, _, _):
+            printed.clear()
             graph.begin_epoch()
             losses[tuned] = [float(graph.train_step(batch)[0].tensors["loss"]) for _ in range(2)]
         assert bool(printed) is not tuned
     assert losses[True] == losses[False]
 
 
-@pytest.mark.parametrize("by_user", [None, "0.5"])
-def test_tensors_are_kept_unless_the_user_has_set_the_flag(by_user, monkeypatch):
+@pytest.mark.parametrize(
+    "by_user,place,kept", [(None, paddle.CPUPlace(), True), ("0.5", paddle.CPUPlace(), False), (None, object(), False)]
+)
+def test_tensors_are_kept_on_a_cpu_unless_the_user_has_set_the_flag(by_user, place, kept, monkeypatch):
     monkeypatch.delenv(FLAG, raising=False)
     if by_user is not None:
         monkeypatch.setenv(FLAG, by_user)
     before = paddle.get_flags(FLAG)
-    executor.keep_tensors(paddle.CPUPlace())
-    done = by_user is None and paddle.framework.use_pir_api()
-    assert paddle.get_flags(FLAG) == ({FLAG: -1.0} if done else before)
-
-
-def test_tensors_on_another_device_are_not_kept(monkeypatch):
-    monkeypatch.delenv(FLAG, raising=False)
-    before = paddle.get_flags(FLAG)
-    executor.keep_tensors(paddle.CUDAPlace(0) if paddle.is_compiled_with_cuda() else object())
-    assert paddle.get_flags(FLAG) == before
+    executor.keep_tensors(place)
+    assert paddle.get_flags(FLAG) == ({FLAG: -1.0} if kept and paddle.framework.use_pir_api() else before)

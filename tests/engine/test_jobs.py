@@ -6,8 +6,6 @@ Keys of other modules are tested with them: see tests/engine/test_*.py.
 import os
 import random
 import re
-import shutil
-import sys
 import types
 
 import numpy as np
@@ -21,32 +19,24 @@ from engine.serving import predict
 from support import ROOT, resuming
 from support.toolbox import assert_refused, run_here
 
-TOY = ROOT / "tests" / "engine" / "toy"
-GRAPHS = ["dynamic", "static"]
-
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    """A function that runs a tool on a copy of the toy, (name, key=value ...), and gives its log."""
-    shutil.copytree(TOY, tmp_path / "toy", ignore=shutil.ignore_patterns("__pycache__"))
+def run(toy, tmp_path, monkeypatch):
+    """A function that runs a tool on the toy, (name, key=value ...), and gives its log."""
     monkeypatch.chdir(tmp_path)
 
-    def tool(name, refused=(), **keys):
-        overrides = [f"runner.{key}={value}" for key, value in keys.items()]
-        done = run_here(name, tmp_path / "toy" / "config.yaml", *overrides, cwd=tmp_path)
-        if refused:
-            assert_refused(done, *refused)
-        else:
-            assert done.returncode == 0, done.stderr
+    def tool(name, **keys):
+        done = toy(name, *(f"runner.{key}={value}" for key, value in keys.items()))
+        assert done.returncode == 0, done.stderr
         return done.stderr
 
     return tool
 
 
-@pytest.fixture(params=GRAPHS)
+@pytest.fixture(params=[("trainer", "infer"), ("static_trainer", "static_infer")], ids=["dynamic", "static"])
 def tools(request):
     """Names of the tools that train and evaluate on a graph."""
-    return {"dynamic": ("trainer", "infer"), "static": ("static_trainer", "static_infer")}[request.param]
+    return request.param
 
 
 def printed(name, log):
@@ -171,7 +161,7 @@ def test_every_epoch_is_evaluated_unless_keys_limit_them(run, tools):
     assert "model_output: skipped missing epochs: 3" in run(infer, infer_batch_size=7)
 
 
-def test_export_takes_the_newest_epoch_or_the_one_asked_for(run):
+def test_export_takes_the_newest_epoch_or_the_one_asked_for(run, toy):
     """Of eleven: 10 is newer than 9, whose name comes later."""
     run("static_trainer", epochs=11, train_batch_size=5)
     for keys, epoch in (({}, 10), ({"export_epoch": 0}, 0)):
@@ -181,7 +171,7 @@ def test_export_takes_the_newest_epoch_or_the_one_asked_for(run):
             assert np.load("all.npz")["sum"].ravel().tolist() == [row - (epoch + 1) for row in range(100, 107)]
             cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
             assert f"threads: {threads or cores}" in log
-    run("export", export_epoch=11, refused=["export_epoch"])
+    assert_refused(toy("export", "runner.export_epoch=11"), "export_epoch")
 
 
 def test_use_inference_exports_after_every_epoch(run):
@@ -212,16 +202,6 @@ def test_a_parameter_may_start_from_a_file(run):
 def test_thread_num_is_cpu_num_during_the_run(run):
     before = os.environ.get("CPU_NUM")
     assert "cpu_num: 3" in run("static_trainer", thread_num=3) and os.environ.get("CPU_NUM") == before
-
-
-def test_visualdl_gets_the_numbers_of_the_interval_lines(run, tools, monkeypatch):
-    scalars = []
-    writer = types.SimpleNamespace(add_scalar=lambda tag, step, value: scalars.append((tag, step, value)))
-    monkeypatch.setitem(sys.modules, "visualdl", types.SimpleNamespace(LogWriter=lambda folder: writer))
-    run(tools[0], use_visual=True, epochs=2, print_interval=3)
-    losses = [(step, value) for tag, step, value in scalars if tag == "train/loss"]
-    assert losses == [(0, 0.0), (3, -3.0), (5, -5.0), (8, -8.0)], "steps are counted through the epochs"
-    assert [value for tag, _, value in scalars if tag == "train/first"] == [0, 3, 0, 3]
 
 
 @pytest.mark.parametrize("kind", ["xpu", "npu"])
@@ -301,17 +281,17 @@ class RecDataset(IterableDataset):
 }
 PREFIX = "hyper_parameters."
 MLP = [f"{PREFIX}expert=mlp", f"{PREFIX}expert_norm=none", f"{PREFIX}expert_hidden_sizes=[8]"]
-MLP += [f"{PREFIX}gate=noisy_top_k"]
+NOISY, RESTLESS = [f"{PREFIX}gate=noisy_top_k", f"{PREFIX}top_k=1"], f"{PREFIX}gate=support.users_parts.restless_gate"
 DROPOUT = f"{PREFIX}expert_dropout=0.5"
 DRAWING = [f"runner.{job}_reader_path=drawing_reader" for job in ("train", "infer")]
 RUNS = {
     # in a program numpy and random draw once, as it is built
     "eager, a user's expert": ("trainer", [f"{PREFIX}expert=test_jobs.drawing_expert", *DRAWING]),
-    "eager, a reader of blocks": ("trainer", [*MLP, DROPOUT, "runner.train_reader_path=blocks_reader"]),
+    "eager, a reader of blocks": ("trainer", [*MLP, *NOISY, DROPOUT, "runner.train_reader_path=blocks_reader"]),
     # without dropout: threads run the experts of a program, and their dropout, in any order (the same seed gives other
     # weights twice, unless FLAGS_new_executor_serial_run is on, which costs half the speed: benchmarks/LOG.md)
-    "compiled": ("trainer", [*MLP, *DRAWING, "runner.to_static=true"]),
-    "static": ("static_trainer", [*MLP, *DRAWING]),
+    "compiled": ("trainer", [*MLP, RESTLESS, *DRAWING, "runner.to_static=true"]),
+    "static": ("static_trainer", [*MLP, *NOISY, *DRAWING]),
 }
 
 

@@ -1,6 +1,5 @@
 """tools/engine/graphs/process_settings.py: settings made before Paddle is imported, never over the user's own."""
 
-import logging
 import os
 import platform
 import subprocess
@@ -40,13 +39,6 @@ def _without_settings_of_the_user(monkeypatch):
         monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def messages(caplog, monkeypatch):
-    monkeypatch.setattr(process_settings.LOG, "propagate", True)
-    caplog.set_level(logging.INFO, process_settings.LOG.name)
-    return lambda: caplog.messages
-
-
 @pytest.mark.parametrize(
     "cpu,by_user,value",
     [
@@ -57,7 +49,7 @@ def messages(caplog, monkeypatch):
         (None, None, None),
     ],
 )
-def test_the_fast_path_is_for_amd_unless_the_user_chose(cpu, by_user, value, tmp_path, monkeypatch, messages):
+def test_the_fast_path_is_for_amd_unless_the_user_chose(cpu, by_user, value, tmp_path, monkeypatch, caplog):
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
     if by_user is not None:
@@ -65,7 +57,7 @@ def test_the_fast_path_is_for_amd_unless_the_user_chose(cpu, by_user, value, tmp
     monkeypatch.setattr(process_settings, "CPU_INFO", str(tmp_path / "cpuinfo"))
     process_settings.use_fast_path()
     assert os.environ.get(FAST_PATH) == value
-    assert [f"{FAST_PATH}=5" in line for line in messages()] == [True] * (value == "5")
+    assert [f"{FAST_PATH}=5" in line for line in caplog.messages] == [True] * (value == "5")
 
 
 @WITH_GLIBC
@@ -82,10 +74,10 @@ def test_glibc_keeps_large_blocks_unless_the_user_set_when(environment, blocks):
 
 
 @WITH_GLIBC
-def test_the_log_says_whose_memory_settings_hold(monkeypatch, messages):
+def test_the_log_says_whose_memory_settings_hold(monkeypatch, caplog):
     monkeypatch.setenv("MALLOC_TOP_PAD_", "1000000")
     process_settings.keep_freed_memory()
-    (message,) = messages()
+    (message,) = caplog.messages
     assert "MALLOC_" in message
 
 

@@ -77,14 +77,10 @@ def test_a_terminal_shows_a_bar_and_keeps_the_other_lines(tmp_path):
     assert len(drawn) >= 8 and all(re.search(r"experts_used 4, Accuracy1 .*, loss \d", each) for each in drawn[1:5])
 
 
-def test_a_bar_replaces_the_interval_lines_and_no_other(tmp_path):
+def test_a_bar_replaces_the_interval_lines_and_no_other(toy):
     """Without a terminal there is no bar unless it is asked for."""
-    keys = [*KEYS, *small_data(tmp_path)]
-    plain, shown = (
-        run_here("trainer", ROOT / "config.yaml", *keys, *more, cwd=tmp_path).stderr
-        for more in ([], ["runner.progress=true"])
-    )
-    assert "\r" not in plain and sum("ips: " in line for line in messages(plain)) == 8
+    plain, shown = (toy("trainer", "runner.epochs=2", *more).stderr for more in ([], ["runner.progress=true"]))
+    assert "\r" not in plain and sum("ips: " in line for line in messages(plain)) == 10
     assert messages(screen(shown)) == [line for line in messages(plain) if "batch_id" not in line]
     assert "epoch 1:" in shown
 

@@ -10,10 +10,10 @@ import pytest
 
 from engine import tools
 from support import ROOT
-from support.toolbox import TIMEOUT_S, copy_model, run_here, run_tool, small_data
+from support.toolbox import TIMEOUT_S, copy_model, run_here, small_data
 
 KEYS = ["runner.epochs=2", "runner.print_interval=9", "runner.train_batch_size=16", "runner.to_static=false"]
-KEYS += ["hyper_parameters.expert_num=4", "hyper_parameters.expert_size=8", "runner.infer_batch_size=32"]
+KEYS += ["hyper_parameters.expert_num=2", "hyper_parameters.expert_size=8", "runner.infer_batch_size=32"]
 INFO = " - INFO - "
 
 
@@ -57,36 +57,34 @@ def test_the_command_works_in_a_shell(tmp_path):
     keys = [*KEYS, *small_data(tmp_path / "data"), "runner.epochs=1", "runner.model_save_path=it's saved"]
     (tmp_path / "it.yaml").write_text((ROOT / "config.yaml").read_text())
     copy_model(tmp_path)
-    process = run_tool("trainer", "it.yaml", *keys, cwd=tmp_path)
+    process = run_here("trainer", "it.yaml", *keys, cwd=tmp_path)
     (command,) = logged(process.stderr, "next: ")
     done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0 and logged(done.stderr, "evaluated 1 epoch"), f"{command}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("source, word", [("training", "done"), ("validation", "validation")])
-def test_only_the_validation_chooses_the_epoch_to_export(source, word, tmp_path):
-    data = small_data(tmp_path / "data")
-    keys = [*KEYS, *data, "runner.epochs=3", "runner.keep_best=loss1", "hyper_parameters.optimizer.learning_rate=0.3"]
-    keys += [data[1].replace("test_data", "validation_data")] if source == "validation" else []
-    process = run_here("trainer", ROOT / "config.yaml", *keys, cwd=tmp_path)
-    lines = [line for line in logged(process.stderr, "epoch: ") if f" {word}," in line]
-    losses = [float(re.search(r"loss1: (\S+),", line).group(1)) for line in lines]
+@pytest.mark.parametrize(
+    "source,metric,best,value", [("training", "first", 0, "2.000000"), ("validation", "error", 2, "1.666667")]
+)
+def test_only_the_validation_chooses_the_epoch_to_export(source, metric, best, value, toy):
+    """See test_validation.py for the toy's metrics."""
+    keys = ["runner.epochs=4", f"runner.keep_best={metric}", "runner.save_inference_fetch_varnames=[loss]"]
+    keys += ["runner.validation_data_dir=held"] if source == "validation" else []
+    process = toy("static_trainer", *keys)
     (text,) = logged(process.stderr, "best epoch: ")
-    assert len(losses) == 3 and text.startswith(f"{losses.index(min(losses))} (by loss1 of the {source}), ")
-    assert f" loss1 {min(losses):.6f}" in text
+    assert text.startswith(f"{best} (by {metric} of the {source}), ") and f" {metric} {value}" in text
     (command,) = logged(process.stderr, "next: ")
     assert ("runner.infer_epoch=best" in command) == (source == "validation")
-    more = ["runner.infer_epoch=best"] if source == "validation" else ["runner.infer_end_epoch=3"]
-    process = run_here("infer", ROOT / "config.yaml", *keys, *more, cwd=tmp_path)
+    more = ["runner.infer_epoch=best"] if source == "validation" else ["runner.infer_end_epoch=4"]
+    process = toy("static_infer", *keys, *more)
     assert logged(process.stderr, "best epoch: ") == [] and logged(process.stderr, "last evaluated epoch: ")
-    chosen = "best" if source == "validation" else 2
+    chosen = "best" if source == "validation" else 3
     assert f"runner.export_epoch={chosen}" in logged(process.stderr, "next: ")[0]
 
 
-def test_epochs_from_before_the_validation_was_configured_are_counted(tmp_path):
-    data = small_data(tmp_path / "data")
-    for more in ([], ["runner.resume=auto", data[1].replace("test_data", "validation_data")]):
-        process = run_here("trainer", ROOT / "config.yaml", *KEYS, *data, *more, cwd=tmp_path)
+def test_epochs_from_before_the_validation_was_configured_are_counted(toy):
+    for more in ([], ["runner.resume=auto", "runner.validation_data_dir=held"]):
+        process = toy("trainer", "runner.epochs=2", *more)
         assert logged(process.stderr, "trained 2 of 2 epochs"), process.stderr
     assert "batch_id" not in process.stderr and logged(process.stderr, "last epoch: 1 (of the validation)") == [""]
 

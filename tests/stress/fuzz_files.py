@@ -9,19 +9,16 @@ a few.
 
 import faulthandler
 import functools
-import hashlib
 import json
 import logging
 import os
 import pathlib
 import pickle
-import shutil
 import sys
 import time
 
 import fuzz_data
 import numpy as np
-import paddle
 from hypothesis import strategies as st
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -29,82 +26,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
 from dselect_k_model import hyper_parameters  # noqa: E402  (the path is set above)
 from engine.checkpoints import manifests, weight_files  # noqa: E402  (likewise)
-from engine.checkpoints.session import Session  # noqa: E402  (likewise)
 from engine.config import load_config  # noqa: E402  (likewise)
-from engine.errors import NotFinite, UserError, user_errors  # noqa: E402  (likewise)
-from engine.graphs import programs  # noqa: E402  (likewise)
-from engine.graphs.dynamic import DynamicGraph  # noqa: E402  (likewise)
-from engine.graphs.static import StaticGraph  # noqa: E402  (likewise)
+from engine.errors import UserError, user_errors  # noqa: E402  (likewise)
 from engine.keys import check_unknown_keys, read_settings  # noqa: E402  (likewise)
-from engine.meter import Meter  # noqa: E402  (likewise)
-from engine.package import Package  # noqa: E402  (likewise)
+from support.trained import GRAPHS, Trained  # noqa: E402  (likewise)
 
 HANG_S = 120  # then the process ends, with a traceback of where it was
-GRAPHS = {"dynamic": DynamicGraph, "static": StaticGraph}
-SMALL = [
-    *("runner.epochs=3", "runner.steps_per_epoch=4", "runner.train_batch_size=2", "hyper_parameters.expert_num=2"),
-    *("hyper_parameters.top_k=1", "hyper_parameters.expert_size=3", "hyper_parameters.tower_size=3"),
-]
 CONFIGS = [(ROOT / name).read_bytes() for name in ("config.yaml", "config_bigdata.yaml")]
-
-
-class Trained:
-    """A tiny network, trained for a step and saved; it resumes from the same checkpoint with other content.
-
-    Args:
-        name: "dynamic" or "static".
-        folder: for its checkpoints.
-        overrides: of the config, after ``SMALL``.
-    """
-
-    def __init__(self, name, folder, *overrides):
-        self.name, self.folder = name, os.path.join(folder, name)
-        self._switch()
-        config = load_config(str(ROOT / "config.yaml"), [*SMALL, f"runner.model_save_path={self.folder}", *overrides])
-        self.settings = read_settings(config, "train")
-        with programs.new_programs():
-            place = paddle.set_device("cpu")
-            self.graph = GRAPHS[name](Package(str(ROOT)), config, self.settings, "train", place)
-        self.meter = Meter(name, "train", 1)
-        self.meter.begin()
-        self.session = Session(self.graph, config, self.settings, self.meter)
-        self.graph.begin_epoch()
-        self.step()
-        so_far = {**self.meter.state(), "counted": self.graph.counted()}
-        self.session._save(0, 0, 1, so_far=so_far)
-        self.settings.resume = os.path.join(self.folder, "0")
-        self.good = {path.name: path.read_bytes() for path in pathlib.Path(self.settings.resume).iterdir()}
-
-    def _switch(self):
-        (paddle.disable_static if self.name == "dynamic" else paddle.enable_static)()
-
-    def step(self):
-        """Train a step; a loss that is not finite is an answer too."""
-        self._switch()
-        rng = np.random.RandomState(0)
-        batch = [rng.rand(2, 1, 36, 36).astype("float32"), np.array([1, 2]), np.array([3, 4])]
-        try:
-            self.graph.train_step([paddle.to_tensor(a) for a in batch] if self.name == "dynamic" else batch)
-        except NotFinite:
-            pass
-
-    def take(self, file, content):
-        """Resume from the good checkpoint with other content of one file. UserError: it is refused."""
-        self._switch()
-        folder = pathlib.Path(self.settings.resume)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        for name, good in {**self.good, file: content}.items():
-            (folder / name).write_bytes(good)
-        if file != manifests.MANIFEST:
-            manifest = json.loads(self.good[manifests.MANIFEST])
-            manifest["files"][file] = hashlib.sha256(content).hexdigest()
-            (folder / manifests.MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
-        self.graph.read(self.settings.resume)
-        so_far, counted = self.session.first()[2:]
-        self.meter.begin(so_far)
-        self.graph.begin_epoch(counted)
-        self.step()
 
 
 class Files:

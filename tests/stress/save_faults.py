@@ -21,11 +21,13 @@ import tempfile
 import time
 import traceback
 
-import fuzz_files
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 
-from engine.checkpoints import folders, manifests, weight_files
-from engine.checkpoints.which import LAST_STEP, to_resume
-from engine.errors import UserError
+from engine.checkpoints import folders, manifests, weight_files  # noqa: E402  (the path is set above)
+from engine.checkpoints.which import LAST_STEP, to_resume  # noqa: E402  (likewise)
+from engine.errors import UserError  # noqa: E402  (likewise)
+from support.trained import GRAPHS, Trained  # noqa: E402  (likewise)
 
 STEPS = 2  # an epoch
 KEPT, NEW = 1, 2  # epochs: the last one before, and the new one; 0 is deleted then
@@ -47,7 +49,7 @@ class Run:
 
     def __init__(self, name, folder):
         self.folder = folder
-        self.trained = fuzz_files.Trained(name, folder, "runner.keep_last=2", "runner.epochs=4")
+        self.trained = Trained(name, folder, "runner.keep_last=2", "runner.epochs=4")
         self.session, self.output = self.trained.session, self.trained.folder
         shutil.rmtree(self.trained.settings.resume)
         self.trained.settings.resume = "auto"
@@ -253,7 +255,7 @@ def main():
         print(f"{reason}; this job needs it", file=sys.stderr)
         sys.exit(2)
     logging.disable(logging.CRITICAL)
-    for name in fuzz_files.GRAPHS:
+    for name in GRAPHS:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
             calls, outcomes = faults(Run(name, os.path.realpath(folder)), args.resume_every)

@@ -1,16 +1,13 @@
 """tools/engine/checkpoints/compatibility.py: a checkpoint of another network is refused by key and values."""
 
-import logging
-
 import pytest
 
 from dselect_k_model import hyper_parameters
 from dygraph_model import DygraphModel
 from engine.checkpoints import compatibility, folders, manifests, weight_files
 from engine.errors import UserError
-from support import ROOT
 from support.checkpoints import FACTS
-from support.toolbox import assert_refused, opened, run_tool
+from support.toolbox import opened
 
 PREFIX = "hyper_parameters."
 # key -> another value; all of them shape the network
@@ -22,18 +19,12 @@ OTHERS = {
     "top_k": 1, "gamma": 0.5, "expert_size": 7, "tower_size": 9,
 }  # fmt: skip
 FREE = ["optimizer.learning_rate=0.5", "entropy_weight=0.7", "optimizer.class=sgd", "entropy_schedule=linear"]
-SMALL = ["hyper_parameters.expert_num=4", "hyper_parameters.expert_size=8", "runner.to_static=false"]
+SMALL = ["hyper_parameters.expert_num=2", "hyper_parameters.expert_size=8", "runner.to_static=false"]
 SMALL += ["runner.steps_per_epoch=4", "hyper_parameters.task_weights=[]"]
 
 
 class Foreign:
     """A package that does not state which keys shape its network."""
-
-
-@pytest.fixture(autouse=True)
-def messages(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)
-    return caplog
 
 
 def check(then, now, model=DygraphModel):
@@ -71,14 +62,14 @@ def test_a_saved_config_that_makes_no_sense_is_refused(config):
     assert len(str(error.value)) < 600
 
 
-def test_a_difference_is_a_warning_if_the_package_does_not_state_what_matters(messages):
+def test_a_difference_is_a_warning_if_the_package_does_not_state_what_matters(caplog):
     check({PREFIX + "size": 3}, {PREFIX + "size": 4, "runner.seed": 1}, Foreign())
-    assert f"{PREFIX}size was 3 in training and is 4 now" in messages.text
+    assert f"{PREFIX}size was 3 in training and is 4 now" in caplog.text
 
 
-def test_weights_without_a_manifest_are_loaded_with_a_warning(messages):
+def test_weights_without_a_manifest_are_loaded_with_a_warning(caplog):
     check(None, {PREFIX + "size": 4}, Foreign())
-    (line,) = messages.messages
+    (line,) = caplog.messages
     assert "manifest.json" in line and "cannot be checked" in line
 
 
@@ -110,9 +101,3 @@ def test_a_warm_start_needs_the_same_network(saved, graph):
         pass
     with pytest.raises(UserError, match="gamma"), opened(graph, "train", [*overrides, f"{PREFIX}gamma=0.5"]):
         pass
-
-
-def test_the_tool_refuses_another_network_in_one_message(saved, tmp_path):
-    overrides = [*SMALL, f"runner.infer_load_path={saved}", f"{PREFIX}gamma=0.5", f"{PREFIX}class_num=12"]
-    process = run_tool("infer", ROOT / "config.yaml", *overrides, cwd=tmp_path)
-    assert_refused(process, "gamma was 1.0", "0.5", "class_num was 10", "12")

@@ -1,7 +1,5 @@
 """tools/engine/checkpoints/weight_files.py: what is broken or does not fit is refused by name."""
 
-import logging
-
 import numpy as np
 import pytest
 
@@ -43,8 +41,7 @@ def test_an_array_that_does_not_fit_is_named(found, words):
         weight_files.fit(NETWORK, found, "file")
 
 
-def test_a_warm_start_may_be_partial_but_not_empty(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)
+def test_a_warm_start_may_be_partial_but_not_empty(caplog):
     assert list(weight_files.fit(NETWORK, {"a": GOOD["a"], "c": np.ones(1)}, "file", partly=True)) == ["a"]
     assert "no b" in caplog.text and "not used: c" in caplog.text
     with pytest.raises(UserError):

@@ -1,22 +1,15 @@
 """tools/engine/checkpoints/which.py: the run, the best epoch, the epochs to evaluate or export."""
 
-import logging
 import os
 import re
+import types
 
 import pytest
 
 from engine.checkpoints import manifests, which
 from engine.errors import UserError
-from support import ROOT, resuming
-from support.checkpoints import write_checkpoint
-from support.toolbox import assert_refused, run_tool, small_data
-
-
-@pytest.fixture(autouse=True)
-def messages(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("engine"), "propagate", True)
-    return caplog
+from support.checkpoints import change_manifest, write_checkpoint
+from support.toolbox import assert_refused
 
 
 @pytest.fixture
@@ -27,10 +20,10 @@ def mixed(tmp_path):
     return tmp_path
 
 
-def test_the_newest_run_is_that_of_the_newest_checkpoint(mixed, messages):
-    messages.clear()
+def test_the_newest_run_is_that_of_the_newest_checkpoint(mixed, caplog):
+    caplog.clear()
     assert which.epochs_of_run(str(mixed), "newest") == [0, 1]
-    (line,) = messages.messages
+    (line,) = caplog.messages
     assert "2 (a), 3 (a)" in line and "runner.infer_run" in line
 
 
@@ -62,7 +55,7 @@ def test_each_run_has_its_own_id():
 
 @pytest.mark.parametrize("higher", [True, False])
 @pytest.mark.parametrize("stated_by", ["caller", "manifest"])
-def test_the_best_epoch_is_that_of_the_stated_direction_whatever_the_name(tmp_path, messages, higher, stated_by):
+def test_the_best_epoch_is_that_of_the_stated_direction_whatever_the_name(tmp_path, caplog, higher, stated_by):
     """Of equal epochs it is the first. Of each name the guess would be the other direction."""
     name = "Accuracy_error_type" if higher else "distance"
     of_manifest = {"higher_is_better": {name: higher}} if stated_by == "manifest" else {}
@@ -77,17 +70,17 @@ def test_the_best_epoch_is_that_of_the_stated_direction_whatever_the_name(tmp_pa
     assert best([0, 4], which.VALIDATION) == (4 if higher else 0)
     assert best(range(5), which.TRAINING) == 0
     assert which.best(str(tmp_path), range(5), "other", which.VALIDATION) is None
-    assert "direction" not in messages.text
+    assert "direction" not in caplog.text
 
 
 @pytest.mark.parametrize("name,higher", [("RMSE_price", False), ("AUC1", True)])
-def test_an_unstated_direction_is_guessed_with_a_warning(tmp_path, messages, name, higher):
+def test_an_unstated_direction_is_guessed_with_a_warning(tmp_path, caplog, name, higher):
     for epoch, value in enumerate([1.0, 3.0, 2.0]):
         write_checkpoint(tmp_path, epoch, validation={name: value})
     epoch = which.best(str(tmp_path), range(3), name, which.VALIDATION)
     assert epoch == (1 if higher else 0)
-    assert f"epoch {epoch} is the best by {name}" in messages.text
-    assert f"assumed: {'higher' if higher else 'lower'} is better" in messages.text
+    assert f"epoch {epoch} is the best by {name}" in caplog.text
+    assert f"assumed: {'higher' if higher else 'lower'} is better" in caplog.text
 
 
 def test_an_epoch_without_a_finite_metric_or_with_a_broken_file_is_not_best(tmp_path):
@@ -100,28 +93,47 @@ def test_an_epoch_without_a_finite_metric_or_with_a_broken_file_is_not_best(tmp_
     assert which.best(str(tmp_path), range(7), "auc", which.VALIDATION) == 2
 
 
-def test_the_tools_use_the_newest_run(tmp_path):
-    """Two epochs, then one with another seed into the same folder: evaluated, exported, resumed, deleted."""
-    fixed = [*resuming.OVERRIDES, *small_data(tmp_path / "data"), resuming.CONSTANT]
-    output = tmp_path / "output"
+@pytest.mark.parametrize("damage", ["cut", "changed", "missing", "manifest cut", "manifest of other facts"])
+def test_a_damaged_checkpoint_is_named_and_resume_takes_an_older_one(tmp_path, caplog, damage):
+    write_checkpoint(tmp_path, 0, saved_at=1.0)
+    newest = write_checkpoint(tmp_path, 1, saved_at=2.0)
+    broken = newest / (manifests.MANIFEST if "manifest" in damage else "file")
+    content = broken.read_bytes()
+    if damage == "missing":
+        broken.unlink()
+    elif damage == "manifest of other facts":
+        change_manifest(newest, batch="7")
+    else:
+        broken.write_bytes(content[: len(content) // 2] if "cut" in damage else b"x" + content[1:])
+    with pytest.raises(UserError, match=str(broken)):
+        manifests.read(str(newest))
+    folder, manifest = which.to_resume(types.SimpleNamespace(resume="auto", model_save_path=str(tmp_path)))
+    assert folder == str(tmp_path / "0") and manifest["epoch"] == 1 and f"skipped: {broken}" in caplog.text
 
-    def tool(name, *overrides):
-        return run_tool(name, ROOT / "config.yaml", *fixed, *overrides, cwd=tmp_path)
+
+def test_the_tools_use_the_newest_run(toy, tmp_path):
+    """Two epochs, then one with another seed into the same folder: evaluated, exported, resumed, deleted."""
+    output, export = tmp_path / "model_output", ["export", "runner.save_inference_fetch_varnames=[loss]"]
+
+    def train(*overrides):
+        process = toy("static_trainer", *overrides)
+        assert process.returncode == 0, process.stderr
+        return process.stderr
 
     def run_of(epoch):
         return manifests.read_facts(str(output / str(epoch)))["run"]
 
-    assert tool("trainer").returncode == 0
-    assert tool("trainer", "runner.epochs=1", "runner.seed=7").returncode == 0
+    train("runner.epochs=2")
+    train("runner.seed=7")
     new, old = run_of(0), run_of(1)
-    infer = tool("infer").stderr
+    infer = toy("static_infer").stderr
     assert re.findall(r"epoch: (\d) done", infer) == ["0"] and f"not of run {new}: 1 ({old})" in infer
-    assert re.findall(r"epoch: (\d) done", tool("infer", f"runner.infer_run={old}").stderr) == ["1"]
-    assert "exported epoch 0" in tool("export").stderr
-    assert "exported epoch 1" in tool("export", f"runner.infer_run={old}").stderr
-    assert_refused(tool("export", "runner.export_epoch=1"), "export_epoch", "0")
-    assert tool("trainer", "runner.epochs=1", "runner.seed=7", "runner.keep_last=1").returncode == 0
+    assert re.findall(r"epoch: (\d) done", toy("static_infer", f"runner.infer_run={old}").stderr) == ["1"]
+    assert "exported epoch 0" in toy(*export).stderr
+    assert "exported epoch 1" in toy(*export, f"runner.infer_run={old}").stderr
+    assert_refused(toy(*export, "runner.export_epoch=1"), "export_epoch", "0")
+    train("runner.seed=7", "runner.keep_last=1")
     assert sorted(os.listdir(output)) == [".lock", "0", "1"], "epochs of the older run are not this run's to delete"
-    resumed = tool("trainer", "runner.seed=7", "runner.resume=auto", "runner.keep_last=1")
-    assert re.search(r"resumed from output.0: epoch 1, batch 0", resumed.stderr)
+    resumed = train("runner.epochs=2", "runner.seed=7", "runner.resume=auto", "runner.keep_last=1")
+    assert re.search(r"resumed from model_output.0: epoch 1, batch 0", resumed)
     assert sorted(os.listdir(output)) == [".lock", "1"] and run_of(1) not in (new, old)
