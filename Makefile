@@ -21,6 +21,9 @@ help:  ## this list
 
 env: $(VENV)/ready  ## the environment, in .venv
 
+kernels: env  ## compile the kernels for convolutions (hyper_parameters.kernels); needs a C++ compiler
+	$(VENV)/bin/python -m dselect_k_model.kernels
+
 train: env  ## train on the sample data, then evaluate every epoch
 	$(VENV)/bin/python tools/trainer.py -m config.yaml
 	$(VENV)/bin/python tools/infer.py -m config.yaml
@@ -90,11 +93,12 @@ results: env  ## the benchmarks (TABLES: some) into benchmarks/RESULTS.txt, docs
 	rm benchmarks/RESULTS.new
 
 clean:  ## remove the environments and what training wrote
-	rm -rf $(VENV) $(VENV26) output output_bigdata output_census output_census_full exported predictions.csv predictions.png .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
+	rm -rf $(VENV) $(VENV26) dselect_k_model/kernels/build output output_bigdata output_census output_census_full exported predictions.csv predictions.png .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 
 $(VENV)/ready: pyproject.toml Makefile
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet 'paddlepaddle==$(PADDLE)' '.[test]'
+	$(VENV)/bin/python -m dselect_k_model.kernels || true
 	touch $@
 
 $(VENV26)/ready: pyproject.toml Makefile
@@ -114,4 +118,4 @@ $(VENV26)/onnx: $(VENV26)/ready
 	$(VENV26)/bin/python -m pip install --quiet 'paddle2onnx==1.3.1' 'numpy<2' '.[onnx]'
 	touch $@
 
-.PHONY: help env train train-census bigdata predict notebook test test-arithmetic test-legacy test-paddle26 test-notebook test-onnx stress check bench results clean
+.PHONY: help env kernels train train-census bigdata predict notebook test test-arithmetic test-legacy test-paddle26 test-notebook test-onnx stress check bench results clean

@@ -16,7 +16,7 @@ Paddle's default dtype: after ``paddle.set_default_dtype("float64")`` a network 
 import inspect
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -843,17 +843,47 @@ def _convolution(in_channels, out_channels, norm):
     )
 
 
+def _run_on_image(layers, norm, image, kernel, size):
+    """``layers``, which begin with two blocks and a flattening; in training these by the kernel, if it suits."""
+    rest = list(layers)
+    if kernel is not None and layers.training and _suits_kernel(image):
+        image, rest = kernel(image, _tensors_of_blocks(rest[:2], norm), norm, size), rest[3:]
+    for layer in rest:
+        image = layer(image)
+    return image
+
+
+def _tensors_of_blocks(blocks, norm):
+    tensors = []
+    for convolution, *others in blocks:
+        tensors += [convolution.weight] + ([] if norm == "batch" else [convolution.bias])
+        tensors += [] if norm == "none" else [others[0].weight, others[0].bias]
+        tensors += [others[0]._mean, others[0]._variance] if norm == "batch" else []
+    return tensors
+
+
+def _suits_kernel(image):
+    """Whether a kernel can read the image: it computes on a CPU in float32, without the gradient of the image."""
+    is_float32 = _numpy_dtype(image) == "float32" and paddle.get_default_dtype() == "float32"
+    modes = paddle.in_dynamic_mode() or paddle.framework.in_pir_mode()
+    return modes and is_float32 and image.stop_gradient and paddle.get_device() == "cpu"
+
+
 class CNN(nn.Layer):
     """Two blocks of convolution (5 x 5), norm, max-pool and ReLU, with 10 and 20 channels, flattened.
 
     Args:
         image_shape: [channels, height, width]; height and width at least 16.
         norm: "batch", "group" (of ``GROUP_SIZE`` channels), or "none".
+        kernel: what computes the blocks in training: a function (image, tensors of the blocks, norm) -> features, as
+            ``dselect_k_model.kernels.cnn_blocks``. None: the layers themselves.
     Raises:
         ValueError: the image is too small, or the norm unknown.
     """
 
-    def __init__(self, image_shape: Sequence[int], norm: str = "batch") -> None:
+    def __init__(
+        self, image_shape: Sequence[int], norm: str = "batch", kernel: Optional[Callable[..., Tensor]] = None
+    ) -> None:
         super().__init__()
         channels, *sizes = image_shape
         _check_whole("channels", channels, 1)
@@ -863,11 +893,12 @@ class CNN(nn.Layer):
         self.image_shape = list(image_shape)
         self.blocks = nn.Sequential(_convolution(channels, 10, norm), _convolution(10, 20, norm), nn.Flatten())
         self.out_size = 20 * math.prod(((size - 4) // 2 - 4) // 2 for size in sizes)
+        self.norm, self.kernel = norm, kernel
 
     def forward(self, image: Tensor) -> Tensor:
         """float32 [B, channels, height, width] -> [B, out_size]."""
         _check_shape("image", image, -1, *self.image_shape)
-        return self.blocks(image)
+        return _run_on_image(self.blocks, self.norm, image, self.kernel, self.out_size)
 
     def extra_repr(self):
         return f"image_shape={self.image_shape}, out_size={self.out_size}"
@@ -936,20 +967,27 @@ class CNNExpert(nn.Layer):
     Args:
         image_shape: [channels, height, width].
         expert_size: width of the output.
-        norm: see ``CNN``.
+        norm, kernel: see ``CNN``.
     """
 
-    def __init__(self, image_shape: Sequence[int], expert_size: int, norm: str = "batch") -> None:
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        expert_size: int,
+        norm: str = "batch",
+        kernel: Optional[Callable[..., Tensor]] = None,
+    ) -> None:
         super().__init__()
         cnn = CNN(image_shape, norm)
         head = MLP(cnn.out_size, [50, expert_size], activate_output=True)
         self.layers = nn.Sequential(*cnn.blocks, *head.layers)
         self.image_shape, self.out_size = cnn.image_shape, expert_size
+        self.norm, self.kernel, self.feature_num = norm, kernel, cnn.out_size
 
     def forward(self, image: Tensor) -> Tensor:
         """float32 [B, channels, height, width] -> [B, expert_size]."""
         _check_shape("image", image, -1, *self.image_shape)
-        return self.layers(image)
+        return _run_on_image(self.layers, self.norm, image, self.kernel, self.feature_num)
 
     def extra_repr(self):
         return f"image_shape={self.image_shape}, out_size={self.out_size}"

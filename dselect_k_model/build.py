@@ -4,7 +4,7 @@ import logging
 import math
 
 import net
-from dselect_k_model import training
+from dselect_k_model import kernels, training
 from dselect_k_model.experts import make_expert
 from dselect_k_model.gates import expert_num, make_gate
 
@@ -29,7 +29,7 @@ def build(hyper):
         )
         shape = [inputs.out_size]
     if hyper.bottom == "cnn":
-        bottom = net.CNN(shape, hyper.expert_norm)
+        bottom = net.CNN(shape, hyper.expert_norm, kernels.chosen(hyper.kernels))
     elif hyper.bottom == "mlp":
         bottom = net.MLP(math.prod(shape), hyper.bottom_sizes, hyper.expert_norm, activate_output=True)
     if bottom is not None:

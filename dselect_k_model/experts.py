@@ -5,12 +5,13 @@ import math
 from paddle import nn
 
 import net
+from dselect_k_model import kernels
 from dselect_k_model.gates import own_options
 from dselect_k_model.users_objects import find
 
 
 def _cnn(hyper, shape):
-    return net.CNNExpert(shape, hyper.expert_size, hyper.expert_norm)
+    return net.CNNExpert(shape, hyper.expert_size, hyper.expert_norm, kernels.chosen(hyper.kernels))
 
 
 def _mlp(hyper, shape):

@@ -114,6 +114,13 @@ class HyperParameters:
     expert_activation: str = _field(
         "choice", "relu", "The activation of an mlp expert.", choices=tuple(net.ACTIVATIONS), decides=NETWORK
     )
+    kernels: Any = _field(
+        "choice",
+        False,
+        "Whether training on a CPU computes convolutions by this project's own kernels (make kernels); auto does if "
+        "they are compiled.",
+        choices=(False, True, "auto"),
+    )
     expert_dropout: float = _field(
         float, 0.0, "The share of an mlp expert's hidden units that training drops.", low=0, high=0.99
     )

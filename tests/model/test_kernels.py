@@ -1,0 +1,130 @@
+"""The kernels compute what the layers of ``net.CNN`` compute, forward and backward, or are left out."""
+
+import numpy as np
+import paddle
+import pytest
+
+import net
+from dselect_k_model import kernels
+from support.rounding import GRADIENTS_32, assert_near
+from support.ways import config, make_batches, start
+
+KERNEL = kernels.load()
+needs_kernel = pytest.mark.skipif(KERNEL is None, reason="the kernels are not compiled, or Paddle is 2.x")
+# A weight's gradient adds up 64 x 1024 products at most, in float32: u sqrt(N) is 1.5e-5 of its size, either way.
+ROUNDING = 1e-4
+
+
+def two_networks(shape, norm, kernel=KERNEL):
+    """A CNN with the kernel and one without it, of equal parameters, none of them 0 or 1."""
+    ours, layers = net.CNN(shape, norm, kernel), net.CNN(shape, norm)
+    for parameter in ours.parameters():
+        if parameter.ndim == 1:
+            parameter.set_value(paddle.rand(parameter.shape) + 0.5)
+    layers.set_state_dict(ours.state_dict())
+    return ours, layers
+
+
+def outputs_and_gradients(network, image, weights):
+    outputs = network(image)
+    (outputs * weights).sum().backward()
+    gradients = {name: p.grad.numpy() for name, p in network.named_parameters() if p.grad is not None}
+    return outputs.numpy(), gradients
+
+
+@needs_kernel
+@pytest.mark.parametrize("norm", kernels.NORMS)
+@pytest.mark.parametrize("size, shape", [(37, [1, 36, 36]), (16, [3, 17, 20]), (1, [1, 28, 28])])
+def test_outputs_gradients_and_statistics_are_those_of_the_layers(norm, size, shape, rng):
+    image = paddle.to_tensor(rng.rand(size, *shape).astype("float32"))
+    ours, layers = two_networks(shape, norm)
+    weights = paddle.to_tensor(rng.randn(size, ours.out_size).astype("float32"))
+    found, gradients = outputs_and_gradients(ours, image, weights)
+    wanted, of_layers = outputs_and_gradients(layers, image, weights)
+    assert_near(found, wanted, ROUNDING)
+    assert gradients.keys() == of_layers.keys() and len(gradients) == {"none": 4, "batch": 6, "group": 8}[norm]
+    for name, gradient in of_layers.items():
+        assert_near(gradients[name] / abs(gradient).max(), gradient / abs(gradient).max(), ROUNDING, name)
+    for name, tensor in layers.state_dict().items():  # with batch norm's running statistics
+        assert_near(ours.state_dict()[name].numpy(), tensor.numpy(), ROUNDING, name)
+
+
+@needs_kernel
+@pytest.mark.parametrize("norm", kernels.NORMS)
+def test_without_images_nothing_moves(norm):
+    ours, _ = two_networks([1, 36, 36], norm)
+    before = {name: tensor.numpy() for name, tensor in ours.state_dict().items()}
+    outputs, gradients = outputs_and_gradients(ours, paddle.zeros([0, 1, 36, 36]), paddle.zeros([0, 720]))
+    assert outputs.shape == (0, 720) and not any(gradient.any() for gradient in gradients.values())
+    for name, value in before.items():
+        np.testing.assert_array_equal(ours.state_dict()[name].numpy(), value, name)
+
+
+@needs_kernel
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_number_that_is_not_finite_is_not_lost(value):
+    image = np.ones([3, 1, 36, 36], "float32")
+    image[1, 0, 20, 20] = value
+    ours, _ = two_networks([1, 36, 36], "none")
+    outputs = ours(paddle.to_tensor(image)).numpy()
+    assert not np.isfinite(outputs[1]).all() and np.isfinite(outputs[[0, 2]]).all()
+
+
+@needs_kernel
+def test_the_number_of_threads_changes_no_bit(monkeypatch, rng):
+    image = paddle.to_tensor(rng.rand(200, 1, 36, 36).astype("float32"))
+    ours, _ = two_networks([1, 36, 36], "batch")
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(kernels, "THREADS", threads)
+        ours.clear_gradients()
+        found.append(outputs_and_gradients(ours, image, paddle.ones([200, 720])))
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    for name, gradient in found[0][1].items():
+        np.testing.assert_array_equal(gradient, found[1][1][name], name)
+
+
+def test_the_layers_compute_where_a_kernel_would_not_do():
+    def kernel(*args):
+        raise AssertionError("it was called")
+
+    ours, layers = two_networks([1, 36, 36], "batch", kernel)
+    image = paddle.rand([2, 1, 36, 36])
+    ours.eval(), layers.eval()
+    np.testing.assert_array_equal(ours(image).numpy(), layers(image).numpy())
+    ours.train()
+    image.stop_gradient = False
+    ours(image).sum().backward()
+    assert image.grad is not None
+    paddle.set_default_dtype("float64")
+    try:
+        net.CNN([1, 36, 36], "batch", kernel)(paddle.rand([2, 1, 36, 36]))
+    finally:
+        paddle.set_default_dtype("float32")
+
+
+@needs_kernel
+@pytest.mark.parametrize("way", ["eager", "to_static", "static"])
+def test_a_training_with_kernels_is_that_without(way, rng):
+    """By SGD, whose steps have the gradients' own rounding."""
+    batches, begun, ended = make_batches(rng, 3), {}, []
+    for kernel in (True, False):
+        run = start(way, config(expert_num=4, expert_norm="batch", kernels=kernel, optimizer__class="sgd"))
+        run.set(begun)
+        begun = run.state()
+        losses = [float(run.step(batch)[0]) for batch in batches]
+        ended.append((losses, run.state()))
+    assert_near(ended[0][0], ended[1][0], GRADIENTS_32)
+    for name, value in ended[1][1].items():
+        assert_near(ended[0][1][name], value, GRADIENTS_32, name)
+
+
+def test_kernels_that_are_wanted_and_missing_are_named(monkeypatch, tmp_path):
+    monkeypatch.setattr(kernels, "library", lambda: tmp_path / "missing.so")
+    kernels.chosen.cache_clear()
+    try:
+        assert kernels.chosen("auto") is None
+        with pytest.raises(ValueError, match=r"hyper_parameters.kernels is true, but .*missing.so is missing"):
+            kernels.chosen(True)
+    finally:
+        kernels.chosen.cache_clear()
