@@ -32,10 +32,9 @@ def test_the_last_run_is_drawn_with_its_resumed_parts(tmp_path):
     assert seen == [10, 30] and weights == {"task 1 experts": {"0": [0.7, 0.0], "3": [0.3, 1.0]}}
 
 
-NO_LOGS = [[{"event": "start", "tool": "infer"}], [{"event": "start", "run": "a"}], [7], [{"a": 1}]]
-
-
-@pytest.mark.parametrize("lines", NO_LOGS)
+@pytest.mark.parametrize(
+    "lines", [[{"event": "start", "tool": "infer"}], [{"event": "start", "run": "a"}], [7], [{"a": 1}]]
+)
 def test_a_log_without_gates_is_refused(lines, tmp_path):
     pytest.importorskip("matplotlib")
     path = written(tmp_path / "log", *lines)

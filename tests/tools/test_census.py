@@ -75,13 +75,6 @@ def arrays_of(out):
 # ------------------------------------------------------------------------------- rows -> arrays
 
 
-def test_the_columns_are_those_of_the_file():
-    assert len(make_data.COLUMNS) == 42 and make_data.COLUMNS[WEIGHT] == "instance_weight"
-    assert make_data.NUMBERS == list(NUMBERS.values())
-    assert make_data.CATEGORIES == [make_data.COLUMNS[column] for column in CATEGORIES]
-    assert (len(NUMBERS), len(CATEGORIES)) == (census_reader.NUMBER_NUM, census_reader.CATEGORY_NUM) == (7, 32)
-
-
 def test_rows_written_by_hand_are_parsed():
     other = FIRST.replace("38, Private", "7, ?").replace("Married-civilian spouse present", "Never married")
     rows = make_data.Rows("x", FIRST + "\n" + other.replace("- 50000.", "50000+.") + "\n")

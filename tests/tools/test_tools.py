@@ -75,11 +75,6 @@ def test_the_trainers_lines_are_paddlerecs(runs):
             assert re.search(time + line + "$", log, re.MULTILINE), line
 
 
-def test_the_first_losses_agree_between_the_graphs(runs):
-    first = [re.search(r"batch_id: 0, .*?loss: ?(\d+\.\d+)", log).group(1) for _, log in runs.values()]
-    assert float(first[0]) == pytest.approx(float(first[1]), abs=OUTPUTS_32)
-
-
 def test_a_compiled_network_trains_and_evaluates_to_the_same_metrics(data, tmp_path):
     """By SGD: in float32 Adam makes steps of what rounding leaves of a gradient (see rounding.py)."""
     logs = []
@@ -199,7 +194,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("tool,overrides,config,words", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_message_and_code_2(tool, overrides, config, words, tmp_path):
-    assert_refused(run_here(tool, config, *overrides, cwd=tmp_path), *words)
+    assert_refused(run_here(tool, config, *SMALL, *overrides, cwd=tmp_path), *words)
     written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert written in ([], [".lock"]), "nothing should have been written"
 
@@ -241,15 +236,3 @@ def test_print_config_gives_a_config_that_says_where_each_value_is_from(tmp_path
     copy_model(tmp_path)
     cli.main("static_trainer", ["-m", str(tmp_path / "again.yaml"), "--print-config"])
     assert yaml.safe_load(capsys.readouterr().out) == written
-
-
-@pytest.mark.parametrize("tool", ["infer", "static_infer"])
-def test_another_networks_checkpoint_is_refused(tool, data, runs):
-    folder, _ = runs["dynamic"]
-    process = run_here(tool, CONFIG, *data, "hyper_parameters.expert_size=51", cwd=folder)
-    assert_refused(process, "rec.pdparams", "50", "51")
-
-
-def test_a_missing_epoch_is_a_warning(data, runs):
-    log = infer("infer", runs["dynamic"][0], data, "runner.infer_end_epoch=4")
-    assert "skipped missing epochs: 2 and 1 more" in log and "epoch: 1 done" in log
