@@ -61,19 +61,15 @@ def small(tmp_path_factory):
     return [
         *data, "runner.epochs=1", "runner.train_batch_size=16", "hyper_parameters.expert_num=2",
         "hyper_parameters.expert_size=8", "runner.print_interval=1", "runner.infer_end_epoch=1",
+        "runner.to_static=false",
     ]  # fmt: skip
 
 
-def start(arguments, cwd, **how):
-    how = {"capture_output": True, "text": True, "timeout": TIMEOUT_S, **how}
-    return subprocess.run([sys.executable, *map(str, arguments)], cwd=cwd, **how)
-
-
-def in_cells(cells, cwd):
-    """(What each cell ended with and changed, what it wrote to standard error)."""
-    done = start(["-c", CELLS, ROOT, json.dumps(cells)], cwd)
+def start(*arguments, cwd):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stderr.split("----\n")
+    return done
 
 
 def files(folder):
@@ -82,28 +78,29 @@ def files(folder):
 
 
 def test_tools_in_one_process_give_the_bits_of_processes_and_leave_nothing_behind(small, tmp_path):
-    tools = ["trainer", "infer", "static_trainer", "static_infer", "nonsense", "workers"]
+    runs = [
+        ("trainer", ["runner.to_static=auto"]), ("infer", []), ("static_trainer", []), ("static_infer", []),
+        ("trainer", ["runner.nonsense=1"]), ("trainer", ["runner.num_workers=2"]),
+    ]  # fmt: skip
     cells = []
-    for i, tool in enumerate(tools):
+    for i, (tool, more) in enumerate(runs):
         save = f"saves{i - (tool.endswith('infer'))}"
-        more = {"nonsense": ["runner.nonsense=1"], "workers": ["runner.num_workers=2"]}.get(tool, [])
         where = [f"runner.model_save_path={save}", f"runner.infer_load_path={save}", f"runner.log_json={save}.json"]
-        tool = "trainer" if more else tool
         cells.append([tool, "-m", f"{ROOT}/config.yaml", "-o", *small, *where, *more])
-    (*found, name), said = in_cells(cells, tmp_path)
+    done = start("-c", CELLS, ROOT, json.dumps(cells), cwd=tmp_path)
+    *found, name = json.loads(done.stdout.splitlines()[-1])
+    said = done.stderr.split("----\n")
     assert [code for code, _ in found] == [0, 0, 0, 0, 2, 0], said
     assert [changed for _, changed in found] == [{}] * len(found)
-    assert name == f"linear_{2 * len(tools)}"  # the numbers that the cells themselves have drawn, and no more
+    assert name == f"linear_{2 * len(runs)}"  # the numbers that the cells themselves have drawn, and no more
     banners = [text.count("common.configs") for text in said[:-1]]
     assert banners == [2] * 6, "a handler of the log was left behind"
-    for tool, saves in (("trainer", ["saves0", "saves5"]), ("static_trainer", ["saves2"])):
+    for tool, save in (("trainer", "saves5"), ("static_trainer", "saves2")):
         alone = tmp_path / tool
         alone.mkdir()
-        done = start([ROOT / "tools" / f"{tool}.py", "-m", ROOT / "config.yaml", "-o", *small], alone)
-        assert done.returncode == 0, done.stderr
+        start(ROOT / "tools" / f"{tool}.py", "-m", ROOT / "config.yaml", "-o", *small, cwd=alone)
         (theirs,) = alone.glob("output*/0")
-        for save in saves:
-            assert files(tmp_path / save / "0") == files(theirs), (tool, save)
+        assert files(tmp_path / save / "0") == files(theirs), tool
 
 
 # --------------------------------------------------------------------------------- standard streams

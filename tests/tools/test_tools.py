@@ -80,6 +80,7 @@ def test_a_compiled_network_trains_and_evaluates_to_the_same_metrics(data, tmp_p
     logs = []
     for name, compiled in (("plain", "false"), ("compiled", "true")):
         folder, overrides = tmp_path / name, [*data, f"runner.to_static={compiled}", "runner.print_interval=1"]
+        overrides.append("hyper_parameters.expert_num=2")
         folder.mkdir()
         keys = ["hyper_parameters.optimizer.class=sgd", "runner.epochs=1"]
         process = run_here("trainer", CONFIG, *overrides, *keys, cwd=folder)
