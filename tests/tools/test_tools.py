@@ -189,6 +189,12 @@ MISTAKES = {
     "a ramp too long": ("trainer", ["hyper_parameters.entropy_ramp_steps=1000000000000"], CONFIG, ["1000000"]),
     "endless epochs": ("infer", ["runner.infer_end_epoch=2000000000"], CONFIG, ["infer_end_epoch", "1999999999"]),
     "moved twice": ("trainer", ["runner.lr_step=batch"], CONFIG, ["runner.lr_step", "none"]),
+    "a file for a folder": (
+        "static_trainer",
+        [f"runner.model_save_path={CONFIG}/x"],
+        CONFIG,
+        [f"{CONFIG}/x: cannot be"],
+    ),
     "no visualdl": ("trainer", ["runner.use_visual=true"], CONFIG, ["use_visual", "pip install visualdl"]),
 }
 
