@@ -43,7 +43,7 @@ def programs_in(text):
 
 
 def run(command, folder, as_process=()):
-    """The stderr of a command, which must succeed.
+    """What a command prints, which must succeed.
 
     Args:
         command: ``python SCRIPT ...``; a tool runs within this process, which is faster.
@@ -59,7 +59,7 @@ def run(command, folder, as_process=()):
         assert arguments[0] == "-m" and arguments[2:3] in ([], ["-o"])
         process = run_here(tool, folder / arguments[1], *arguments[3:], cwd=folder)
     assert process.returncode == 0, f"{command}\n{process.stderr}"
-    return process.stderr
+    return process.stdout + process.stderr
 
 
 def table(path):

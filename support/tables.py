@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import make_vocabulary
 from engine.batches import Batches
 from support import ROOT
+from support.toolbox import run_script
 from tabular import files as table_files
 from tabular import reader as table_reader
 from tabular.vocabulary import Vocabulary
@@ -155,6 +156,8 @@ def write_vocabulary(folder, numbers="x", **categories):
 
 
 def run_make_vocabulary(folder, *arguments, env=None):
-    """The finished process of data/make_vocabulary.py."""
+    """The finished process of data/make_vocabulary.py: one of its own if it gets an environment."""
+    if env is None:
+        return run_script(make_vocabulary, *arguments, cwd=folder)
     command = [sys.executable, str(ROOT / "data" / "make_vocabulary.py"), *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)

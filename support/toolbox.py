@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from unittest import mock
 
 import paddle
 
@@ -81,6 +82,22 @@ def no_file_above(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def run_script(module, *arguments, cwd="."):
+    """The finished process of a script, whose module is given: its ``main`` runs within this process."""
+    arguments, before, code = [str(argument) for argument in arguments], os.getcwd(), 0
+    stdout, stderr = io.StringIO(), io.StringIO()
+    os.chdir(cwd)
+    try:
+        with mock.patch.object(sys, "argv", [module.__file__, *arguments]):
+            with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+                module.main()
+    except SystemExit as end:
+        code = end.code
+    finally:
+        os.chdir(before)
+    return subprocess.CompletedProcess(arguments, code, stdout.getvalue(), stderr.getvalue())
 
 
 def copy_model(folder):

@@ -7,8 +7,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-OWN = ("tests/model", "tests/tabular", "tests/docs", "tests/scripts", "tests/stress")
-FOLDERS = ("", "tools", *OWN, "data", "scripts", "benchmarks", "examples/census", "experiments")
+FOLDERS = ("", "tools", "tests/stress", "data", "scripts", "benchmarks", "examples/census", "experiments")
 sys.path[:0] = [str(ROOT / folder) for folder in FOLDERS]
 
 from support import seeds  # noqa: E402  (found by the line above)

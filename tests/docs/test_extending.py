@@ -22,11 +22,12 @@ TEST_NUM = 50
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The package's files, and a part of the sample."""
+    """The package's files, with fewer experts in the config, and a part of the sample."""
     folder = tmp_path_factory.mktemp("copy")
     copy_model(folder)
-    for path in ROOT.glob("*.yaml"):
-        shutil.copy(path, folder)
+    config = (ROOT / "config.yaml").read_text(encoding="utf-8")
+    assert "expert_num: 8 " in config
+    (folder / "config.yaml").write_text(config.replace("expert_num: 8 ", "expert_num: 3 "), encoding="utf-8")
     shutil.copytree(ROOT / "tools", folder / "tools", ignore=shutil.ignore_patterns("__pycache__"))
     small_data(folder / "data", TEST_NUM)
     return folder
@@ -58,10 +59,10 @@ def metrics_in(log):
     return metrics
 
 
-def test_a_gate_runs_as_processes_and_is_served(folder):
-    """Some commands as a user's shell runs them, with the copy's own tools."""
-    logs = logs_of(GATE, folder, as_process=("trainer", "static_infer", "predict"))
-    assert 1 <= metrics_in(logs["tools/infer.py"])["experts_used"] <= 8
+def test_a_gate_runs_as_a_process_and_is_served(folder):
+    """One command as a user's shell runs it, with the copy's own tools."""
+    logs = logs_of(GATE, folder, as_process=("static_trainer",))
+    assert 1 <= metrics_in(logs["tools/infer.py"])["experts_used"] <= 3
     served = table(folder / "predictions.csv")
     assert len(served) == TEST_NUM
     right = sum(row["prediction1"] == row["label1"] for row in served)

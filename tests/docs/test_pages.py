@@ -48,11 +48,6 @@ def test_every_path_of_the_project_exists(name):
     assert [path for path in paths if not path.startswith(made) and not any((at / path).exists() for at in here)] == []
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_the_readme_is_short(name):
-    assert len(read(name).splitlines()) <= 200
-
-
 @pytest.mark.parametrize("name", TRANSLATED)
 def test_a_translation_shows_commands_and_programs_of_the_original(name):
     """Those are run by other tests."""
@@ -71,13 +66,13 @@ def test_every_target_of_make_exists(name):
 
 @pytest.mark.parametrize("name", ["docs/guide.md", "README.md", "docs/results.md", "docs/checkpoints.md"])
 def test_every_command_runs(name, tmp_path):
-    """As written but for small data and one epoch; of what downloads or runs for long, just the options.
+    """As written but for small data, two experts and one epoch; of what downloads or runs for long, just the options.
 
     Commands of the guide run once.
     """
     pytest.importorskip("matplotlib")
     short = [*small_data(tmp_path / "data"), "runner.epochs=1", "runner.infer_end_epoch=1", "runner.to_static=false"]
-    short += ["runner.train_batch_size=16", "runner.infer_batch_size=50"]
+    short += ["runner.train_batch_size=16", "runner.infer_batch_size=50", "hyper_parameters.expert_num=2"]
     shutil.copytree(ROOT / "data" / "model", tmp_path / "data" / "model")
     of_guide = indented_commands_in(read("docs/guide.md"))
     for command in indented_commands_in(read(name)):
@@ -126,7 +121,7 @@ MESSAGES = re.findall(r"^\| `(.*?)` \| `(.*?)` \|", read("docs/messages.md"), re
 def test_a_message_is_what_its_example_prints(message, command, trained):
     script, *arguments = shlex.split(command)
     config = arguments[1] if arguments[:1] == ["-m"] else ROOT / "config.yaml"
-    overrides = arguments[1:] if arguments[:1] == ["-o"] else []
+    overrides = ["runner.to_static=false", *(arguments[1:] if arguments[:1] == ["-o"] else [])]
     assert_refused(run_here(script[: -len(".py")], config, *overrides, cwd=trained[0]), *message.split(" ... "))
 
 
@@ -148,35 +143,7 @@ def test_the_guides_lines_of_the_log_are_what_a_run_prints(name, titles, trained
 
 # ----------------------------------------------------------------------------------- a PaddleRec tree
 
-ONE_STEP = {
-    "dynamic": """
-model = DygraphModel()
-network = model.create_model(config)
-optimizer = model.create_optimizer(network, config)
-network.train()
-metrics, names = model.create_metrics()
-loss, metrics, _ = model.train_forward(network, metrics, batch, config)
-loss.backward()
-optimizer.step()
-network.eval()
-metrics, printed = model.infer_forward(network, metrics, batch, config)
-print("done", float(loss), float(printed["loss"]))
-""",
-    "static": """
-batch = [item.numpy() for item in batch]
-paddle.enable_static()
-model = StaticModel(config)
-feeds = list(model.create_feeds())
-fetches = model.net(feeds)
-model.create_optimizer()
-executor = paddle.static.Executor(paddle.CPUPlace())
-executor.run(paddle.static.default_startup_program())
-feed = {v.name: item for v, item in zip(feeds, batch)}
-losses = [float(executor.run(feed=feed, fetch_list=[fetches["loss"]])[0]) for _ in range(2)]
-print("done", *losses)
-""",
-}
-START = """
+ONE_STEP = """
 import glob, os
 import paddle, yaml
 from dygraph_model import DygraphModel
@@ -192,11 +159,35 @@ paddle.set_device("cpu")
 files = glob.glob(os.path.join(config["runner.train_data_dir"], "*"))
 dataset = multiMNIST_reader.RecDataset(files, config=config)
 batch = next(iter(paddle.io.DataLoader(dataset, batch_size=16)))
+
+model = DygraphModel()
+network = model.create_model(config)
+optimizer = model.create_optimizer(network, config)
+network.train()
+metrics, names = model.create_metrics()
+loss, metrics, _ = model.train_forward(network, metrics, batch, config)
+loss.backward()
+optimizer.step()
+network.eval()
+metrics, printed = model.infer_forward(network, metrics, batch, config)
+print(float(loss), float(printed["loss"]))
+
+batch = [item.numpy() for item in batch]
+paddle.enable_static()
+model = StaticModel(config)
+feeds = list(model.create_feeds())
+fetches = model.net(feeds)
+model.create_optimizer()
+executor = paddle.static.Executor(paddle.CPUPlace())
+executor.run(paddle.static.default_startup_program())
+feed = {v.name: item for v, item in zip(feeds, batch)}
+for _ in range(2):
+    print(float(executor.run(feed=feed, fetch_list=[fetches["loss"]])[0]))
 """
 
 
-@pytest.mark.parametrize("graph", ONE_STEP)
-def test_the_files_for_a_paddlerec_tree_are_enough(graph, tmp_path):
+def test_the_files_for_a_paddlerec_tree_are_enough(tmp_path):
+    """A step in each graph, and an evaluation."""
     (patterns,) = re.findall(r"Copy `([^`]*)` to", read("README.md"))
     for pattern in patterns.split():
         found = sorted(ROOT.glob(pattern.rstrip("/")))
@@ -207,8 +198,8 @@ def test_the_files_for_a_paddlerec_tree_are_enough(graph, tmp_path):
             else:
                 shutil.copy(path, tmp_path)
     env = {**os.environ, "FLAGS_enable_pir_api": "0"}  # as PaddleRec's tools set it
-    command = [sys.executable, "-c", START + ONE_STEP[graph]]
+    command = [sys.executable, "-c", ONE_STEP]
     process = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    done, first, second = process.stdout.split()[-3:]
-    assert done == "done" and 0 < float(second) and float(first) < 20
+    losses = [float(text) for text in process.stdout.split()[-4:]]
+    assert all(0 < loss < 20 for loss in losses)

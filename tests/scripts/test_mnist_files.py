@@ -16,6 +16,7 @@ import pytest
 import make_multi_mnist
 import mnist_files
 from support import ROOT
+from support.toolbox import assert_refused, run_script
 
 CONTENT = bytes(range(256)) * 2000
 NAME = "train-images-idx3-ubyte"
@@ -150,14 +151,10 @@ def test_a_failed_download_ends_in_one_message(tmp_path, disk_is_full):
 
 
 @pytest.mark.parametrize("package", ["pooch", "tqdm"])
-def test_a_missing_package_for_downloads_is_named(tmp_path, package, monkeypatch, capsys):
+def test_a_missing_package_for_downloads_is_named(tmp_path, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
-    monkeypatch.setattr(sys, "argv", ["make_multi_mnist.py", "--download", "--mnist", str(tmp_path), "--out", "out"])
-    with pytest.raises(SystemExit) as caught:
-        make_multi_mnist.main()
-    assert caught.value.code == 2
-    message = capsys.readouterr().err
-    assert message.startswith("error: ") and package in message and "pip install pooch tqdm" in message
+    result = run_script(make_multi_mnist, "--download", "--mnist", tmp_path, "--out", "out")
+    assert_refused(result, package, "pip install pooch tqdm")
 
 
 def test_idx_files_are_read_byte_by_byte(tmp_path):

@@ -1,10 +1,11 @@
 """scripts/plot_gates.py: pictures of gates that settle."""
 
 import json
-import sys
 
 import plot_gates
 import pytest
+
+from support.toolbox import assert_refused, run_script
 
 
 def written(path, *lines, tail=""):
@@ -31,17 +32,13 @@ def test_the_last_run_is_drawn_with_its_resumed_parts(tmp_path):
     assert seen == [10, 30] and weights == {"task 1 experts": {"0": [0.7, 0.0], "3": [0.3, 1.0]}}
 
 
-NO_LOGS = [[{"event": "start", "tool": "infer"}], [{"event": "start", "run": "a"}], [7], [{"a": 1}]]
-
-
-@pytest.mark.parametrize("lines", NO_LOGS)
-def test_a_log_without_gates_is_refused(lines, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "lines", [[{"event": "start", "tool": "infer"}], [{"event": "start", "run": "a"}], [7], [{"a": 1}]]
+)
+def test_a_log_without_gates_is_refused(lines, tmp_path):
     pytest.importorskip("matplotlib")
     path = written(tmp_path / "log", *lines)
-    monkeypatch.setattr(sys, "argv", ["plot_gates.py", path, "--out", str(tmp_path / "picture.png")])
-    with pytest.raises(SystemExit) as end:
-        plot_gates.main()
-    assert end.value.code == 2 and capsys.readouterr().err.startswith(f"error: {path}: ")
+    assert_refused(run_script(plot_gates, path, "--out", tmp_path / "picture.png"), f"error: {path}: ")
     assert not (tmp_path / "picture.png").exists()
 
 

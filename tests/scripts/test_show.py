@@ -1,8 +1,6 @@
 """data/show.py: the contact sheet of a folder, and of predictions."""
 
 import re
-import subprocess
-import sys
 
 import numpy as np
 import paddle
@@ -10,17 +8,12 @@ import pytest
 import show
 
 from support import ROOT
-from support.toolbox import run_here
-
-
-def run(*arguments):
-    command = [sys.executable, str(ROOT / "data" / "show.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+from support.toolbox import assert_refused, run_here, run_script
 
 
 def test_a_folder_is_counted_and_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    result = run(ROOT / "data" / "test", "--out", tmp_path / "sheet.png")
+    result = run_script(show, ROOT / "data" / "test", "--out", tmp_path / "sheet.png")
     assert result.returncode == 0, result.stderr
     assert "1000 examples" in result.stdout and "label 2: 0: 96" in result.stdout
     from PIL import Image
@@ -34,13 +27,12 @@ def test_memory_mapped_parts_are_drawn(tmp_path):
     for i in range(2):
         np.save(tmp_path / f"images_{i}.npy", np.zeros([3, 36, 36], np.uint8))
         np.save(tmp_path / f"labels_{i}.npy", np.zeros([3, 2], np.uint8))
-    result = run(tmp_path, "--out", tmp_path / "sheet.png")
+    result = run_script(show, tmp_path, "--out", tmp_path / "sheet.png")
     assert result.returncode == 0 and (tmp_path / "sheet.png").exists(), result.stderr
 
 
 def test_a_folder_without_data_is_refused(tmp_path):
-    result = run(tmp_path)
-    assert result.returncode == 2 and str(tmp_path) in result.stderr and "Traceback" not in result.stderr
+    assert_refused(run_script(show, tmp_path), tmp_path)
 
 
 def test_wrong_predictions_are_red(tmp_path):

@@ -194,11 +194,8 @@ def hostile_configs(canary):
     }.items():
         assert old in good
         texts += [good.replace(old, value) for value in values]
-    contents = [text.encode() for text in texts] + [
-        good.encode() + b"\xff",
-        good.encode("utf-16"),
-        good.encode("utf-32"),
-    ]
+    contents = [text.encode() for text in texts]
+    contents += [good.encode() + b"\xff", good.encode("utf-16"), good.encode("utf-32")]
     return dict(enumerate(contents))
 
 

@@ -4,16 +4,13 @@ import csv
 import io
 import json
 import re
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import yaml
 
-from support import ROOT, resuming
+from support import processes, resuming
 from support.tables import COLUMNS, HEAD, TASKS, Folder, make_rows, write
 from support.toolbox import assert_refused, run_here
 
@@ -186,10 +183,9 @@ def test_a_reader_that_declares_no_vocabulary_is_warned_of(package):
 
 
 def train(package, folder, *overrides):
-    command = [sys.executable, str(ROOT / "tools" / "trainer.py"), "-m", str(package / "config.yaml"), "-o"]
     keys = ["runner.epochs=2", "runner.save_interval_steps=1", "runner.shuffle_window=25", "runner.print_interval=1"]
-    with open(folder / "log", "ab") as log:
-        return subprocess.Popen([*command, *keys, *overrides], cwd=folder, stdout=log, stderr=log)
+    log = folder / "log"
+    return processes.start("trainer", ["-m", package / "config.yaml", "-o", *keys, *overrides], folder, log, log)
 
 
 def test_a_killed_run_resumes_inside_an_epoch_to_the_same_bits(package, tmp_path):
@@ -197,9 +193,10 @@ def test_a_killed_run_resumes_inside_an_epoch_to_the_same_bits(package, tmp_path
         (tmp_path / name).mkdir()
     process = train(package, tmp_path / "killed", "runner.num_workers=2")
     log = tmp_path / "killed" / "log"
+    log.touch()
     while process.poll() is None and "epoch: 1, batch_id: 3" not in log.read_text():
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
+    process.kill()
     process.wait()
     assert train(package, tmp_path / "whole").wait() == 0
     assert train(package, tmp_path / "killed", "runner.resume=auto").wait() == 0, log.read_text()

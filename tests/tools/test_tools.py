@@ -6,11 +6,13 @@ import shutil
 import pytest
 import yaml
 
+from dselect_k_model import hyper_parameters
 from engine import cli
+from engine.config import load_config
+from engine.keys import read_settings
 from support import ROOT
 from support.rounding import GRADIENTS_32, OUTPUTS_32, assert_near
-from support.toolbox import TEST_NUM, assert_refused, copy_model, run_here, run_tool, small_data
-from support.ways import LEGACY_3
+from support.toolbox import TEST_NUM, assert_refused, copy_model, run_here, small_data
 
 CONFIG = ROOT / "config.yaml"
 SMALL = ["hyper_parameters.expert_num=4", "runner.train_batch_size=16", "runner.infer_batch_size=32"]
@@ -26,10 +28,10 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def runs(data, tmp_path_factory):
     """Two epochs of training in each graph: graph -> (folder, the trainer's log)."""
-    result = {}
+    result, keys = {}, ["runner.epochs=2", "runner.print_interval=2", "runner.shuffle=false"]
     for graph, tool in (("dynamic", "trainer"), ("static", "static_trainer")):
         folder = tmp_path_factory.mktemp(graph)
-        process = run_tool(tool, CONFIG, *data, "runner.epochs=2", "runner.print_interval=2", cwd=folder)
+        process = run_here(tool, CONFIG, *data, *keys, cwd=folder)
         assert process.returncode == 0, process.stderr
         result[graph] = folder, process.stderr
     return result
@@ -73,18 +75,14 @@ def test_the_trainers_lines_are_paddlerecs(runs):
             assert re.search(time + line + "$", log, re.MULTILINE), line
 
 
-def test_the_first_losses_agree_between_the_graphs(runs):
-    first = [re.search(r"batch_id: 0, .*?loss: ?(\d+\.\d+)", log).group(1) for _, log in runs.values()]
-    assert float(first[0]) == pytest.approx(float(first[1]), abs=OUTPUTS_32)
-
-
 def test_a_compiled_network_trains_and_evaluates_to_the_same_metrics(data, tmp_path):
     """By SGD: in float32 Adam makes steps of what rounding leaves of a gradient (see rounding.py)."""
     logs = []
     for name, compiled in (("plain", "false"), ("compiled", "true")):
-        folder, overrides = tmp_path / name, [*data, f"runner.to_static={compiled}", "runner.print_interval=2"]
+        folder, overrides = tmp_path / name, [*data, f"runner.to_static={compiled}", "runner.print_interval=1"]
+        overrides.append("hyper_parameters.expert_num=2")
         folder.mkdir()
-        keys = ["hyper_parameters.optimizer.class=sgd", "runner.epochs=2"]
+        keys = ["hyper_parameters.optimizer.class=sgd", "runner.epochs=1"]
         process = run_here("trainer", CONFIG, *overrides, *keys, cwd=folder)
         assert process.returncode == 0, process.stderr
         assert ("compiled into a program" in process.stderr) == (name == "compiled")
@@ -117,19 +115,14 @@ def test_either_checkpoint_gives_the_same_accuracy_in_both_graphs(runs, data):
                 assert float(accuracy) * TEST_NUM == pytest.approx(whole, abs=5e-7 * TEST_NUM)  # six decimals
 
 
-def test_two_trainings_are_the_same_to_the_last_digit(runs, data, tmp_path):
-    again = run_tool("trainer", CONFIG, *data, "runner.epochs=2", "runner.print_interval=2", cwd=tmp_path)
-    losses = [re.findall(r"loss: ?(\S+?),", log) for log in (runs["dynamic"][1], again.stderr)]
-    assert losses[0] == losses[1] and len(losses[0]) > 4
-
-
-@pytest.mark.parametrize("tool,graph", [("trainer", "static"), ("static_trainer", "dynamic")])
-def test_a_warm_start_continues_from_the_other_graphs_weights(runs, data, tmp_path, tool, graph):
-    options = ["runner.epochs=1", "runner.print_interval=1", "runner.shuffle=false"]
-    start = f"runner.model_init_path={runs[graph][0] / 'output' / '1'}"
-    logs = [run_here(tool, CONFIG, *data, *options, *more, cwd=tmp_path).stderr for more in ([start], [])]
-    warm, cold = (float(re.search(r"loss: ?(\S+?),", log).group(1)) for log in logs)
-    assert warm < cold
+@pytest.mark.parametrize(
+    "tool,graph,other", [("trainer", "dynamic", "static"), ("static_trainer", "static", "dynamic")]
+)
+def test_a_warm_start_continues_from_the_other_graphs_weights(runs, data, tmp_path, tool, graph, other):
+    options = ["runner.epochs=1", "runner.shuffle=false", f"runner.model_init_path={runs[other][0] / 'output' / '1'}"]
+    log = run_here(tool, CONFIG, *data, *options, cwd=tmp_path).stderr
+    warm, cold = (float(re.search(r"batch_id: 0, .*?loss: ?(\S+?),", text).group(1)) for text in (log, runs[graph][1]))
+    assert warm < cold, "on the same batch"
 
 
 @pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
@@ -161,12 +154,12 @@ def test_the_layer_can_be_exported_as_paddlerec_does(tmp_path, rng):
         assert_near(ours.numpy(), theirs, OUTPUTS_32)
 
 
-def test_both_configs_have_the_same_keys_and_are_read_strictly():
-    from dselect_k_model import hyper_parameters
-    from engine.config import load_config
-    from engine.keys import read_settings
-
-    small, big = (load_config(str(ROOT / name)) for name in ("config.yaml", "config_bigdata.yaml"))
+@pytest.mark.parametrize(
+    "names",
+    [("config.yaml", "config_bigdata.yaml"), ("examples/census/config.yaml", "examples/census/config_full.yaml")],
+)
+def test_a_large_config_has_the_keys_of_the_small_one_and_both_are_read_strictly(names):
+    small, big = (load_config(str(ROOT / name)) for name in names)
     assert small.keys() == big.keys()
     for config in (small, big):
         assert config["runner.strict"] is True
@@ -179,20 +172,13 @@ def test_both_configs_have_the_same_keys_and_are_read_strictly():
 
 THREE_TASKS = ["hyper_parameters.task_num=3", "hyper_parameters.task_weights=[]"]
 GET_DATA = f"run in {ROOT}: python data/make_multi_mnist.py --download --out data/full"
+# docs/messages.md has more of them, which tests/docs/test_pages.py tries
 MISTAKES = {
-    "no file": ("trainer", ["runner.epochs=1"], "nowhere.yaml", ["nowhere.yaml"]),
-    "misspelt runner key": ("trainer", ["runner.epoch=3"], CONFIG, ["runner.epoch", "runner.epochs"]),
-    "misspelt hyper-parameter": ("static_trainer", ["hyper_parameters.gama=3"], CONFIG, ["hyper_parameters.gama"]),
-    "too many selectors": ("trainer", ["hyper_parameters.top_k=9"], CONFIG, ["top_k", "9", "expert_num"]),
     "bad value, static": ("static_infer", ["hyper_parameters.gamma=0"], CONFIG, ["hyper_parameters.gamma", "0"]),
-    "no data folder": ("trainer", ["runner.train_data_dir=nowhere"], CONFIG, ["train_data_dir", "nowhere", GET_DATA]),
     "no data, static": ("static_infer", ["runner.test_data_dir=nowhere"], CONFIG, ["test_data_dir", GET_DATA]),
-    "no reader": ("trainer", ["runner.train_reader_path=nothing"], CONFIG, ["nothing.py", "train_reader_path"]),
-    "nothing saved": ("infer", ["runner.infer_load_path=none"], CONFIG, ["none", "infer_load_path"]),
     "no equals sign": ("trainer", ["runner.epochs"], CONFIG, ["-o runner.epochs"]),
     "fleet": ("trainer", ["runner.use_fleet=true"], CONFIG, ["runner.use_fleet"]),
     "other reader type": ("static_trainer", ["runner.reader_type=QueueDataset"], CONFIG, ["reader_type"]),
-    "batch too large": ("trainer", ["runner.train_batch_size=5000"], CONFIG, ["4000", "5000", "drop_last"]),
     "wrong task number": ("static_trainer", THREE_TASKS, CONFIG, ["items", "label3"]),
     "wrong task number, dynamic": ("trainer", THREE_TASKS, CONFIG, ["2 labels", "task_num"]),
     "out_vec without a name": ("static_trainer", ["runner.use_out_vec=true"], CONFIG, ["emb_weight_name"]),
@@ -203,13 +189,19 @@ MISTAKES = {
     "a ramp too long": ("trainer", ["hyper_parameters.entropy_ramp_steps=1000000000000"], CONFIG, ["1000000"]),
     "endless epochs": ("infer", ["runner.infer_end_epoch=2000000000"], CONFIG, ["infer_end_epoch", "1999999999"]),
     "moved twice": ("trainer", ["runner.lr_step=batch"], CONFIG, ["runner.lr_step", "none"]),
+    "a file for a folder": (
+        "static_trainer",
+        [f"runner.model_save_path={CONFIG}/x"],
+        CONFIG,
+        [f"{CONFIG}/x: cannot be"],
+    ),
     "no visualdl": ("trainer", ["runner.use_visual=true"], CONFIG, ["use_visual", "pip install visualdl"]),
 }
 
 
 @pytest.mark.parametrize("tool,overrides,config,words", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_one_message_and_code_2(tool, overrides, config, words, tmp_path):
-    assert_refused(run_here(tool, config, *overrides, cwd=tmp_path), *words)
+    assert_refused(run_here(tool, config, *SMALL, *overrides, cwd=tmp_path), *words)
     written = [path.name for path in tmp_path.rglob("*") if path.is_file()]
     assert written in ([], [".lock"]), "nothing should have been written"
 
@@ -228,22 +220,10 @@ def test_repeated_o_add_up_and_a_value_may_hold_an_equals_sign(tmp_path):
     assert_refused(run_here("infer", CONFIG, *overrides, cwd=tmp_path), "a=b", "3 to 4")
 
 
-def test_a_missing_gpu_is_refused_and_auto_does_without_one(tmp_path, data):
-    import paddle
-
-    if paddle.device.is_compiled_with_cuda() and paddle.device.cuda.device_count():
-        pytest.skip("this machine has a GPU")
-    assert_refused(run_here("trainer", CONFIG, "runner.use_gpu=true", cwd=tmp_path), "use_gpu", "auto")
-    process = run_here("trainer", CONFIG, *data, "runner.use_gpu=auto", "runner.epochs=1", cwd=tmp_path)
-    assert process.returncode == 0 and "device: cpu" in process.stderr
-
-
-def test_a_save_path_that_cannot_be_written_is_named(data, tmp_path):
-    (tmp_path / "file").write_text("")
-    process = run_here(
-        "static_trainer", CONFIG, *data, "runner.epochs=1", "runner.model_save_path=file/x", cwd=tmp_path
-    )
-    assert_refused(process, "file/x")
+def test_a_huge_seed_is_a_seed_and_auto_does_without_a_gpu(data, tmp_path):
+    keys = ["runner.epochs=1", "runner.seed=99999999999999999999999", "runner.use_gpu=auto"]
+    process = run_here("trainer", CONFIG, *data, *keys, cwd=tmp_path)
+    assert process.returncode == 0 and re.search("device: (cpu|gpu:0)", process.stderr), process.stderr
 
 
 def test_print_config_gives_a_config_that_says_where_each_value_is_from(tmp_path, capsys):
@@ -263,53 +243,3 @@ def test_print_config_gives_a_config_that_says_where_each_value_is_from(tmp_path
     copy_model(tmp_path)
     cli.main("static_trainer", ["-m", str(tmp_path / "again.yaml"), "--print-config"])
     assert yaml.safe_load(capsys.readouterr().out) == written
-
-
-@pytest.mark.parametrize("tool", ["infer", "static_infer"])
-def test_another_networks_checkpoint_is_refused(tool, data, runs):
-    folder, _ = runs["dynamic"]
-    process = run_here(tool, CONFIG, *data, "hyper_parameters.expert_size=51", cwd=folder)
-    assert_refused(process, "rec.pdparams", "50", "51")
-
-
-def test_a_huge_seed_is_a_seed(data, tmp_path):
-    process = run_here("trainer", CONFIG, *data, "runner.epochs=1", "runner.seed=99999999999999999999999", cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-
-
-def test_a_missing_epoch_is_a_warning(data, runs):
-    log = infer("infer", runs["dynamic"][0], data, "runner.infer_end_epoch=4")
-    assert "skipped missing epochs: 2 and 1 more" in log and "epoch: 1 done" in log
-
-
-def test_a_broken_data_file_is_named(data, tmp_path):
-    (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "x.pickle").write_bytes(b"<html>")
-    process = run_here("trainer", CONFIG, *data, f"runner.train_data_dir={tmp_path / 'train'}", cwd=tmp_path)
-    assert_refused(process, "x.pickle")
-
-
-@pytest.mark.parametrize("tool", ["trainer", "static_trainer"])
-def test_three_tasks_train_with_a_reader_of_three_labels(tool, data, tmp_path):
-    """A folder with our package and another reader, as a user would make it."""
-    copy_model(tmp_path)
-    (tmp_path / "three_reader.py").write_text(
-        "import multiMNIST_reader\n"
-        "class RecDataset(multiMNIST_reader.RecDataset):\n"
-        "    def __getitem__(self, i):\n"
-        "        image, left, right = super().__getitem__(i)\n"
-        "        return [image, left, right, (left + right) % 10]\n"
-    )
-    content = yaml.safe_load(CONFIG.read_text(encoding="utf-8"))
-    content["hyper_parameters"].update(task_num=3, task_weights=[1.0, 1.0, 0.5], expert_num=6, top_k=3)
-    content["runner"].update(train_reader_path="three_reader", epochs=1)
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
-    overrides = [o for o in data if "expert_num" not in o]
-    process = run_here(tool, tmp_path / "config.yaml", *overrides, cwd=tmp_path)
-    assert process.returncode == 0, process.stderr
-    assert "Accuracy3" in process.stderr
-
-
-@pytest.mark.skipif(not LEGACY_3, reason="PaddleRec's tools set this mode on Paddle 3.x")
-def test_the_tools_run_in_legacy_mode_too(runs):
-    assert "epoch: 1 done" in runs["static"][1]
