@@ -31,7 +31,7 @@ EXPERIMENT = {
     "metric": "loss",
     "report": ["auc_income", "auc_never_married"],
     "seeds": [3],
-    "networks": {"eight": {"hyper_parameters.gate": "dselect_k", **ONE_EPOCH}, **ONE},
+    "networks": {"two": {"hyper_parameters.expert_num": 2, **ONE_EPOCH}, **ONE},
     "search": {RATE: [1e-6, 0.01]},
 }
 
@@ -61,14 +61,8 @@ def test_each_run_is_done_once_and_the_best_trial_is_evaluated(calls, tmp_path):
     path = written(tmp_path)
     run.run(path)
     found = experiments.read_lines(tmp_path / "found.jsonl")
-    assert [(line["stage"], line["network"]) for line in found] == [
-        ("search", "eight"),
-        ("search", "eight"),
-        ("search", "one"),
-        ("search", "one"),
-        ("final", "eight"),
-        ("final", "one"),
-    ]
+    stages = ["search"] * 4 + ["final"] * 2
+    assert [(line["stage"], line["network"]) for line in found] == list(zip(stages, "two two one one two one".split()))
     for line in found:
         assert ("test" in line) == (line["stage"] == "final"), "the search must not read the test data"
         assert line["epoch"] == 0 and line["seed"] == 3 and line["seconds"] >= line["training_s"] > 0
@@ -159,7 +153,7 @@ WRONG = [
     ({"networks": {"one": {"gate": "softmax"}}}, "one is {'gate': 'softmax'}, but must be whole keys"),
     ({"networks": {"one": 3}}, "one is 3"),
     ({"search": {"runner.print_interval": []}}, "search has [] for runner.print_interval"),
-    ({"search": {"runner.epochs": [1, 2]}}, "runner.epochs is in search, and in networks for eight"),
+    ({"search": {"runner.epochs": [1, 2]}}, "runner.epochs is in search, and in networks for two"),
     ({"networks": {"one": {"runner.seed": 3}}}, "one sets runner.seed, which run.py sets"),
     ({"search": {"runner.keep_best": ["loss"]}}, "search sets runner.keep_best"),
     ({"report": [1]}, "report is [1]"),
@@ -241,18 +235,18 @@ def test_the_table_of_lines_computed_by_hand(tmp_path):
     made = table_of(
         tmp_path,
         line_of("boosting", 1, 0.5, 0.7, parameters=12),
-        line_of("eight", 1, 0.8, 0.9),
-        line_of("eight", 2, 0.9, 0.8),
-        line_of("eight", 3, 0.7, 0.7),
-        line_of("eight", 3, 0.1, 0.1, stage="speed", training_s=12.4, train_examples_s=None),
-        line_of("eight", 3, 0.1, 0.1, stage="speed", training_s=99.0, overrides={"runner.epochs": 1}),
-        line_of("eight", 3, 0.1, 0.1, error="it failed"),
-        line_of("eight", 4, 0.1, 0.1),  # a seed that the experiment does not have
+        line_of("two", 1, 0.8, 0.9),
+        line_of("two", 2, 0.9, 0.8),
+        line_of("two", 3, 0.7, 0.7),
+        line_of("two", 3, 0.1, 0.1, stage="speed", training_s=12.4, train_examples_s=None),
+        line_of("two", 3, 0.1, 0.1, stage="speed", training_s=99.0, overrides={"runner.epochs": 1}),
+        line_of("two", 3, 0.1, 0.1, error="it failed"),
+        line_of("two", 4, 0.1, 0.1),  # a seed that the experiment does not have
     )
     assert made == [
         "|  | auc_income | auc_never_married | mean | seeds | experts in use | parameters | chosen | training, s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| eight | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.85000) | 3 | 2 |  | "
+        "| two | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.85000) | 3 | 2 |  | "
         "learning_rate 0.01 | 12 |",
         "| boosting | 0.50000 | 0.70000 | 0.60000 | 1 | 2 | 12 | learning_rate 0.01 |  |",
     ]
@@ -261,9 +255,9 @@ def test_the_table_of_lines_computed_by_hand(tmp_path):
 def test_a_table_of_two_settings_or_of_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="no result yet"):
         table_of(tmp_path)
-    other = line_of("eight", 2, 0.9, 0.8, overrides={"hyper_parameters.top_k": 1})
-    with pytest.raises(UserError, match="eight has final lines of two settings"):
-        table_of(tmp_path, line_of("eight", 1, 0.8, 0.9), other)
+    other = line_of("two", 2, 0.9, 0.8, overrides={"hyper_parameters.top_k": 1})
+    with pytest.raises(UserError, match="two has final lines of two settings"):
+        table_of(tmp_path, line_of("two", 1, 0.8, 0.9), other)
 
 
 @pytest.fixture

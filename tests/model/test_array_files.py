@@ -6,7 +6,6 @@ tests/stress/fuzz_data.py and fuzz_files.py run for longer.
 import gzip
 import io
 import pickle
-import tracemalloc
 
 import fuzz_data
 import fuzz_files
@@ -19,6 +18,7 @@ from dselect_k_model import array_files
 from dselect_k_model.array_files import Unreadable, loads
 from engine.checkpoints import weight_files
 from engine.errors import UserError
+from support.memory import peak_of
 from support.seeds import random_state
 
 BYTES = np.arange(4 * 6, dtype=np.uint8).reshape(4, 6)
@@ -273,18 +273,9 @@ def test_a_refusal_says_what_no_arrays_need(content, words):
         loads(content)
 
 
-def memory_of_reading(path):
-    """The most bytes that reading a file takes at one time."""
-    tracemalloc.start()
-    array_files.read(path)
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return peak
-
-
 def test_a_large_checkpoint_is_read_in_less_than_three_times_its_memory(tmp_path):
     paddle.save({f"w{i}": np.zeros([1 << 18], "float32") for i in range(50)}, str(tmp_path / "rec.pdparams"))
-    assert memory_of_reading(tmp_path / "rec.pdparams") < 3 * 50 * (1 << 20)
+    assert peak_of(array_files.read, tmp_path / "rec.pdparams") < 3 * 50 * (1 << 20)
 
 
 @pytest.mark.parametrize("protocol", [0, 2, 4])
@@ -293,4 +284,4 @@ def test_lists_are_read_in_bounded_memory(tmp_path, protocol):
     path = tmp_path / "x.pickle"
     for content in (rng.randint(0, 256, [50, 36, 36]).tolist(), [tuple(pair) for pair in rng.rand(20_000, 2).tolist()]):
         path.write_bytes(pickle.dumps([content], protocol=protocol))
-        assert memory_of_reading(path) < 40 * path.stat().st_size
+        assert peak_of(array_files.read, path) < 40 * path.stat().st_size

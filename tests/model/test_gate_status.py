@@ -23,6 +23,7 @@ def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     overrides = [f"hyper_parameters.gate={request.param}", f"hyper_parameters.expert_num={EXPERTS}"]
     overrides += ["hyper_parameters.gamma=0.05", "runner.to_static=false", "runner.infer_batch_size=32"]
+    overrides += ["hyper_parameters.expert=mlp", "hyper_parameters.expert_size=8", "hyper_parameters.tower_size=8"]
     return request.param, saved_after_a_few_steps(folder, EXAMPLES, *overrides, "runner.drop_last=false")
 
 
