@@ -29,7 +29,6 @@ def test_a_users_expert_gets_its_options_and_their_defaults():
     assert [values["hyper_parameters.expert_options.width"] for values in found] == [6, 9]
 
 
-@pytest.mark.parametrize("way", ["eager", "static"])
 @pytest.mark.parametrize(
     "keys,words",
     [
@@ -40,6 +39,6 @@ def test_a_users_expert_gets_its_options_and_their_defaults():
         ({"expert": f"{HERE}.too_wide_expert"}, "an expert's output has the shape .*17., but must be .any, 16"),
     ],
 )
-def test_a_wrong_expert_or_option_is_refused_by_name(way, keys, words, rng):
+def test_a_wrong_expert_or_option_is_refused_by_name(keys, words, rng):
     with pytest.raises(ValueError, match=words):
-        start(way, config(**{**SMALL, **TABLE, "tasks": TASKS, **keys})).step(table_batches(rng, 1)[0])
+        start("eager", config(**{**SMALL, **TABLE, "tasks": TASKS, **keys})).step(table_batches(rng, 1)[0])
