@@ -27,10 +27,11 @@ OF_IMAGES = {**SMALL, "expert_norm": "batch", "input__image": [1, SIDE, SIDE], "
 OF_TABLE = {**SMALL, **TABLE, "tasks": TASKS, "optimizer__learning_rate": 0.01}
 SGD = {"optimizer__class": "sgd"}
 PLAIN_SGD = {**SGD, "optimizer__momentum": 0, "optimizer__learning_rate": 1.0}  # moves a parameter by its gradient
-SHARED, PER_EXAMPLE = "dselect_k", "dselect_k_per_example"
+PER_EXAMPLE = "dselect_k_per_example"
+both_gates = pytest.mark.parametrize("gate", ["dselect_k", PER_EXAMPLE])
 every_way = pytest.mark.parametrize("way", WAYS)
-# A compiled network runs what a static program does, so it need not run everything that one has run
-WAYS_AND_GATES = [*((way, SHARED) for way in WAYS), ("eager", PER_EXAMPLE), ("static", PER_EXAMPLE)]
+# What net.py does in a program it does for a compiled network and for a static one: where that is tested, one is enough
+either_graph = pytest.mark.parametrize("way", ["eager", "static"])
 
 
 def image_batches(rng, number, size=8):
@@ -74,7 +75,9 @@ def test_loss_and_every_gradient_equal_dense(way, dtype, keys, tolerance, rng):
     assert len(moved) > len(before) / 2, "most parameters should have had a gradient"
 
 
-@pytest.mark.parametrize("way,gate", WAYS_AND_GATES)
+@pytest.mark.parametrize(
+    "way,gate", [*((way, "dselect_k") for way in WAYS), ("eager", PER_EXAMPLE), ("static", PER_EXAMPLE)]
+)
 def test_parameters_equal_dense_while_gates_settle_and_open(way, gate, rng):
     """By Adam, which goes on to move an expert by its moments while it is skipped."""
     flat = config(**OF_IMAGES, gate=gate, entropy_weight=0.01)
@@ -163,7 +166,8 @@ def test_skipped_experts_on_a_table_equal_dense(way, case, rng):
 
 
 @pytest.mark.skipif(LEGACY_3, reason="its programs compute all experts")
-@pytest.mark.parametrize("way,gate", WAYS_AND_GATES)
+@both_gates
+@either_graph
 def test_a_skipped_expert_is_never_computed(way, gate, rng):
     """Its running statistics stand still. Full of NaN it makes no difference, nor does one with infinite outputs.
 
@@ -198,7 +202,7 @@ def test_a_skipped_expert_is_never_computed(way, gate, rng):
 
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize("way", ["eager", "static"])
+@either_graph
 def test_a_per_example_gates_experts_equal_dense_on_just_their_rows(way, norm, rng):
     """Evaluation, whole and one by one, then some steps; rows need different experts, and no row needs expert 2."""
     flat = config(**{**OF_IMAGES, **SGD, "gate": PER_EXAMPLE, "expert_norm": norm})

@@ -72,7 +72,7 @@ RULES = {
         "class": "sgd", "weight_decay": 0.125, "momentum": 0.75, "schedule": "cosine", "warmup_steps": 2,
     },
     "sgd, clipped, warm-up": {
-        "class": "sgd", "weight_decay": 0.125, "momentum": 0.5, "clip_norm": 0.3, "warmup_steps": 3,
+        "class": "sgd", "weight_decay": 0.125, "momentum": 0.5, "clip_norm": 0.125, "warmup_steps": 3,
     },
 }  # fmt: skip
 
