@@ -19,7 +19,7 @@ from support.ways import config, start
 
 pytestmark = pytest.mark.usefixtures("float64")
 both_graphs = pytest.mark.parametrize("way", ["eager", "static"])  # a compiled network has its loss outside
-TAGS = {"name": "tags", "labels": ["a", "b", "c"], "tower_sizes": [16]}
+TAGS, TAGS_WEIGHT = {"name": "tags", "labels": ["a", "b", "c"], "tower_sizes": [16]}, 0.5
 
 
 def classes_loss(z, y):
@@ -60,7 +60,8 @@ def built(request):
     """(a network of ``TASKS`` and ``TAGS``, trained by SGD at rate 1, which steps by its gradient; its state)."""
     plain_sgd = {"optimizer__class": "sgd", "optimizer__momentum": 0.0, "optimizer__learning_rate": 1.0}
     paddle.set_default_dtype("float64")
-    run = start(request.param, config(**SMALL, **TABLE, **plain_sgd, tasks=[*TASKS, TAGS], entropy_weight=0.0))
+    tasks_of_all_kinds = [*TASKS, {**TAGS, "weight": TAGS_WEIGHT}]
+    run = start(request.param, config(**SMALL, **TABLE, **plain_sgd, tasks=tasks_of_all_kinds, entropy_weight=0.0))
     paddle.set_default_dtype("float32")
     return run, run.state()
 
@@ -76,7 +77,7 @@ def run(built):
 def test_losses_are_the_formulas_over_the_labelled_examples(run, missing, rng):
     batch = [*table_batches(rng, 1, missing=missing)[0], make_tags(rng, 12, missing)]
     _, loss, outputs = run.evaluate(batch)
-    assert loss == pytest.approx(sum(expected_losses(outputs, batch[2:])), abs=SUMS)
+    assert loss == pytest.approx(np.dot(expected_losses(outputs, batch[2:]), [1, 1, 1, TAGS_WEIGHT]), abs=SUMS)
 
 
 def test_an_example_without_a_label_does_not_train_its_task(run, rng):

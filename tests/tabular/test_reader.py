@@ -106,14 +106,18 @@ def test_memory_does_not_grow_with_the_file(tmp_path, rng, monkeypatch):
     folder = Folder(tmp_path, ["a.csv"], make_rows(rng, 50))
     path = tmp_path / "train" / "a.csv"
     head, rows = path.read_text().split("\n", 1)
-    default, pools, peaks = pa.default_memory_pool(), [], []
+
+    def read_all():
+        for block in folder.reader().blocks(0, None, map):
+            row_nums[-1] += len(block[0])
+            of_pyarrow[-1] = max(of_pyarrow[-1], pa.total_allocated_bytes())
+
+    row_nums, of_pyarrow, peaks = [], [], []
     for times in (40, 400):
         path.write_text(head + "\n" + rows * times)
-        pools.append(pa.proxy_memory_pool(default))  # which counts from 0
-        pa.set_memory_pool(pools[-1])
-        peaks.append(peak_of(lambda: [len(block) for block in folder.reader().blocks(0, None, map)]))
-        pa.set_memory_pool(default)
-    peaks = [peak + pool.max_memory() for peak, pool in zip(peaks, pools)]
+        row_nums.append(0), of_pyarrow.append(0)
+        peaks.append(peak_of(read_all) + of_pyarrow[-1])
+    assert row_nums == [50 * 40, 50 * 400]
     assert peaks[1] < 1.5 * peaks[0], f"bytes: {peaks}"
 
 
