@@ -3,8 +3,13 @@
 import numpy as np
 import paddle
 
-SMALL = {"expert_num": 4, "top_k": 2, "expert_size": 8, "tower_size": 8, "expert_norm": "none"}
-TASKS = [{"classes": 3}, {"name": "buys", "kind": "binary", "positive_weight": 2.0}, {"kind": "regression"}]
+# 16 units a layer: that none of them is on for any example, and nothing is trained, has a chance of some 2^-16
+SMALL = {"expert_num": 4, "top_k": 2, "expert_size": 16, "tower_size": 16, "expert_norm": "none"}
+TASKS = [
+    {"classes": 3, "tower_sizes": [16]},
+    {"name": "buys", "kind": "binary", "positive_weight": 2.0, "tower_sizes": [16]},
+    {"kind": "regression", "tower_sizes": [16]},
+]
 TABLE = {"input__dense_size": 5, "input__vocabulary_sizes": [4, 7], "input__embedding_size": 3}
 
 

@@ -69,10 +69,9 @@ class Folder:
 
     def make_vocabulary(self, **options):
         self.vocabulary_path = str(self.folder / "vocabulary.json")
-        arguments = {"min_count": 1, "max_size": None, "skip_bad_rows": False, **options}
-        columns = {"dense": DENSE, "sparse": SPARSE, "labels": LABELS}
-        train = str(self.folder / "train")
-        make_vocabulary.make(types.SimpleNamespace(train=train, out=self.vocabulary_path, **columns, **arguments))
+        arguments = {"train": str(self.folder / "train"), "out": self.vocabulary_path, "min_count": 1, "max_size": None}
+        arguments |= {"dense": DENSE, "sparse": SPARSE, "labels": LABELS, "skip_bad_rows": False, **options}
+        make_vocabulary.make(types.SimpleNamespace(**arguments))
         content = json.loads((self.folder / "vocabulary.json").read_text())
         self.numbers, self.categories = content["numbers"], content["categories"]
 

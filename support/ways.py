@@ -34,10 +34,10 @@ def config(**keys):
     return flat
 
 
-def make_batches(rng, number, size=8, task_num=2):
+def make_batches(rng, number, size=8, task_num=2, side=36):
     """Batches [image, label, ...] of noise, in Paddle's default dtype, as the networks of ``start`` are."""
     return [
-        [rng.rand(size, 1, 36, 36).astype(paddle.get_default_dtype())]
+        [rng.rand(size, 1, side, side).astype(paddle.get_default_dtype())]
         + [rng.randint(0, 10, [size]) for _ in range(task_num)]
         for _ in range(number)
     ]

@@ -5,7 +5,7 @@ import pytest
 
 from dselect_k_model import build
 from dselect_k_model.hyper_parameters import HyperParameters
-from support.examples import TABLE, TASKS
+from support.examples import TABLE
 from support.ways import config
 
 
@@ -56,7 +56,7 @@ def test_a_network_of_images_has_the_parameters_that_its_keys_say(norm, gate):
 def test_a_network_of_a_table_has_the_parameters_and_layers_that_its_keys_say():
     keys = {"bottom": "mlp", "bottom_sizes": [9, 6], "expert_hidden_sizes": [7], "expert_size": 8, "expert_num": 2}
     activated = {"expert_activation": "silu", "expert_dropout": 0.5, "expert_norm": "none"}
-    tasks = [*TASKS[:2], {"kind": "regression", "tower_sizes": [4]}]
+    tasks = [{"classes": 3}, {"kind": "binary"}, {"kind": "regression", "tower_sizes": [4]}]
     network = built(**TABLE, **keys, **activated, tasks=tasks, tower_size=5, task_balance="uncertainty")
     expected = {"step": [1], "log_variances": [3], "inputs.embedding.weight": [4 + 7, 3]}
     expected.update(linear("bottom", 5 + 2 * 3, 9, 6, layers=(0, 2)))

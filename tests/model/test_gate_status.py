@@ -23,6 +23,9 @@ def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     overrides = [f"hyper_parameters.gate={request.param}", f"hyper_parameters.expert_num={EXPERTS}"]
     overrides += ["hyper_parameters.gamma=0.05", "runner.to_static=false", "runner.infer_batch_size=32"]
+    overrides += ["hyper_parameters.expert=mlp", "hyper_parameters.expert_size=8", "hyper_parameters.tower_size=8"]
+    # steps so small that the weights of a per-example gate still differ from image to image
+    overrides += ["hyper_parameters.optimizer.learning_rate=0.0003", "hyper_parameters.entropy_weight=0"]
     return request.param, saved_after_a_few_steps(folder, EXAMPLES, *overrides, "runner.drop_last=false")
 
 

@@ -74,13 +74,16 @@ def test_top_k_is_limited_to_the_experts_where_the_gate_has_it(gate):
         HyperParameters.from_config(flat)
 
 
-@pytest.mark.parametrize("way", ["eager", "static"])
-@pytest.mark.parametrize("gate", ["support.users_parts.gate_of_two", "softmax", "top_k", "dselect_k_per_example"])
+USERS = "support.users_parts.gate_of_two"
+
+
+@pytest.mark.parametrize(
+    "way,gate", [*(("eager", gate) for gate in ("softmax", "top_k", "dselect_k_per_example", USERS)), ("static", USERS)]
+)
 def test_the_gates_learning_rate_is_a_multiple_of_the_others(way, gate, rng):
-    """By plain SGD: three times the rate, three times the step."""
-    keys = {**SMALL, **TABLE, "gate": gate, "optimizer__class": "sgd", "optimizer__momentum": 0.0}
+    """By plain SGD: three times the rate, three times the step. (DSelect-k in a program: test_training.py.)"""
+    keys = {**SMALL, **TABLE, "tasks": TASKS, "gate": gate, "optimizer__class": "sgd", "optimizer__momentum": 0.0}
     batch, moved = table_batches(rng, 1)[0], []
-    batch = [*batch[:2], np.arange(12) % 10, np.arange(12) % 10]
     for factor in (1.0, 3.0):
         run = start(way, config(**keys, optimizer__learning_rate=0.1, optimizer__gate_learning_rate_factor=factor))
         before = run.state()

@@ -94,13 +94,6 @@ def test_contradictions_and_unknown_keys_are_refused(keys, words):
         HyperParameters.from_config(config(**keys))
 
 
-def test_numbers_may_be_text_or_whole_floats():
-    for text, value in (("1e-3", 0.001), ("0.5", 0.5), (1, 1.0)):
-        assert HyperParameters.from_config(config(gamma=text)).gamma == value
-    number = HyperParameters.from_config(config(expert_num=16.0)).expert_num
-    assert number == 16 and isinstance(number, int)
-
-
 def test_task_weights_are_those_of_the_tasks_in_order():
     hyper = HyperParameters.from_config(config(task_num=3, task_weights=[1, 0.5, 2], class_num=4))
     assert [(task.weight, task.kind.class_num) for task in hyper.task_list] == [(1, 4), (0.5, 4), (2, 4)]

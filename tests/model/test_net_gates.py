@@ -113,14 +113,6 @@ def test_weights_sum_to_one_or_to_less_where_a_code_has_no_expert(expert_num, to
     assert (total <= 1 + 1e-5).all()
 
 
-@pytest.mark.parametrize("expert_num,top_k", [(2, 1), (6, 3), (8, 2), (13, 4)])
-def test_a_settled_gate_selects_at_most_k_experts(expert_num, top_k):
-    for seed in range(20):
-        rng = random_state(seed)
-        z = rng.choice([-1.0, 1.0], [top_k, net.digit_num(expert_num)]) * (0.5 + rng.rand())
-        assert np.count_nonzero(settled_weights(z, rng.randn(top_k), expert_num)) <= top_k
-
-
 @pytest.mark.parametrize("expert_num", [2, 5, 8, 16])
 def test_an_experts_code_is_its_number_most_significant_digit_first(expert_num):
     for i in range(expert_num):

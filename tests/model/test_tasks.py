@@ -3,8 +3,6 @@
 In float64: see support/rounding.py.
 """
 
-import itertools
-
 import numpy as np
 import paddle
 import pytest
@@ -15,56 +13,88 @@ from dselect_k_model.kinds.regression import Regression
 from engine.meter import Meter
 from support.examples import SMALL, TABLE, TASKS, table_batches
 from support.oracles import brute_force_auc
-from support.rounding import SUMS, assert_near
+from support.rounding import SUMS, assert_close
 from support.toolbox import opened
 from support.ways import config, start
 
 pytestmark = pytest.mark.usefixtures("float64")
 both_graphs = pytest.mark.parametrize("way", ["eager", "static"])  # a compiled network has its loss outside
+TAGS, TAGS_WEIGHT = {"name": "tags", "labels": ["a", "b", "c"], "tower_sizes": [16]}, 0.5
+
+
+def classes_loss(z, y):
+    z, y = z[y >= 0], y[y >= 0]
+    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
+    return -log_p[np.arange(len(y)), y].mean()
+
+
+def yes_or_no_loss(z, y, positive_weight):
+    """Of one label or of several: [B, labels], the mean over all that are known."""
+    known = y >= 0
+    p, y = 1 / (1 + np.exp(-z.reshape(y.shape)[known])), y[known]
+    return -(positive_weight * y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
 
 
 def expected_losses(outputs, labels):
-    """Each task's loss of ``TASKS``, over its labelled examples, in float64."""
-    outputs = [np.asarray(output, float) for output in outputs]
-    known = [labels[0] >= 0, labels[1] >= 0, ~np.isnan(labels[2])]
-    z, y = outputs[0][known[0]], labels[0][known[0]]
-    log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
-    first = -log_p[np.arange(len(y)), y].mean()
-    p, y = 1 / (1 + np.exp(-outputs[1][known[1], 0])), labels[1][known[1]]
-    second = -(2.0 * y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
-    third = ((outputs[2][known[2], 0] - labels[2][known[2]]) ** 2).mean()
-    return [first, second, third]
+    """Each task's loss, of ``TASKS`` and ``TAGS``, over its labelled examples, in float64."""
+    formulas = (
+        classes_loss,
+        lambda z, y: yes_or_no_loss(z, y, 2.0),
+        lambda z, y: ((z[:, 0] - y)[~np.isnan(y)] ** 2).mean(),
+        lambda z, y: yes_or_no_loss(z, y, 1.0),
+    )
+    return [formula(np.asarray(z, float), y) for formula, z, y in zip(formulas, outputs, labels)]
 
 
-@both_graphs
-@pytest.mark.parametrize("missing", [False, True])
-def test_losses_are_the_formulas_over_the_labelled_examples(way, missing, rng):
-    run = start(way, config(**{**SMALL, **TABLE, "tasks": TASKS}))
-    batch = table_batches(rng, 1, missing=missing)[0]
-    _, loss, _ = run.evaluate(batch)
-    assert loss == pytest.approx(sum(expected_losses(run.outputs(batch), batch[2:])), abs=SUMS)
+def make_tags(rng, size, missing=True):
+    """Labels for ``TAGS``, some of them missing; none of c is positive."""
+    tags = rng.randint(0, 2, [size, 3]).astype("float64")
+    tags[:, 2] = 0
+    if missing:
+        tags[: size // 4, 0], tags[size // 8 : size // 2, 1] = -1, np.nan
+    return tags
 
 
-@both_graphs
-def test_an_example_without_a_label_does_not_train_its_task(way, rng):
-    """Its tower's gradient is that of a batch without the example; SGD at rate 1 steps by it."""
+@pytest.fixture(scope="module", params=["eager", "static"])
+def built(request):
+    """(a network of ``TASKS`` and ``TAGS``, trained by SGD at rate 1, which steps by its gradient; its state)."""
     plain_sgd = {"optimizer__class": "sgd", "optimizer__momentum": 0.0, "optimizer__learning_rate": 1.0}
-    flat = config(**SMALL, **TABLE, **plain_sgd, tasks=TASKS, entropy_weight=0.0)
-    whole = table_batches(rng, 1)[0]
-    partly = [item.copy() for item in whole]
-    partly[4][8:] = np.nan
-    first, second = start(way, flat), start(way, flat)
-    first.step(partly)
-    second.step([item[:8] for item in whole])
-    for key, name in first.names.items():
-        if key.startswith("towers.2."):
-            assert_near(first.state()[name], second.state()[name], SUMS, key)
-    nothing = [item.copy() for item in whole]
-    nothing[4][:] = np.nan
-    third = start(way, flat)
-    before = third.state()
-    assert np.isfinite(third.step(nothing)[0])
-    assert all((before[n] == third.state()[n]).all() for k, n in third.names.items() if k.startswith("towers.2."))
+    paddle.set_default_dtype("float64")
+    tasks_of_all_kinds = [*TASKS, {**TAGS, "weight": TAGS_WEIGHT}]
+    run = start(request.param, config(**SMALL, **TABLE, **plain_sgd, tasks=tasks_of_all_kinds, entropy_weight=0.0))
+    paddle.set_default_dtype("float32")
+    return run, run.state()
+
+
+@pytest.fixture
+def run(built):
+    run, state = built
+    run.set(state)
+    return run
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_losses_are_the_formulas_over_the_labelled_examples(run, missing, rng):
+    batch = [*table_batches(rng, 1, missing=missing)[0], make_tags(rng, 12, missing)]
+    _, loss, outputs = run.evaluate(batch)
+    assert loss == pytest.approx(np.dot(expected_losses(outputs, batch[2:]), [1, 1, 1, TAGS_WEIGHT]), abs=SUMS)
+
+
+def test_an_example_without_a_label_does_not_train_its_task(run, rng):
+    """Its tower's gradient is that of a batch without the example."""
+    whole, before = [*table_batches(rng, 1)[0], make_tags(rng, 12)], run.state()
+    tower = [name for key, name in run.names.items() if key.startswith("towers.2.")]
+
+    def tower_after(batch):
+        run.set(before)
+        assert np.isfinite(run.step(batch)[0])
+        return {name: run.state()[name] for name in tower}
+
+    def without_labels_from(first):
+        return [*whole[:4], np.where(np.arange(12) < first, whole[4], np.nan), whole[5]]
+
+    assert_close(tower_after(without_labels_from(8)), tower_after([item[:8] for item in whole]), SUMS)
+    assert_close(tower_after(without_labels_from(0)), {name: before[name] for name in tower}, 0)
 
 
 @pytest.mark.parametrize("delta", [0.0, 0.7])
@@ -80,8 +110,8 @@ def test_huber_is_squared_near_and_linear_far(delta, rng):
 
 @both_graphs
 def test_learned_variances_weigh_the_losses_as_kendall_does(way, rng):
-    keys = {**SMALL, **TABLE, "tasks": TASKS, "task_balance": "uncertainty", "entropy_weight": 0.0}
-    run, batch, s = start(way, config(**keys)), table_batches(rng, 1)[0], np.array([0.3, -0.2, 0.5])
+    keys = {**SMALL, **TABLE, "tasks": TASKS, "task_balance": "uncertainty", "expert_num": 1, "top_k": 1}
+    run, batch, s = start(way, config(**keys, entropy_weight=0.0)), table_batches(rng, 1)[0], np.array([0.3, -0.2, 0.5])
     run.set({run.names["log_variances"]: s})
     parts = np.array(expected_losses(run.outputs(batch), batch[2:]))
     expected = (np.exp(-s) * parts * [1, 1, 0.5] + s / 2).sum()
@@ -95,25 +125,26 @@ WEIGHTED = "[{classes: 3}, {name: buys, kind: binary, weight: 2, positive_weight
 
 def test_an_epochs_metrics_do_not_depend_on_the_batches_or_the_graph_and_are_exact(rng):
     """Formulas of the metrics themselves: test_metrics.py."""
-    overrides = ["hyper_parameters.expert_num=4", "hyper_parameters.input.dense_size=5", "runner.to_static=false"]
-    overrides += ["hyper_parameters.input.vocabulary_sizes=[4, 7]", f"hyper_parameters.tasks={WEIGHTED}"]
+    keys = ("expert_num=1", "top_k=1", "input.dense_size=5", "input.vocabulary_sizes=[4, 7]", f"tasks={WEIGHTED}")
+    overrides = [*(f"hyper_parameters.{key}" for key in keys), "runner.to_static=false"]
     whole = table_batches(rng, 1, size=51, missing=True)[0]
     whole[0][12:17], whole[1][12:17] = whole[0][17], whole[1][17]  # equal scores
     found = {}
-    for graph_name, size in itertools.product(("dynamic", "static"), (10, 51)):
+    for graph_name in ("dynamic", "static"):
         with opened(graph_name, "infer", overrides) as (graph, _, _):
-            meter = Meter(graph_name, "infer", None)
-            meter.begin()
-            graph.begin_evaluation()
-            for begin in range(0, 51, size):
-                step, examples = graph.infer_step([item[begin : begin + size] for item in whole])
-                meter.add(0, begin, step, examples, 0.0, 0.0)
-            closed, found[graph_name, size] = meter.close(0, graph.metrics()), graph.metrics()
+            for size in (10, 51):
+                meter = Meter(graph_name, "infer", None)
+                meter.begin()
+                graph.begin_evaluation()
+                for begin in range(0, 51, size):
+                    step, examples = graph.infer_step([item[begin : begin + size] for item in whole])
+                    meter.add(0, begin, step, examples, 0.0, 0.0)
+                closed, found[graph_name, size] = meter.close(0, graph.metrics()), graph.metrics()
+                # one order on the line of the epoch, whatever the kinds of the tasks
+                names = "Accuracy1 auc_buys logloss_buys mae3 rmse3 loss loss1 loss_buys loss3 experts_used"
+                assert " ".join(closed) == names
             if graph_name == "dynamic":
                 outputs = [z.numpy() for z in graph.net(*map(paddle.to_tensor, whole[:2]))]
-        # one order on the line of the epoch, whatever the kinds of the tasks
-        names = "Accuracy1 auc_buys logloss_buys mae3 rmse3 loss loss1 loss_buys loss3 experts_used"
-        assert " ".join(closed) == names
     ours = found["dynamic", 10]
     for others in found.values():
         assert others == pytest.approx(ours, abs=SUMS)
@@ -148,34 +179,11 @@ def test_a_task_described_wrongly_is_named(entry, word):
         hyper_parameters.HyperParameters(tasks=[entry])
 
 
-TAGS = [{"name": "tags", "labels": ["a", "b", "c"], "metrics": ["auc", "logloss", "f1"]}, {"classes": 2}]
-
-
-def tagged_batch(rng):
-    """A batch of ``TAGS``, some labels missing; none of c is positive."""
-    tags = rng.randint(0, 2, [40, 3]).astype("float64")
-    tags[:9, 0], tags[5:20, 1], tags[:, 2] = -1, np.nan, 0
-    return [rng.randn(40, 5), tags, rng.randint(0, 2, 40)]
-
-
-@both_graphs
-def test_multi_label_loss_is_the_mean_over_the_labels_that_are_not_missing(way, rng):
-    run = start(way, config(**{**SMALL, "input__dense_size": 5, "tasks": TAGS}))
-    batch = tagged_batch(rng)
-    z, y, mask = run.outputs(batch)[0], batch[1], batch[1] >= 0
-    loss = np.logaddexp(0, np.where(y > 0, -z, z))[mask].mean()
-    other = run.outputs(batch)[1]
-    other = (np.log(np.exp(other).sum(axis=1)) - other[np.arange(40), batch[2]]).mean()
-    assert run.evaluate(batch)[1] == pytest.approx(loss + other, abs=SUMS)
-    assert np.isfinite(run.step(batch)[0])
-
-
 def test_multi_label_metrics_are_those_of_each_label_and_their_mean(rng):
-    parsed = tasks.parse(TAGS, 8)
-    metrics, (_, y, classes) = EpochMetrics(parsed), tagged_batch(rng)
-    z = rng.randn(40, 3)
+    metrics = EpochMetrics(tasks.parse([{**TAGS, "metrics": ["auc", "logloss", "f1"]}], 8))
+    z, y = rng.randn(40, 3), make_tags(rng, 40)
     for rows in (slice(0, 25), slice(25, 40)):
-        metrics.update([z[rows], rng.randn(40, 2)[rows]], [y[rows], classes[rows]])
+        metrics.update([z[rows]], [y[rows]])
     found = {name: metric.accumulate() for name, metric in metrics.named().items()}
     for column, label in enumerate("abc"):
         kept = y[:, column] >= 0
@@ -187,5 +195,4 @@ def test_multi_label_metrics_are_those_of_each_label_and_their_mean(rng):
             assert found[f"{name}_tags_{label}"] == pytest.approx(value, abs=SUMS, nan_ok=True)
     assert np.isnan(found["auc_tags_c"]) and "f1_tags" in found
     assert found["auc_tags"] == pytest.approx((found["auc_tags_a"] + found["auc_tags_b"]) / 2, abs=SUMS)
-    mask = y >= 0
-    assert found["loss_tags"] == pytest.approx(np.logaddexp(0, np.where(y > 0, -z, z))[mask].mean(), abs=SUMS)
+    assert found["loss_tags"] == pytest.approx(yes_or_no_loss(z, y, 1.0), abs=SUMS)

@@ -170,6 +170,12 @@ def test_blocks_can_be_read_in_any_order(name, tmp_path, rng):
         np.testing.assert_equal([values(found[i]) for i in order], [expected[i] for i in order])
 
 
+def test_a_bad_row_of_parquet_is_named_by_its_number_in_the_file(tmp_path):
+    """Which is neither that in its row group nor that in its block."""
+    pq.write_table(pa.table({"x": ["1"] * 19 + ["cheap"]}), tmp_path / "a.parquet", row_group_size=13)
+    assert "a.parquet, row 20: x is 'cheap', not a number" in read(tmp_path / "a.parquet", ["x"])[2]
+
+
 def test_blocks_of_parquet_are_whole_where_pyarrow_gives_smaller_pieces(tmp_path, monkeypatch):
     """It does where a dictionary has become too large and plain values follow."""
     monkeypatch.setattr(table_files, "BLOCK_ROWS", 1000)

@@ -3,7 +3,6 @@
 import datetime
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from support.tables import COLUMNS, DENSE, Folder, make_rows, write_vocabulary
@@ -78,11 +77,6 @@ def test_a_table_of_a_library_is_read(library, tmp_path):
     for wrong, words in (("cheap", "x is 'cheap', not a number"), ("inf", "x is infinite")):
         with pytest.raises(ValueError, match=f"row 1: {words}"):
             vocabulary.dense(getattr(module, make)({"x": ["1", wrong]}))
-
-
-def test_infinity_in_an_arrow_column_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="row 1: x is infinite"):
-        write_vocabulary(tmp_path).dense(pa.table({"x": [1, float("inf")]}))
 
 
 def test_columns_of_pandas_types_are_categories(tmp_path):
