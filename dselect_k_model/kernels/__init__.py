@@ -16,7 +16,7 @@ import paddle
 HERE = pathlib.Path(__file__).resolve().parent
 NAME = "dselect_k_kernels"
 SUPPORTED = not paddle.__version__.startswith("2.")  # its way to call an operator is another
-FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", f"-I{HERE}"]
+FLAGS = ["-O3", "-march=native", *["-mprefer-vector-width=512"] * (platform.machine() in ("x86_64", "AMD64"))]
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 NORMS = ("none", "batch", "group")  # numbered as in blocks.h
 

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -32,12 +33,15 @@ struct Sizes {
   int weights() const { return out * in * K * K; }
 };
 
-// Calls work(i) for i in 0 ... number - 1 on several threads.
+// Calls work(i) for i in 0 ... number - 1 on several threads, or fewer where the system gives no more.
 inline void parallel(int number, int threads, const std::function<void(int)>& work) {
   std::atomic<int> next{0};
   auto take = [&] { for (int i; (i = next++) < number;) work(i); };
   std::vector<std::thread> others;
-  for (int t = 1; t < std::min(threads, number); t++) others.emplace_back(take);
+  try {
+    while (int(others.size()) + 1 < std::min(threads, number)) others.emplace_back(take);
+  } catch (const std::system_error&) {
+  }
   take();
   for (auto& other : others) other.join();
 }
