@@ -24,7 +24,7 @@ BASES = (  # in one of them at least, a key shows
 def other_values(key):
     """Allowed values that are not the default, made from the declaration of a key."""
     if key.type in ("choice", "name"):
-        return [choice for choice in key.choices if choice != key.default]
+        return [choice for choice in key.choices if choice not in (key.default, True)]  # true may be refused here
     if key.type in (int, float):
         return [key.default + 1 if key.type is int else 0.5 if key.default != 0.5 else 0.25]
     if key.type == "sizes":
