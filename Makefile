@@ -21,7 +21,7 @@ help:  ## this list
 
 env: $(VENV)/ready  ## the environment, in .venv
 
-kernels: env  ## compile the kernels for convolutions (hyper_parameters.kernels); needs a C++ compiler
+kernels: env  ## compile the kernels for training on a CPU (hyper_parameters.kernels); needs a C++ compiler
 	$(VENV)/bin/python -m dselect_k_model.kernels
 
 train: env  ## train on the sample data, then evaluate every epoch

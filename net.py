@@ -135,6 +135,12 @@ def _constant(array):
     return paddle.cast(paddle.assign(high), "float64") + paddle.cast(paddle.assign(low), "float64")
 
 
+def _suits_kernels(x):
+    """Whether kernels can compute from ``x`` here: in float32, on a CPU, and not in legacy programs."""
+    is_float32 = _numpy_dtype(x) == "float32" and paddle.get_default_dtype() == "float32"
+    return is_float32 and paddle.get_device() == "cpu" and (paddle.in_dynamic_mode() or paddle.framework.in_pir_mode())
+
+
 def clip_norm_builds() -> bool:
     """Whether clipping by the global norm builds here: not in the legacy programs of Paddle 3.x."""
     return _can_branch()
@@ -718,6 +724,8 @@ class SparseMixture(nn.Layer):
         rows_are_independent: whether in training an expert's output for an example depends on that
             example alone. Then the experts of a per-example gate run on just the examples that need
             them. None: if the experts have no batch norm. (In evaluation they always do.)
+        kernel: what computes the mixture in training, if the experts are MLPs of one shape with ReLU after each layer,
+            and all else is plain, and no gate is per example: a function as ``dselect_k_model.kernels.mlp_mixture``.
     Raises:
         ValueError: a gate is over another number of experts, or H is unknown.
     """
@@ -728,8 +736,10 @@ class SparseMixture(nn.Layer):
         gates: Sequence[Gate],
         expert_size: Optional[int] = None,
         rows_are_independent: Optional[bool] = None,
+        kernel: Optional[Callable[..., Tensor]] = None,
     ) -> None:
         super().__init__()
+        self.kernel = kernel
         if not experts or not gates:
             raise ValueError("a mixture needs at least one expert and one gate")
         for gate in gates:
@@ -769,8 +779,24 @@ class SparseMixture(nn.Layer):
         gated = [gate(features) for gate in self.gates]
         weights = [w for w, _ in gated]
         by_row = self.rows_are_independent or not self.training
-        outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
+        if self._suits_kernel(x):
+            outputs = self._mix_by_kernel(x, weights)
+        else:
+            outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
         return Mixed(outputs, weights, self._penalties([state for _, state in gated]))
+
+    def _suits_kernel(self, x):
+        """Whether the kernel computes what these experts and gates do in training: see ``kernel``."""
+        if self.kernel is None or not self.training or self.per_example or not _suits_kernels(x):
+            return False
+        plain = [expert.plain_sizes() if isinstance(expert, MLP) else None for expert in self.experts]
+        return plain[0] is not None and plain.count(plain[0]) == len(plain) and len(x.shape) == 2
+
+    def _mix_by_kernel(self, x, weights):
+        tensors = [parameter for expert in self.experts for parameter in expert.parameters()]
+        layers = len(self.experts[0].plain_sizes()) - 1
+        mixtures = self.kernel(x, paddle.stack(weights), tensors, layers, self.expert_size)  # [T, B, H]
+        return paddle.unbind(mixtures, axis=0)
 
     def _penalties(self, states):
         terms: dict[str, Tensor] = {}
@@ -846,7 +872,7 @@ def _convolution(in_channels, out_channels, norm):
 def _run_on_image(layers, norm, image, kernel, size):
     """``layers``, which begin with two blocks and a flattening; in training these by the kernel, if it suits."""
     rest = list(layers)
-    if kernel is not None and layers.training and _suits_kernel(image):
+    if kernel is not None and layers.training and image.stop_gradient and _suits_kernels(image):
         image, rest = kernel(image, _tensors_of_blocks(rest[:2], norm), norm, size), rest[3:]
     for layer in rest:
         image = layer(image)
@@ -860,13 +886,6 @@ def _tensors_of_blocks(blocks, norm):
         tensors += [] if norm == "none" else [others[0].weight, others[0].bias]
         tensors += [others[0]._mean, others[0]._variance] if norm == "batch" else []
     return tensors
-
-
-def _suits_kernel(image):
-    """Whether a kernel can read the image: it computes on a CPU in float32, without the gradient of the image."""
-    is_float32 = _numpy_dtype(image) == "float32" and paddle.get_default_dtype() == "float32"
-    modes = paddle.in_dynamic_mode() or paddle.framework.in_pir_mode()
-    return modes and is_float32 and image.stop_gradient and paddle.get_device() == "cpu"
 
 
 class CNN(nn.Layer):
@@ -938,6 +957,8 @@ class MLP(nn.Layer):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout!r}, but must be a number >= 0 and < 1")
         self.in_size, self.out_size = in_size, sizes[-1]
+        self.is_plain = norm == "none" and activation == "relu" and not dropout and activate_output
+        self.sizes = [in_size, *sizes]
         norms = {"batch": [nn.BatchNorm1D], "group": [nn.LayerNorm], "none": []}[norm]
         layers, last = [], len(sizes) - 1
         for i, (wide_in, wide_out) in enumerate(zip([in_size, *sizes], sizes)):
@@ -956,6 +977,10 @@ class MLP(nn.Layer):
             x = paddle.flatten(x, start_axis=1)
         _check_shape("the input of an MLP", x, -1, self.in_size)
         return self.layers(x)
+
+    def plain_sizes(self) -> Optional[list[int]]:
+        """The widths of input and layers, if it is nothing but linear layers, each with ReLU; else None."""
+        return self.sizes if self.is_plain else None
 
     def extra_repr(self):
         return f"in_size={self.in_size}, out_size={self.out_size}"
@@ -1081,6 +1106,7 @@ class MultiTaskNetwork(SparseMixture):
         entropy_ramp: weight of the penalty ``entropy`` at step 0, 1, ..., the last being that of all later steps.
         penalty_weights: weights of the other penalties, name -> number; 1 if not named.
         learned_balance: give each task a trained log-variance (see ``tasks.losses``).
+        kernel: see ``SparseMixture``.
     Raises:
         ValueError: there are not as many gates as towers.
     """
@@ -1096,8 +1122,9 @@ class MultiTaskNetwork(SparseMixture):
         entropy_ramp: Union[Sequence[float], np.ndarray] = (0.0,),
         penalty_weights: Optional[Mapping[str, float]] = None,
         learned_balance: bool = False,
+        kernel: Optional[Callable[..., Tensor]] = None,
     ) -> None:
-        super().__init__(experts, gates, expert_size)
+        super().__init__(experts, gates, expert_size, kernel=kernel)
         if len(gates) != len(towers):
             raise ValueError(f"there are {len(gates)} gates, but {len(towers)} towers: each task has one of each")
         self.inputs, self.bottom = inputs, bottom

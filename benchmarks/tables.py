@@ -85,8 +85,7 @@ def training_steps(bench):
     for used, case in settled.items():
         for mode in MODES:
             bench.add(f"{mode}, {used} of 8", MODEL, "train", case, mode=mode)
-            if not on_tables(sizes):
-                bench.add(f"{mode}, kernels, {used} of 8", MODEL, "train", case, mode=mode, kernels=True)
+            bench.add(f"{mode}, kernels, {used} of 8", MODEL, "train", case, mode=mode, kernels=True)
     if sizes.paddlerec is not None:
         process = dataclasses.replace(DEFAULT, environment=LEGACY_MODE)  # which PaddleRec's trainer sets
         words = ", another function, not checked"

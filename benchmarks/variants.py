@@ -50,7 +50,7 @@ class PackageModel:
     """
 
     def __init__(self, case, mode, dense=False, tune=True, kernels=False):
-        if kernels and compiled_kernels.load() is None:
+        if kernels and not compiled_kernels.load():
             raise Absent("the kernels are not compiled (make kernels)")
         self.case, self.in_training = case, False
         self.network = dense_network if dense else contextlib.nullcontext

@@ -117,8 +117,8 @@ class HyperParameters:
     kernels: Any = _field(
         "choice",
         False,
-        "Whether training on a CPU computes convolutions by this project's own kernels (make kernels); auto does if "
-        "they are compiled.",
+        "Whether training on a CPU uses this project's own kernels (make kernels), for convolutions and for mixtures of "
+        "plain MLP experts; auto does if they are compiled.",
         choices=(False, True, "auto"),
     )
     expert_dropout: float = _field(

@@ -1,4 +1,4 @@
-"""Our own kernels for the convolutions of experts and bottoms, in training on a CPU.
+"""Our own kernels for training on a CPU: the convolutions of experts and bottoms, and mixtures of plain MLP experts.
 
 They are compiled once for a machine and a release of Paddle, by ``python -m dselect_k_model.kernels``
 (``make kernels``), with a C++ compiler. Without them the same numbers come from Paddle's layers, to rounding.
@@ -49,35 +49,37 @@ def build():
     path = library()
     path.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # a library that is there is whole
-        cpp_extension.load(NAME, [str(HERE / "cnn.cc")], extra_cxx_cflags=FLAGS, build_directory=folder)
+        sources = [str(HERE / name) for name in ("cnn.cc", "mlp.cc")]
+        cpp_extension.load(NAME, sources, extra_cxx_cflags=FLAGS, build_directory=folder)
         os.replace(os.path.join(folder, NAME, f"{NAME}.so"), path)
 
 
-@functools.lru_cache
-def chosen(key):
-    """The ``kernel`` that ``hyper_parameters.kernels`` asks for: false, true or auto.
+def chosen(name, key):
+    """A kernel, if ``hyper_parameters.kernels`` asks for it: false, true or auto.
 
     Raises:
-        ValueError: it is true, but there is none.
+        ValueError: it is true, but they are not compiled.
     """
-    kernel = load() if key else None
-    if key is True and kernel is None:
+    if key and load():
+        return globals()[name]
+    if key is True:
         raise ValueError(
             f"hyper_parameters.kernels is true, but {library()} is missing. Run: python -m dselect_k_model.kernels "
             "(Paddle 3 and a C++ compiler are needed)"
         )
-    return kernel
+    return None
 
 
+@functools.lru_cache
 def load():
-    """The ``kernel`` for ``net.CNN`` and ``net.CNNExpert``; None if it is not compiled, or Paddle is too old."""
+    """Register the kernels with Paddle. False: they are not compiled, or Paddle is too old."""
     path = library()
     if not SUPPORTED or not path.is_file():
-        return None
+        return False
     from paddle.utils import cpp_extension
 
     cpp_extension.load_op_meta_info_and_register_op(str(path))
-    return cnn_blocks
+    return True
 
 
 def cnn_blocks(image, tensors, norm, size):
@@ -93,3 +95,18 @@ def cnn_blocks(image, tensors, norm, size):
         float32 [B, size].
     """
     return paddle._C_ops._run_custom_op("dselect_k_cnn", image, tensors, NORMS.index(norm), size, THREADS)[0]
+
+
+def mlp_mixture(x, weights, tensors, layers, size):
+    """A mixture of MLP experts with ReLU after each layer, and its gradients. An expert without weight is skipped.
+
+    Args:
+        x: float32 [B, F].
+        weights: float32 [T, n].
+        tensors: of each expert, of each layer, weight and bias.
+        layers: of an expert.
+        size: H, of an expert's output.
+    Returns:
+        float32 [T, B, H].
+    """
+    return paddle._C_ops._run_custom_op("dselect_k_mlps", [x, weights, *tensors], layers, size, THREADS)[0]

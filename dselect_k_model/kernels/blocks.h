@@ -2,6 +2,7 @@
 //
 // A vector holds the same place of LANES images, so every loop is the plain formula, and no lane is idle whatever the
 // image's width. "Packed" is [image group][channel][row][column] of such vectors.
+#pragma once
 #include <algorithm>
 #include <atomic>
 #include <cmath>

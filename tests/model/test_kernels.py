@@ -1,4 +1,4 @@
-"""The kernels compute what the layers of ``net.CNN`` compute, forward and backward, or are left out."""
+"""The kernels compute what Paddle's layers compute, forward and backward, or are left out."""
 
 import numpy as np
 import paddle
@@ -6,11 +6,12 @@ import pytest
 
 import net
 from dselect_k_model import kernels
+from support.examples import TABLE, TASKS, table_batches
 from support.rounding import GRADIENTS_32, assert_near
 from support.ways import config, make_batches, start
 
-KERNEL = kernels.load()
-needs_kernel = pytest.mark.skipif(KERNEL is None, reason="the kernels are not compiled, or Paddle is 2.x")
+KERNEL = kernels.cnn_blocks
+needs_kernel = pytest.mark.skipif(not kernels.load(), reason="the kernels are not compiled, or Paddle is 2.x")
 # A weight's gradient adds up 64 x 1024 products at most, in float32: u sqrt(N) is 1.5e-5 of its size, either way.
 ROUNDING = 1e-4
 
@@ -103,13 +104,87 @@ def test_the_layers_compute_where_a_kernel_would_not_do():
         paddle.set_default_dtype("float32")
 
 
+# ------------------------------------------------------------------------------------------ mixtures of MLPs
+
+
+def mixture(sizes, expert_num, weights, kernel):
+    """A mixture of MLP experts, by the kernel or without it, of parameters that a seed decides."""
+    paddle.seed(3)
+    experts = [net.MLP(sizes[0], sizes[1:], activate_output=True) for _ in range(expert_num)]
+    for parameter in [p for expert in experts for p in expert.parameters() if p.ndim == 1]:
+        parameter.set_value(paddle.randn(parameter.shape) / 10)
+    return net.SparseMixture(experts, [net.FixedGate(each) for each in weights], kernel=kernel)
+
+
 @needs_kernel
+@pytest.mark.parametrize("size", [300, 17, 1])
+@pytest.mark.parametrize("sizes", [[70, 40, 33, 20], [5, 3]])
+def test_a_mixture_and_its_gradients_are_those_of_the_layers(size, sizes, rng):
+    """Of three experts, one of which nobody needs, and two gates."""
+    image, weights = rng.randn(size, sizes[0]).astype("float32"), [[0.3, 0.7, 0.0], [0.0, 1.0, 0.0]]
+    outputs_wanted, found = [paddle.to_tensor(rng.randn(size, sizes[-1]).astype("float32")) for _ in weights], []
+    for kernel in (kernels.mlp_mixture, None):
+        network, x = mixture(sizes, 3, weights, kernel), paddle.to_tensor(image, stop_gradient=False)
+        outputs = network(x).outputs
+        paddle.add_n([(a * b).sum() for a, b in zip(outputs, outputs_wanted)]).backward()
+        gradients = {"x": x.grad.numpy()}
+        for name, parameter in network.experts.named_parameters():
+            no_gradient = np.zeros(parameter.shape, "float32")
+            gradients[name] = no_gradient if parameter.grad is None else parameter.grad.numpy()
+        found.append(([output.numpy() for output in outputs], gradients))
+    (ours, gradients), (layers, of_layers) = found
+    for a, b in zip(ours, layers):
+        assert_near(a, b, ROUNDING)
+    for name, gradient in of_layers.items():
+        scale = np.abs(gradient).max(initial=1e-30)
+        assert_near(gradients[name] / scale, gradient / scale, ROUNDING, name)
+    assert not any(gradients[name].any() for name in gradients if name.startswith("2."))
+
+
+@needs_kernel
+def test_the_weights_gradient_is_the_product_with_the_outputs(rng):
+    x, weights = paddle.randn([40, 6]), paddle.to_tensor([[0.3, 0.7], [0.5, 0.0]], stop_gradient=False)
+    experts = mixture([6, 9, 4], 2, [[1.0, 1.0]], None).experts
+    tensors = [parameter for expert in experts for parameter in expert.parameters()]
+    wanted = paddle.randn([2, 40, 4])
+    (kernels.mlp_mixture(x, weights, tensors, 2, 4) * wanted).sum().backward()
+    outputs = np.stack([expert(x).numpy() for expert in experts])
+    expected = np.einsum("tbh,nbh->tn", wanted.numpy(), outputs)
+    assert_near(weights.grad.numpy() / abs(expected).max(), expected / abs(expected).max(), ROUNDING)
+
+
+@needs_kernel
+@pytest.mark.parametrize(
+    "other", [{"norm": "group"}, {"dropout": 0.1}, {"activation": "silu"}, {"activate_output": False}]
+)
+def test_experts_that_are_not_plain_are_computed_by_their_layers(other):
+    def kernel(*args):
+        raise AssertionError("it was called")
+
+    def experts(sizes, **keys):
+        return net.MLP(6, sizes, **{"activate_output": True, **keys})
+
+    for pair in ([experts([8, 4], **other)] * 2, [experts([8, 4]), experts([9, 4])]):
+        net.SparseMixture(pair, [net.FixedGate([0.5, 0.5])], kernel=kernel)(paddle.randn([5, 6]))
+    per_example = net.SoftmaxGate(2, 6)
+    net.SparseMixture([experts([4]), experts([4])], [per_example], kernel=kernel)(paddle.randn([5, 6]))
+
+
+# ------------------------------------------------------------------------------------------- whole trainings
+
+IMAGES = {"expert_norm": "batch"}
+ON_TABLE = {**TABLE, "tasks": TASKS, "expert_norm": "none", "expert_hidden_sizes": [12, 10]}
+
+
+@needs_kernel
+@pytest.mark.parametrize("keys", [IMAGES, ON_TABLE], ids=["images", "table"])
 @pytest.mark.parametrize("way", ["eager", "to_static", "static"])
-def test_a_training_with_kernels_is_that_without(way, rng):
+def test_a_training_with_kernels_is_that_without(way, keys, rng):
     """By SGD, whose steps have the gradients' own rounding."""
-    batches, begun, ended = make_batches(rng, 3), {}, []
+    batches = make_batches(rng, 3) if keys is IMAGES else table_batches(rng, 3, missing=True)
+    begun, ended = {}, []
     for kernel in (True, False):
-        run = start(way, config(expert_num=4, expert_norm="batch", kernels=kernel, optimizer__class="sgd"))
+        run = start(way, config(expert_num=4, kernels=kernel, optimizer__class="sgd", **keys))
         run.set(begun)
         begun = run.state()
         losses = [float(run.step(batch)[0]) for batch in batches]
@@ -121,10 +196,10 @@ def test_a_training_with_kernels_is_that_without(way, rng):
 
 def test_kernels_that_are_wanted_and_missing_are_named(monkeypatch, tmp_path):
     monkeypatch.setattr(kernels, "library", lambda: tmp_path / "missing.so")
-    kernels.chosen.cache_clear()
+    kernels.load.cache_clear()
     try:
-        assert kernels.chosen("auto") is None
+        assert kernels.chosen("cnn_blocks", "auto") is None
         with pytest.raises(ValueError, match=r"hyper_parameters.kernels is true, but .*missing.so is missing"):
-            kernels.chosen(True)
+            kernels.chosen("cnn_blocks", True)
     finally:
-        kernels.chosen.cache_clear()
+        kernels.load.cache_clear()
