@@ -117,7 +117,7 @@ class HyperParameters:
     kernels: Any = _field(
         "choice",
         False,
-        "Whether training on a CPU uses this project's own kernels (make kernels), for convolutions and for mixtures of "
+        "Whether training on a CPU uses this project's own kernels (make kernels), for convolutions and mixtures of "
         "plain MLP experts; auto does if they are compiled.",
         choices=(False, True, "auto"),
     )
