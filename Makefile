@@ -81,6 +81,7 @@ stress: env  ## faults, kills and hostile files at length, some six minutes; the
 check: env  ## lint, format, types, and who may import whom
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/clang-format --dry-run -Werror $(wildcard dselect_k_model/kernels/*.cc dselect_k_model/kernels/*.h)
 	$(VENV)/bin/mypy
 	PYTHONPATH=tools:. $(VENV)/bin/lint-imports
 

@@ -780,7 +780,7 @@ class SparseMixture(nn.Layer):
         weights = [w for w, _ in gated]
         by_row = self.rows_are_independent or not self.training
         if self._suits_kernel(x):
-            outputs = self._mix_by_kernel(x, weights)
+            outputs = self._mix_by_kernel(self.kernel, x, weights)
         else:
             outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
         return Mixed(outputs, weights, self._penalties([state for _, state in gated]))
@@ -792,10 +792,10 @@ class SparseMixture(nn.Layer):
         plain = [expert.plain_sizes() if isinstance(expert, MLP) else None for expert in self.experts]
         return plain[0] is not None and plain.count(plain[0]) == len(plain) and len(x.shape) == 2
 
-    def _mix_by_kernel(self, x, weights):
+    def _mix_by_kernel(self, kernel, x, weights):
         tensors = [parameter for expert in self.experts for parameter in expert.parameters()]
         layers = len(self.experts[0].plain_sizes()) - 1
-        mixtures = self.kernel(x, paddle.stack(weights), tensors, layers, self.expert_size)  # [T, B, H]
+        mixtures = kernel(x, paddle.stack(weights), tensors, layers, self.expert_size)  # [T, B, H]
         return paddle.unbind(mixtures, axis=0)
 
     def _penalties(self, states):

@@ -37,7 +37,9 @@ struct Sizes {
 // Calls work(i) for i in 0 ... number - 1 on several threads, or fewer where the system gives no more.
 inline void parallel(int number, int threads, const std::function<void(int)>& work) {
   std::atomic<int> next{0};
-  auto take = [&] { for (int i; (i = next++) < number;) work(i); };
+  auto take = [&] {
+    for (int i; (i = next++) < number;) work(i);
+  };
   std::vector<std::thread> others;
   try {
     while (int(others.size()) + 1 < std::min(threads, number)) others.emplace_back(take);
@@ -47,8 +49,8 @@ inline void parallel(int number, int threads, const std::function<void(int)>& wo
   for (auto& other : others) other.join();
 }
 
-// weights [out][in][K][K] -> [out / OUT][in][K][K][OUT], which convolve reads; or, for the gradient of the input, that of
-// the mirrored kernels with in and out exchanged
+// weights [out][in][K][K] -> [out / OUT][in][K][K][OUT], which convolve reads; or, for the gradient of the input, that
+// of the mirrored kernels with in and out exchanged
 inline std::vector<float> arranged(const float* weights, const Sizes& s, bool mirrored) {
   int out = mirrored ? s.in : s.out, in = mirrored ? s.out : s.in;
   int padded = (out + OUT - 1) / OUT * OUT;
@@ -57,12 +59,13 @@ inline std::vector<float> arranged(const float* weights, const Sizes& s, bool mi
     for (int c = 0; c < in; c++)
       for (int t = 0; t < K * K; t++)
         found[((size_t(o / OUT) * in + c) * K * K + t) * OUT + o % OUT] =
-            mirrored ? weights[(size_t(c) * s.in + o) * K * K + K * K - 1 - t] : weights[(size_t(o) * s.in + c) * K * K + t];
+            mirrored ? weights[(size_t(c) * s.in + o) * K * K + K * K - 1 - t]
+                     : weights[(size_t(o) * s.in + c) * K * K + t];
   return found;
 }
 
-// y [out][high - 4][wide - 4] = x [in][high][wide] * weights + bias, of one group of images. Rows above `first` and from
-// `last` on are zeros in x, and skipped.
+// y [out][high - 4][wide - 4] = x [in][high][wide] * weights + bias, of one group of images. Rows above `first` and
+// from `last` on are zeros in x, and skipped.
 inline void convolve(const Vec* x, const float* weights, const float* bias, Vec* y, int in, int high, int wide, int out,
                      int first, int last) {
   const int h = high - K + 1, w = wide - K + 1;
@@ -89,7 +92,8 @@ inline void convolve(const Vec* x, const float* weights, const float* bias, Vec*
       }
 }
 
-// gradient [out][in][K][K] += sum over places and images of dy [out][h][w], padded on each side, with x [in][high][wide]
+// gradient [out][in][K][K] += sum over places and images of dy [out][h][w], padded on each side, with x
+// [in][high][wide]
 inline void weight_gradient(const Vec* x, const Vec* dy, int pad, float* gradient, const Sizes& s) {
   const int h = s.h(), w = s.w(), wide = w + 2 * pad;
   constexpr int SOME = 5;  // of 10 or 20
@@ -148,7 +152,8 @@ struct Affine {
   Vec a, b, mean, inverse;
 };
 
-// statistics: [2][out] means and inverse deviations of a batch; or, of group norm, of this group of images, [groups][2] Vec
+// statistics: [2][out] means and inverse deviations of a batch; or, of group norm, of this group of images, [groups][2]
+// Vec
 inline Affine affine(const Block& k, const float* statistics, int c) {
   if (k.norm == NONE) return {Vec{} + 1.f, Vec{}, Vec{}, Vec{} + 1.f};
   Vec mean, inverse;
@@ -220,7 +225,8 @@ inline void pool(const Block& k, const Vec* y, const float* statistics, Vec* p) 
   }
 }
 
-// Of each channel: sum over the windows of d and of d x^ at the window's largest place, where ReLU lets d pass: [out][2].
+// Of each channel: sum over the windows of d and of d x^ at the window's largest place, where ReLU lets d pass:
+// [out][2].
 inline void gradient_sums(const Block& k, const Vec* y, const float* statistics, const Vec* d, Vec* found) {
   const int h = k.s.h(), w = k.s.w();
   for (int c = 0; c < k.s.out; c++, y += h * w) {

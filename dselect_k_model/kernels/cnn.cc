@@ -1,12 +1,13 @@
 // The operator dselect_k_cnn: the two blocks of net.py's CNN in training, forward and backward. See __init__.py.
-#include "paddle/extension.h"
 #include "blocks.h"
+#include "paddle/extension.h"
 
 using paddle::Tensor;
 
 namespace {
 
-// Number of a block's tensors: weight, bias; weight, scale, shift, running mean and variance; weight, bias, scale, shift.
+// Number of a block's tensors: weight, bias; weight, scale, shift, running mean and variance; weight, bias, scale,
+// shift.
 constexpr int TENSORS[] = {2, 5, 4};  // by Norm: NONE, BATCH, GROUP
 
 struct Blocks {
@@ -24,7 +25,11 @@ struct Blocks {
     const float* bias = norm == BATCH ? nullptr : own[1].data<float>();
     const int at = norm == BATCH ? 1 : 2;
     const bool has_norm = norm != NONE;
-    return {sizes, norm, own[0].data<float>(), bias, has_norm ? own[at].data<float>() : nullptr,
+    return {sizes,
+            norm,
+            own[0].data<float>(),
+            bias,
+            has_norm ? own[at].data<float>() : nullptr,
             has_norm ? own[at + 1].data<float>() : nullptr};
   }
   int64_t statistics(const Block& k) const {
@@ -51,7 +56,8 @@ void unpack(const Vec* from, int number, int g, int size, float* to) {
   }
 }
 
-// Means and inverse deviations of the batch, from the sums of each group of images (Chan et al.); the running ones move.
+// Means and inverse deviations of the batch, from the sums of each group of images (Chan et al.); the running ones
+// move.
 void batch_statistics(const Blocks& n, const Block& k, const std::vector<double>& of_groups, float* found, float* mean,
                       float* variance) {
   constexpr float MOMENTUM = 0.9f;  // Paddle's default
@@ -60,7 +66,8 @@ void batch_statistics(const Blocks& n, const Block& k, const std::vector<double>
     double total = 0, square = 0;
     for (int g = 0; g < n.groups; g++) total += of_groups[(g * k.s.out + c) * 2];
     for (int g = 0; g < n.groups; g++) {
-      const double images = std::min(LANES, n.number - g * LANES), own = of_groups[(g * k.s.out + c) * 2] / (images * size);
+      const double images = std::min(LANES, n.number - g * LANES),
+                   own = of_groups[(g * k.s.out + c) * 2] / (images * size);
       square += of_groups[(g * k.s.out + c) * 2 + 1] + images * size * (own - total / all) * (own - total / all);
     }
     found[c] = float(total / all), found[k.s.out + c] = float(1 / std::sqrt(square / all + EPSILON));
@@ -73,14 +80,17 @@ void batch_statistics(const Blocks& n, const Block& k, const std::vector<double>
 
 // Under batch norm the running statistics move. That is not declared to Paddle: it would make them outputs, to which a
 // gradient belongs.
-std::vector<Tensor> Forward(const Tensor& image, const std::vector<Tensor>& parameters, int norm, int size, int threads) {
+std::vector<Tensor> Forward(const Tensor& image, const std::vector<Tensor>& parameters, int norm, int size,
+                            int threads) {
   const Blocks n(image, parameters, norm, threads);
   const Block &one = n.first, &two = n.second;
   auto make = [](int64_t size) { return paddle::empty({size}, paddle::DataType::FLOAT32, paddle::CPUPlace()); };
   Tensor features = paddle::empty({n.number, two.s.pooled()}, paddle::DataType::FLOAT32, paddle::CPUPlace());
   const int64_t vectors = int64_t(n.groups) * LANES;
-  Tensor x = make(std::max<int64_t>(1, vectors * one.s.inputs())), y1 = make(std::max<int64_t>(1, vectors * one.s.outputs()));
-  Tensor p1 = make(std::max<int64_t>(1, vectors * one.s.pooled())), y2 = make(std::max<int64_t>(1, vectors * two.s.outputs()));
+  Tensor x = make(std::max<int64_t>(1, vectors * one.s.inputs())),
+         y1 = make(std::max<int64_t>(1, vectors * one.s.outputs()));
+  Tensor p1 = make(std::max<int64_t>(1, vectors * one.s.pooled())),
+         y2 = make(std::max<int64_t>(1, vectors * two.s.outputs()));
   Tensor t1 = make(n.statistics(one)), t2 = make(n.statistics(two));
   std::vector<Tensor> found{features, x, y1, p1, y2, t1, t2};
   if (!n.number) return found;
@@ -99,7 +109,8 @@ std::vector<Tensor> Forward(const Tensor& image, const std::vector<Tensor>& para
   parallel(n.groups, threads, [&](int g) {
     pack(image.data<float>(), n.number, g, one.s.inputs(), at(x, g, one.s.inputs()));
     Vec* y = at(y1, g, one.s.outputs());
-    convolve(at(x, g, one.s.inputs()), arranged1.data(), one.bias, y, one.s.in, one.s.high, one.s.wide, one.s.out, 0, one.s.high);
+    convolve(at(x, g, one.s.inputs()), arranged1.data(), one.bias, y, one.s.in, one.s.high, one.s.wide, one.s.out, 0,
+             one.s.high);
     after(one, t1, moments1, y, g);
   });
   between(one, t1, moments1, 0);
@@ -127,7 +138,9 @@ std::vector<Tensor> Backward(const Tensor& image, const std::vector<Tensor>& par
   for (const Tensor& each : parameters) found.push_back(paddle::zeros(each.shape(), each.dtype(), paddle::CPUPlace()));
   if (!n.number) return found;
   const int own = TENSORS[norm], pad = K - 1;
-  auto at = [](const Tensor& tensor, int64_t g, int size) { return reinterpret_cast<const Vec*>(tensor.data<float>()) + g * size; };
+  auto at = [](const Tensor& tensor, int64_t g, int size) {
+    return reinterpret_cast<const Vec*>(tensor.data<float>()) + g * size;
+  };
   std::vector<Vec> sums1(n.groups * one.s.out * 2), sums2(n.groups * two.s.out * 2);
   std::vector<Vec> d1(int64_t(n.groups) * one.s.pooled()), d2(int64_t(n.groups) * two.s.pooled());
   const auto mirrored = arranged(two.weight, two.s, true);
@@ -157,8 +170,8 @@ std::vector<Tensor> Backward(const Tensor& image, const std::vector<Tensor>& par
   };
   constexpr int SOME = 4;  // groups of images whose gradients are added up at once, whatever the number of threads
   const int chunks = (n.groups + SOME - 1) / SOME;
-  auto layer = [&](const Block& k, const Tensor& inputs, const Tensor& outputs, const Tensor& t, const std::vector<Vec>& d,
-                   const std::vector<Vec>& sums, int pad, Tensor& weight, Tensor* bias,
+  auto layer = [&](const Block& k, const Tensor& inputs, const Tensor& outputs, const Tensor& t,
+                   const std::vector<Vec>& d, const std::vector<Vec>& sums, int pad, Tensor& weight, Tensor* bias,
                    const std::function<void(int, const Vec*)>& then) {
     const int high = k.s.h() + 2 * pad, wide = k.s.w() + 2 * pad, places = k.s.h() * k.s.w();
     std::vector<float> weights(size_t(chunks) * k.s.weights()), biases(size_t(chunks) * k.s.out);
@@ -187,13 +200,15 @@ std::vector<Tensor> Backward(const Tensor& image, const std::vector<Tensor>& par
   parallel(n.groups, threads, [&](int g) {
     Vec* d = &d2[int64_t(g) * two.s.pooled()];
     pack(features_grad.data<float>(), n.number, g, two.s.pooled(), d);
-    gradient_sums(two, at(y2, g, two.s.outputs()), n.statistics_of(two, t2.data<float>(), g), d, &sums2[g * two.s.out * 2]);
+    gradient_sums(two, at(y2, g, two.s.outputs()), n.statistics_of(two, t2.data<float>(), g), d,
+                  &sums2[g * two.s.out * 2]);
   });
   layer(two, p1, y2, t2, d2, sums2, pad, found[own], two.bias ? &found[own + 1] : nullptr, [&](int g, const Vec* dy) {
     Vec* d = &d1[int64_t(g) * one.s.pooled()];
     const int high = two.s.h() + 2 * pad, wide = two.s.w() + 2 * pad;
     convolve(dy, mirrored.data(), nullptr, d, two.s.out, high, wide, two.s.in, pad, pad + two.s.h());
-    gradient_sums(one, at(y1, g, one.s.outputs()), n.statistics_of(one, t1.data<float>(), g), d, &sums1[g * one.s.out * 2]);
+    gradient_sums(one, at(y1, g, one.s.outputs()), n.statistics_of(one, t1.data<float>(), g), d,
+                  &sums1[g * one.s.out * 2]);
   });
   layer(one, x, y1, t1, d1, sums1, 0, found[0], one.bias ? &found[1] : nullptr, [](int, const Vec*) {});
   if (norm != NONE) {

@@ -13,7 +13,8 @@ std::vector<float> copied(const float* from, int rows, int columns, bool transpo
   const int high = transposed ? columns : rows, wide = padded(transposed ? rows : columns);
   std::vector<float> to(size_t(high) * wide);
   for (int r = 0; r < rows; r++)
-    for (int c = 0; c < columns; c++) to[transposed ? size_t(c) * wide + r : size_t(r) * wide + c] = from[size_t(r) * columns + c];
+    for (int c = 0; c < columns; c++)
+      to[transposed ? size_t(c) * wide + r : size_t(r) * wide + c] = from[size_t(r) * columns + c];
   return to;
 }
 
@@ -27,8 +28,14 @@ struct Mixture {
   const float* weights;
   const std::vector<Tensor>& tensors;
   Mixture(const std::vector<Tensor>& tensors, int layers)
-      : rows(tensors[0].shape()[0]), tasks(tensors[1].shape()[0]), experts(tensors[1].shape()[1]), layers(layers),
-        sizes{int(tensors[0].shape()[1])}, begins{0}, weights(tensors[1].data<float>()), tensors(tensors) {
+      : rows(tensors[0].shape()[0]),
+        tasks(tensors[1].shape()[0]),
+        experts(tensors[1].shape()[1]),
+        layers(layers),
+        sizes{int(tensors[0].shape()[1])},
+        begins{0},
+        weights(tensors[1].data<float>()),
+        tensors(tensors) {
     for (int l = 0; l < layers; l++) {
       sizes.push_back(tensors[2 + 2 * l].shape()[1]);
       begins.push_back(begins[l] + int64_t(rows) * padded(sizes[l + 1]));
@@ -72,8 +79,8 @@ std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layer
       for (int l = 0; l < layers; l++) {
         const int outputs = padded(m.sizes[l + 1]);
         float* y = kept + m.begins.back() * u + m.begins[l] + int64_t(first) * outputs;
-        product(inputs, matrices[u * layers + l].data(), biases[u * layers + l].data(), true, false, y, number, m.sizes[l],
-                m.sizes[l + 1]);
+        product(inputs, matrices[u * layers + l].data(), biases[u * layers + l].data(), true, false, y, number,
+                m.sizes[l], m.sizes[l + 1]);
         inputs = {y, outputs, 1};
       }
     }
@@ -91,8 +98,8 @@ std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layer
   return {mixtures, saved};
 }
 
-std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Tensor& saved, const Tensor& mixtures_grad,
-                                    int layers, int size, int threads) {
+std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Tensor& saved,
+                                    const Tensor& mixtures_grad, int layers, int size, int threads) {
   const Mixture m(tensors, layers);
   const Tensor& x = tensors[0];
   const int wide = padded(size);
@@ -101,9 +108,11 @@ std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Te
   const float *kept = saved.data<float>(), *d = mixtures_grad.data<float>();
   std::vector<std::vector<float>> transposed;
   for (int i : m.used)
-    for (int l = 0; l < layers; l++) transposed.push_back(copied(m.parameter(i, l, 0), m.sizes[l], m.sizes[l + 1], true));
+    for (int l = 0; l < layers; l++)
+      transposed.push_back(copied(m.parameter(i, l, 0), m.sizes[l], m.sizes[l + 1], true));
 
-  std::vector<int64_t> begins{0};  // of each layer's gradients: weight, then bias, their rows padded; then the size of all
+  std::vector<int64_t> begins{
+      0};  // of each layer's gradients: weight, then bias, their rows padded; then the size of all
   for (int l = 0; l < layers; l++) begins.push_back(begins[l] + int64_t(m.sizes[l] + 1) * padded(m.sizes[l + 1]));
   const int64_t of_chunk = begins.back() * m.used.size();
   std::vector<float> sums(of_chunk * m.chunks());
@@ -136,7 +145,8 @@ std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Te
         float* gradient = &sums[of_chunk * chunk + begins.back() * u + begins[l]];
         const Matrix transposed_inputs = l ? Matrix{expert + m.begins[l - 1] + int64_t(first) * inputs, 1, inputs}
                                            : Matrix{x.data<float>() + int64_t(first) * m.sizes[0], 1, m.sizes[0]};
-        product(transposed_inputs, of_outputs.data(), nullptr, false, false, gradient, m.sizes[l], number, m.sizes[l + 1]);
+        product(transposed_inputs, of_outputs.data(), nullptr, false, false, gradient, m.sizes[l], number,
+                m.sizes[l + 1]);
         float* bias = gradient + int64_t(m.sizes[l]) * outputs;
         for (int r = 0; r < number; r++)
           for (int c = 0; c < outputs; c++) bias[c] += of_outputs[size_t(r) * outputs + c];
@@ -171,7 +181,8 @@ std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Te
   return found;
 }
 
-std::vector<std::vector<int64_t>> MixtureShapes(const std::vector<std::vector<int64_t>>& tensors, int layers, int size) {
+std::vector<std::vector<int64_t>> MixtureShapes(const std::vector<std::vector<int64_t>>& tensors, int layers,
+                                                int size) {
   return {{tensors[1][0], tensors[0][0], size}, {-1}};
 }
 
