@@ -789,12 +789,12 @@ class SparseMixture(nn.Layer):
         """Whether the kernel computes what these experts and gates do in training: see ``kernel``."""
         if self.kernel is None or not self.training or self.per_example or not _suits_kernels(x):
             return False
-        plain = [expert.plain_sizes() if isinstance(expert, MLP) else None for expert in self.experts]
+        plain = [expert.plain_sizes if isinstance(expert, MLP) else None for expert in self.experts]
         return plain[0] is not None and plain.count(plain[0]) == len(plain) and len(x.shape) == 2
 
     def _mix_by_kernel(self, kernel, x, weights):
         tensors = [parameter for expert in self.experts for parameter in expert.parameters()]
-        layers = len(self.experts[0].plain_sizes()) - 1
+        layers = len(self.experts[0].plain_sizes) - 1
         mixtures = kernel(x, paddle.stack(weights), tensors, layers, self.expert_size)  # [T, B, H]
         return paddle.unbind(mixtures, axis=0)
 
@@ -933,6 +933,9 @@ class MLP(nn.Layer):
         activation: one of ``ACTIVATIONS``.
         dropout: probability that a hidden number is set to 0 in training, from 0 up to 1.
         activate_output: give the last layer an activation too.
+
+    Attributes:
+        plain_sizes: the widths of input and layers if there are only linear layers, each with ReLU; otherwise None.
     Raises:
         ValueError: an argument is out of its range.
     """
@@ -957,8 +960,8 @@ class MLP(nn.Layer):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout!r}, but must be a number >= 0 and < 1")
         self.in_size, self.out_size = in_size, sizes[-1]
-        self.is_plain = norm == "none" and activation == "relu" and not dropout and activate_output
-        self.sizes = [in_size, *sizes]
+        is_plain = norm == "none" and activation == "relu" and not dropout and activate_output
+        self.plain_sizes = [in_size, *sizes] if is_plain else None
         norms = {"batch": [nn.BatchNorm1D], "group": [nn.LayerNorm], "none": []}[norm]
         layers, last = [], len(sizes) - 1
         for i, (wide_in, wide_out) in enumerate(zip([in_size, *sizes], sizes)):
@@ -977,10 +980,6 @@ class MLP(nn.Layer):
             x = paddle.flatten(x, start_axis=1)
         _check_shape("the input of an MLP", x, -1, self.in_size)
         return self.layers(x)
-
-    def plain_sizes(self) -> Optional[list[int]]:
-        """The widths of input and layers, if it is nothing but linear layers, each with ReLU; else None."""
-        return self.sizes if self.is_plain else None
 
     def extra_repr(self):
         return f"in_size={self.in_size}, out_size={self.out_size}"

@@ -5,7 +5,8 @@ import paddle
 import pytest
 
 import net
-from dselect_k_model import kernels
+from dselect_k_model import build, kernels
+from dselect_k_model.hyper_parameters import HyperParameters
 from support.examples import TABLE, TASKS, table_batches
 from support.rounding import GRADIENTS_32, assert_near
 from support.ways import config, make_batches, start
@@ -194,11 +195,14 @@ def test_a_training_with_kernels_is_that_without(way, keys, rng):
         assert_near(ended[0][1][name], value, GRADIENTS_32, name)
 
 
-def test_kernels_that_are_wanted_and_missing_are_named(monkeypatch, tmp_path):
+def test_kernels_that_are_wanted_and_missing_are_named(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(kernels, "library", lambda: tmp_path / "missing.so")
     kernels.load.cache_clear()
     try:
         assert kernels.chosen("cnn_blocks", "auto") is None
+        with caplog.at_level("INFO"):
+            build.build(HyperParameters.from_config(config(kernels="auto", expert_num=2)))
+        assert "kernels is auto, but there are none" in caplog.text
         with pytest.raises(ValueError, match=r"hyper_parameters.kernels is true, but .*missing.so is missing"):
             kernels.chosen("cnn_blocks", True)
     finally:
