@@ -100,6 +100,11 @@ def _load(path):
     return content
 
 
+def is_learning_rate(name):
+    """Whether a variable of a program is its learning rate, which is no weight and no moment."""
+    return name.startswith("learning_rate_")
+
+
 def fit(expected, found, path, partly=False):
     """Take from ``found`` what a network needs, with checks.
 
@@ -114,7 +119,7 @@ def fit(expected, found, path, partly=False):
         UserError: a name is missing, or a shape differs.
     """
     missing = sorted(set(expected) - set(found))
-    surplus = sorted(name for name in set(found) - set(expected) if not name.startswith("learning_rate_"))
+    surplus = sorted(name for name in set(found) - set(expected) if not is_learning_rate(name))
     if missing and (not partly or len(missing) == len(expected)):
         raise UserError(
             f"{path}: it has no {_some(missing)}. It was saved by another network; use the config it was trained with."

@@ -224,7 +224,7 @@ class StaticGraph(Graph):
         self._set(weight_files.fit_optimizer(self._state("opt"), found, path))
         # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
         saved = weights.by_name
-        self._set({n: saved[n] for n in self._state("param") if n.startswith("learning_rate_") and n in saved})
+        self._set({n: saved[n] for n in self._state("param") if weight_files.is_learning_rate(n) and n in saved})
         schedule = self._schedule()
         if schedule is not None:
             path = os.path.join(folder, manifests.MANIFEST)
@@ -247,7 +247,7 @@ class StaticGraph(Graph):
 
 
 def _without_rates(state):
-    return {name: value for name, value in state.items() if not name.startswith("learning_rate_")}
+    return {name: value for name, value in state.items() if not weight_files.is_learning_rate(name)}
 
 
 def result_path(parent):
