@@ -604,12 +604,17 @@ def mix_needed_experts(
     Raises:
         ValueError: a gate's weights are not [n] or [B, n].
     """
-    for w in weights:
-        _check_shape("a gate's weights", w, *[-1] * (len(w.shape) == 2), len(experts))
+    _check_weights(weights, len(experts))
     needed = needed_rows(x, weights, by_row)
     if paddle.in_dynamic_mode() or (not branch and _run_without_rows(experts)):
         return _mix_by_dispatch(experts, x, weights, expert_size, needed)
     return _mix_past_branches(experts, x, weights, expert_size, needed)
+
+
+def _check_weights(weights, expert_num):
+    """Raise ValueError unless each gate's weights are [n] or [B, n]."""
+    for w in weights:
+        _check_shape("a gate's weights", w, *[-1] * (len(w.shape) == 2), expert_num)
 
 
 def needed_rows(x: Tensor, weights: Sequence[Tensor], by_row: bool = False) -> Tensor:
@@ -779,20 +784,24 @@ class SparseMixture(nn.Layer):
         gated = [gate(features) for gate in self.gates]
         weights = [w for w, _ in gated]
         by_row = self.rows_are_independent or not self.training
-        if self._suits_kernel(x):
+        if self._suits_kernel(x, weights):
             outputs = self._mix_by_kernel(self.kernel, x, weights)
         else:
             outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
         return Mixed(outputs, weights, self._penalties([state for _, state in gated]))
 
-    def _suits_kernel(self, x):
-        """Whether the kernel computes what these experts and gates do in training: see ``kernel``."""
-        if self.kernel is None or not self.training or self.per_example or not _suits_kernels(x):
+    def _suits_kernel(self, x, weights):
+        """Whether the kernel computes what these experts do in training with such weights: see ``kernel``."""
+        if self.kernel is None or not self.training or len(x.shape) != 2 or not _suits_kernels(x):
             return False
-        plain = [expert.plain_sizes if isinstance(expert, MLP) else None for expert in self.experts]
-        return plain[0] is not None and plain.count(plain[0]) == len(plain) and len(x.shape) == 2
+        if any(len(w.shape) == 2 for w in weights):
+            return False
+        # not a subclass, whose forward may compute something else
+        plain = [expert.plain_sizes if type(expert) is MLP else None for expert in self.experts]
+        return plain[0] is not None and plain.count(plain[0]) == len(plain)
 
     def _mix_by_kernel(self, kernel, x, weights):
+        _check_weights(weights, len(self.experts))
         tensors = [parameter for expert in self.experts for parameter in expert.parameters()]
         layers = len(self.experts[0].plain_sizes) - 1
         mixtures = kernel(x, paddle.stack(weights), tensors, layers, self.expert_size)  # [T, B, H]

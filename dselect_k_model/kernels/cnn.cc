@@ -6,9 +6,9 @@ using paddle::Tensor;
 
 namespace {
 
-// Number of a block's tensors: weight, bias; weight, scale, shift, running mean and variance; weight, bias, scale,
-// shift.
-constexpr int TENSORS[] = {2, 5, 4};  // by Norm: NONE, BATCH, GROUP
+// Number of a block's tensors, by Norm. NONE: weight, bias. BATCH: weight, scale, shift, running mean and variance.
+// GROUP: weight, bias, scale, shift.
+constexpr int TENSORS[] = {2, 5, 4};
 
 struct Blocks {
   Block first, second;
@@ -56,8 +56,8 @@ void unpack(const Vec* from, int number, int g, int size, float* to) {
   }
 }
 
-// Means and inverse deviations of the batch, from the sums of each group of images (Chan et al.); the running ones
-// move.
+// Means and inverse deviations of the batch, from the sums of each group of images (Chan et al.). Moves the running
+// statistics.
 void batch_statistics(const Blocks& n, const Block& k, const std::vector<double>& of_groups, float* found, float* mean,
                       float* variance) {
   constexpr float MOMENTUM = 0.9f;  // Paddle's default

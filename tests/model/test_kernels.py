@@ -154,7 +154,20 @@ def test_the_weights_gradient_is_the_product_with_the_outputs(rng):
     assert_near(weights.grad.numpy() / abs(expected).max(), expected / abs(expected).max(), ROUNDING)
 
 
-@needs_kernel
+class Doubled(net.MLP):
+    """An MLP of a user's that computes something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class GateByExample(net.Gate):
+    """A gate of a user's whose weights are by example, though it reads no features."""
+
+    def forward(self, features=None):
+        return paddle.full([5, self.expert_num], 0.5), None
+
+
 @pytest.mark.parametrize(
     "other", [{"norm": "group"}, {"dropout": 0.1}, {"activation": "silu"}, {"activate_output": False}]
 )
@@ -167,8 +180,18 @@ def test_experts_that_are_not_plain_are_computed_by_their_layers(other):
 
     for pair in ([experts([8, 4], **other)] * 2, [experts([8, 4]), experts([9, 4])]):
         net.SparseMixture(pair, [net.FixedGate([0.5, 0.5])], kernel=kernel)(paddle.randn([5, 6]))
-    per_example = net.SoftmaxGate(2, 6)
-    net.SparseMixture([experts([4]), experts([4])], [per_example], kernel=kernel)(paddle.randn([5, 6]))
+    for gate in (net.SoftmaxGate(2, 6), GateByExample(2)):
+        net.SparseMixture([experts([4]), experts([4])], [gate], kernel=kernel)(paddle.randn([5, 6]))
+    doubled = Doubled(6, [4], activate_output=True)
+    net.SparseMixture([doubled], [net.FixedGate([1.0])], kernel=kernel)(paddle.randn([5, 6]))
+
+
+def test_a_gate_with_weights_for_other_experts_is_refused_before_the_kernel():
+    gate = net.FixedGate([0.5, 0.5])
+    gate.weights = np.ones(3, "float32")
+    network = net.SparseMixture([net.MLP(6, [4], activate_output=True) for _ in range(2)], [gate], kernel=print)
+    with pytest.raises(ValueError, match="a gate's weights"):
+        network(paddle.randn([5, 6]))
 
 
 # ------------------------------------------------------------------------------------------- whole trainings
