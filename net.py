@@ -16,7 +16,7 @@ Paddle's default dtype: after ``paddle.set_default_dtype("float64")`` a network 
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 import numpy as np
@@ -135,10 +135,15 @@ def _constant(array):
     return paddle.cast(paddle.assign(high), "float64") + paddle.cast(paddle.assign(low), "float64")
 
 
-def _suits_kernels(x):
-    """Whether kernels can compute from ``x`` here: in float32, on a CPU, and not in legacy programs."""
-    is_float32 = _numpy_dtype(x) == "float32" and paddle.get_default_dtype() == "float32"
-    return is_float32 and paddle.get_device() == "cpu" and (paddle.in_dynamic_mode() or paddle.framework.in_pir_mode())
+def kernels_compute() -> bool:
+    """Whether kernels can compute here: in float32, on a CPU, and not in legacy programs."""
+    if paddle.get_default_dtype() != "float32" or paddle.get_device() != "cpu":
+        return False
+    return paddle.in_dynamic_mode() or paddle.framework.in_pir_mode()
+
+
+def _kernels_take(x):
+    return _numpy_dtype(x) == "float32" and kernels_compute()
 
 
 def clip_norm_builds() -> bool:
@@ -729,8 +734,9 @@ class SparseMixture(nn.Layer):
         rows_are_independent: whether in training an expert's output for an example depends on that
             example alone. Then the experts of a per-example gate run on just the examples that need
             them. None: if the experts have no batch norm. (In evaluation they always do.)
-        kernel: what computes the mixture in training, if the experts are MLPs of one shape with ReLU after each layer,
-            and all else is plain, and no gate is per example: a function as ``dselect_k_model.kernels.mlp_mixture``.
+        kernels: what computes faster in training: an object like the module ``dselect_k_model.kernels``. It is used
+            for what it can compute: DSelect-k gates, and experts and towers that are plain and of one shape, where
+            no gate is per example. None: the layers compute everything.
     Raises:
         ValueError: a gate is over another number of experts, or H is unknown.
     """
@@ -741,10 +747,10 @@ class SparseMixture(nn.Layer):
         gates: Sequence[Gate],
         expert_size: Optional[int] = None,
         rows_are_independent: Optional[bool] = None,
-        kernel: Optional[Callable[..., Tensor]] = None,
+        kernels: Any = None,
     ) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernels = kernels
         if not experts or not gates:
             raise ValueError("a mixture needs at least one expert and one gate")
         for gate in gates:
@@ -769,43 +775,74 @@ class SparseMixture(nn.Layer):
         """Mix: see ``mix``."""
         return self.mix(x, features)
 
-    def mix(self, x: Tensor, features: Optional[Tensor] = None) -> Mixed:
+    def mix(self, x: Tensor, features: Optional[Tensor] = None, towers: Sequence[nn.Layer] = ()) -> Mixed:
         """Mix the experts' outputs by each gate's weights.
 
         Args:
             x: what the experts read, [B, ...].
             features: what the gates read, [B, F]; None: x, flattened.
+            towers: a layer for each gate, that reads its mixture; or none.
         Returns:
-            Mixed: outputs and weights, a list each, [B, H] and [n] or [B, n] by gate; penalties, the
-            gates' terms of the loss, summed over the gates: name -> scalar.
+            Mixed: outputs and weights, a list each, [B, H] (or a tower's output) and [n] or [B, n] by gate; penalties,
+            the gates' terms of the loss, summed over the gates: name -> scalar.
         """
         if features is None and self.per_example:
             features = paddle.flatten(x, start_axis=1)
-        gated = [gate(features) for gate in self.gates]
-        weights = [w for w, _ in gated]
-        by_row = self.rows_are_independent or not self.training
-        if self._suits_kernel(x, weights):
-            outputs = self._mix_by_kernel(self.kernel, x, weights)
+        if self._gates_suit_kernels():
+            weights, penalties = self._gate_by_kernels()
         else:
-            outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
-        return Mixed(outputs, weights, self._penalties([state for _, state in gated]))
+            gated = [gate(features) for gate in self.gates]
+            weights, penalties = [w for w, _ in gated], self._penalties([state for _, state in gated])
+        if self._suits_kernels(x, weights):
+            return Mixed(self._mix_by_kernels(x, weights, towers), weights, penalties)
+        by_row = self.rows_are_independent or not self.training
+        outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
+        if towers:
+            outputs = [tower(mixture) for tower, mixture in zip(towers, outputs)]
+        return Mixed(outputs, weights, penalties)
 
-    def _suits_kernel(self, x, weights):
-        """Whether the kernel computes what these experts do in training with such weights: see ``kernel``."""
-        if self.kernel is None or not self.training or len(x.shape) != 2 or not _suits_kernels(x):
+    def _gates_suit_kernels(self):
+        """Whether the kernels compute these gates: those of DSelect-k, alike, and the same for every example."""
+        if self.kernels is None or not self.training or not kernels_compute():
+            return False
+        alike = {(gate.top_k, gate.gamma) if type(gate) is DSelectKGate else None for gate in self.gates}
+        return len(alike) == 1 and None not in alike and len(self.experts) > 1 and not self.per_example
+
+    def _gate_by_kernels(self):
+        tensors = [tensor for gate in self.gates for tensor in (gate.selector_logits, gate.mixing_logits)]
+        gate = self.gates[0]
+        weights, sums = self.kernels.gates(tensors, gate.expert_num, gate.top_k, gate.gamma)
+        names = ("entropy", "reachability") if gate.expert_num != 2**gate.digits else ("entropy",)
+        return paddle.unbind(weights), {name: sums[i] for i, name in enumerate(names)}
+
+    def _suits_kernels(self, x, weights):
+        """Whether the kernels compute these experts in training with such weights."""
+        if self.kernels is None or not self.training or not _kernels_take(x):
             return False
         if any(len(w.shape) == 2 for w in weights):
             return False
         # not a subclass, whose forward may compute something else
-        plain = [expert.plain_sizes if type(expert) is MLP else None for expert in self.experts]
-        return plain[0] is not None and plain.count(plain[0]) == len(plain)
+        plain = [expert.plain_shape() if type(expert) in (MLP, CNNExpert) else None for expert in self.experts]
+        if plain[0] is None or plain.count(plain[0]) < len(plain):
+            return False
+        return len(x.shape) == 2 if type(self.experts[0]) is MLP else x.stop_gradient
 
-    def _mix_by_kernel(self, kernel, x, weights):
+    def _mix_by_kernels(self, x, weights, towers):
         _check_weights(weights, len(self.experts))
-        tensors = [parameter for expert in self.experts for parameter in expert.parameters()]
-        layers = len(self.experts[0].plain_sizes) - 1
-        mixtures = kernel(x, paddle.stack(weights), tensors, layers, self.expert_size)  # [T, B, H]
-        return paddle.unbind(mixtures, axis=0)
+        weights = paddle.stack(weights)
+        if type(self.experts[0]) is CNNExpert:
+            _check_shape("image", x, -1, *self.experts[0].image_shape)
+            blocks = [tensor for expert in self.experts for tensor in expert.blocks_tensors()]
+            x = self.kernels.cnns(x, weights, blocks, self.experts[0].norm, self.experts[0].feature_num)
+        else:
+            _check_shape("the input of an MLP", x, -1, self.experts[0].in_size)
+        layers = [expert.linear_parameters() for expert in self.experts]
+        plain = all(type(tower) is MLP and tower.plain_shape(activate_output=False) for tower in towers)
+        if not plain:
+            outputs = self.kernels.mlps(x, weights, layers, self.expert_size, [])
+            return [tower(mixture) for tower, mixture in zip(towers, outputs)]
+        ends = [(tower.linear_parameters(), tower.out_size) for tower in towers]
+        return self.kernels.mlps(x, weights, layers, self.expert_size, ends)
 
     def _penalties(self, states):
         terms: dict[str, Tensor] = {}
@@ -878,11 +915,12 @@ def _convolution(in_channels, out_channels, norm):
     )
 
 
-def _run_on_image(layers, norm, image, kernel, size):
-    """``layers``, which begin with two blocks and a flattening; in training these by the kernel, if it suits."""
+def _run_on_image(layers, norm, image, kernels, size):
+    """``layers``, which begin with two blocks and a flattening; in training these by the kernels, if they can."""
     rest = list(layers)
-    if kernel is not None and layers.training and image.stop_gradient and _suits_kernels(image):
-        image, rest = kernel(image, _tensors_of_blocks(rest[:2], norm), norm, size), rest[3:]
+    if kernels is not None and layers.training and image.stop_gradient and _kernels_take(image):
+        features = kernels.cnns(image, paddle.ones([1, 1]), _tensors_of_blocks(rest[:2], norm), norm, size)
+        image, rest = paddle.reshape(features, [-1, size]), rest[3:]
     for layer in rest:
         image = layer(image)
     return image
@@ -897,21 +935,22 @@ def _tensors_of_blocks(blocks, norm):
     return tensors
 
 
+def _linear_parameters(layers):
+    return [p for layer in layers if isinstance(layer, nn.Linear) for p in (layer.weight, layer.bias)]
+
+
 class CNN(nn.Layer):
     """Two blocks of convolution (5 x 5), norm, max-pool and ReLU, with 10 and 20 channels, flattened.
 
     Args:
         image_shape: [channels, height, width]; height and width at least 16.
         norm: "batch", "group" (of ``GROUP_SIZE`` channels), or "none".
-        kernel: what computes the blocks in training: a function (image, tensors of the blocks, norm) -> features, as
-            ``dselect_k_model.kernels.cnn_blocks``. None: the layers themselves.
+        kernels: see ``SparseMixture``.
     Raises:
         ValueError: the image is too small, or the norm unknown.
     """
 
-    def __init__(
-        self, image_shape: Sequence[int], norm: str = "batch", kernel: Optional[Callable[..., Tensor]] = None
-    ) -> None:
+    def __init__(self, image_shape: Sequence[int], norm: str = "batch", kernels: Any = None) -> None:
         super().__init__()
         channels, *sizes = image_shape
         _check_whole("channels", channels, 1)
@@ -921,12 +960,12 @@ class CNN(nn.Layer):
         self.image_shape = list(image_shape)
         self.blocks = nn.Sequential(_convolution(channels, 10, norm), _convolution(10, 20, norm), nn.Flatten())
         self.out_size = 20 * math.prod(((size - 4) // 2 - 4) // 2 for size in sizes)
-        self.norm, self.kernel = norm, kernel
+        self.norm, self.kernels = norm, kernels
 
     def forward(self, image: Tensor) -> Tensor:
         """float32 [B, channels, height, width] -> [B, out_size]."""
         _check_shape("image", image, -1, *self.image_shape)
-        return _run_on_image(self.blocks, self.norm, image, self.kernel, self.out_size)
+        return _run_on_image(self.blocks, self.norm, image, self.kernels, self.out_size)
 
     def extra_repr(self):
         return f"image_shape={self.image_shape}, out_size={self.out_size}"
@@ -944,7 +983,7 @@ class MLP(nn.Layer):
         activate_output: give the last layer an activation too.
 
     Attributes:
-        plain_sizes: the widths of input and layers if there are only linear layers, each with ReLU; otherwise None.
+        out_size: width of the output.
     Raises:
         ValueError: an argument is out of its range.
     """
@@ -969,8 +1008,8 @@ class MLP(nn.Layer):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout!r}, but must be a number >= 0 and < 1")
         self.in_size, self.out_size = in_size, sizes[-1]
-        is_plain = norm == "none" and activation == "relu" and not dropout and activate_output
-        self.plain_sizes = [in_size, *sizes] if is_plain else None
+        self._shape = [in_size, *sizes] if norm == "none" and activation == "relu" and not dropout else None
+        self._activates_output = activate_output
         norms = {"batch": [nn.BatchNorm1D], "group": [nn.LayerNorm], "none": []}[norm]
         layers, last = [], len(sizes) - 1
         for i, (wide_in, wide_out) in enumerate(zip([in_size, *sizes], sizes)):
@@ -990,6 +1029,14 @@ class MLP(nn.Layer):
         _check_shape("the input of an MLP", x, -1, self.in_size)
         return self.layers(x)
 
+    def plain_shape(self, activate_output: bool = True) -> Optional[list[int]]:
+        """The widths of input and layers if all of it is linear layers and ReLU, at the end too or not; or None."""
+        return self._shape if self._activates_output == activate_output else None
+
+    def linear_parameters(self) -> list[Tensor]:
+        """Weight and bias of each linear layer."""
+        return _linear_parameters(self.layers)
+
     def extra_repr(self):
         return f"in_size={self.in_size}, out_size={self.out_size}"
 
@@ -1000,27 +1047,33 @@ class CNNExpert(nn.Layer):
     Args:
         image_shape: [channels, height, width].
         expert_size: width of the output.
-        norm, kernel: see ``CNN``.
+        norm, kernels: see ``CNN``.
     """
 
-    def __init__(
-        self,
-        image_shape: Sequence[int],
-        expert_size: int,
-        norm: str = "batch",
-        kernel: Optional[Callable[..., Tensor]] = None,
-    ) -> None:
+    def __init__(self, image_shape: Sequence[int], expert_size: int, norm: str = "batch", kernels: Any = None) -> None:
         super().__init__()
         cnn = CNN(image_shape, norm)
         head = MLP(cnn.out_size, [50, expert_size], activate_output=True)
         self.layers = nn.Sequential(*cnn.blocks, *head.layers)
         self.image_shape, self.out_size = cnn.image_shape, expert_size
-        self.norm, self.kernel, self.feature_num = norm, kernel, cnn.out_size
+        self.norm, self.kernels, self.feature_num = norm, kernels, cnn.out_size
 
     def forward(self, image: Tensor) -> Tensor:
         """float32 [B, channels, height, width] -> [B, expert_size]."""
         _check_shape("image", image, -1, *self.image_shape)
-        return _run_on_image(self.layers, self.norm, image, self.kernel, self.feature_num)
+        return _run_on_image(self.layers, self.norm, image, self.kernels, self.feature_num)
+
+    def plain_shape(self) -> list:
+        """What experts must agree in for one kernel to compute them all."""
+        return [*self.image_shape, self.norm, self.out_size]
+
+    def blocks_tensors(self) -> list[Tensor]:
+        """The tensors of both blocks, as the kernels take them."""
+        return _tensors_of_blocks(self.layers[:2], self.norm)
+
+    def linear_parameters(self) -> list[Tensor]:
+        """Weight and bias of each linear layer."""
+        return _linear_parameters(self.layers)
 
     def extra_repr(self):
         return f"image_shape={self.image_shape}, out_size={self.out_size}"
@@ -1114,7 +1167,7 @@ class MultiTaskNetwork(SparseMixture):
         entropy_ramp: weight of the penalty ``entropy`` at step 0, 1, ..., the last being that of all later steps.
         penalty_weights: weights of the other penalties, name -> number; 1 if not named.
         learned_balance: give each task a trained log-variance (see ``tasks.losses``).
-        kernel: see ``SparseMixture``.
+        kernels: see ``SparseMixture``.
     Raises:
         ValueError: there are not as many gates as towers.
     """
@@ -1130,9 +1183,9 @@ class MultiTaskNetwork(SparseMixture):
         entropy_ramp: Union[Sequence[float], np.ndarray] = (0.0,),
         penalty_weights: Optional[Mapping[str, float]] = None,
         learned_balance: bool = False,
-        kernel: Optional[Callable[..., Tensor]] = None,
+        kernels: Any = None,
     ) -> None:
-        super().__init__(experts, gates, expert_size, kernel=kernel)
+        super().__init__(experts, gates, expert_size, kernels=kernels)
         if len(gates) != len(towers):
             raise ValueError(f"there are {len(gates)} gates, but {len(towers)} towers: each task has one of each")
         self.inputs, self.bottom = inputs, bottom
@@ -1159,9 +1212,8 @@ class MultiTaskNetwork(SparseMixture):
             The tasks' outputs, a list; with ``details`` a Details of it, the gates' weights, and the
             scalar sum of their penalties, each by its weight at this step.
         """
-        mixed = self.mix(self.shared(x, ids))
-        outputs = [tower(mixture) for tower, mixture in zip(self.towers, mixed.outputs)]
-        return Details(outputs, mixed.weights, self._penalty(mixed.penalties)) if details else outputs
+        mixed = self.mix(self.shared(x, ids), towers=self.towers)
+        return Details(mixed.outputs, mixed.weights, self._penalty(mixed.penalties)) if details else mixed.outputs
 
     def shared(self, x: Tensor, ids: Optional[Tensor] = None) -> Tensor:
         """What gates and experts read: the inputs joined, behind the bottom."""

@@ -29,7 +29,7 @@ def build(hyper):
         )
         shape = [inputs.out_size]
     if hyper.bottom == "cnn":
-        bottom = net.CNN(shape, hyper.expert_norm, kernels.chosen("cnn_blocks", hyper.kernels))
+        bottom = net.CNN(shape, hyper.expert_norm, kernels.chosen(hyper.kernels))
     elif hyper.bottom == "mlp":
         bottom = net.MLP(math.prod(shape), hyper.bottom_sizes, hyper.expert_norm, activate_output=True)
     if bottom is not None:
@@ -49,7 +49,7 @@ def build(hyper):
         entropy_ramp=training.entropy_ramp(hyper.entropy_weight, hyper.entropy_schedule, hyper.entropy_ramp_steps),
         penalty_weights={"balance": hyper.balance_weight},
         learned_balance=hyper.task_balance == "uncertainty",
-        kernel=kernels.chosen("mlp_mixture", hyper.kernels),
+        kernels=kernels.chosen(hyper.kernels),
     )
 
 

@@ -11,7 +11,7 @@ from dselect_k_model.users_objects import find
 
 
 def _cnn(hyper, shape):
-    return net.CNNExpert(shape, hyper.expert_size, hyper.expert_norm, kernels.chosen("cnn_blocks", hyper.kernels))
+    return net.CNNExpert(shape, hyper.expert_size, hyper.expert_norm, kernels.chosen(hyper.kernels))
 
 
 def _mlp(hyper, shape):

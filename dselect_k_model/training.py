@@ -7,6 +7,8 @@ import paddle
 from paddle import nn
 
 import net
+from dselect_k_model import kernels
+from dselect_k_model.kernels import optimizers
 
 LOG = logging.getLogger("dselect_k")
 
@@ -126,21 +128,27 @@ def build_optimizer(network, hyper, learning_rate, parameters=None):
     clip = nn.ClipGradByGlobalNorm(hyper.optimizer_clip_norm) if hyper.optimizer_clip_norm else None
     common = {"learning_rate": learning_rate, "parameters": parameters, "grad_clip": clip}
     decay = hyper.optimizer_weight_decay
+    kinds = _optimizers(hyper)
     needs_tensors = paddle.framework.in_pir_mode() or (
         not paddle.in_dynamic_mode() and paddle.get_default_dtype() == "float64"
     )
-    if hyper.optimizer_class != "sgd" and needs_tensors:
+    if hyper.optimizer_class != "sgd" and needs_tensors and kinds is paddle.optimizer:
         # Paddle's defaults. As numbers, PIR programs would make them again for each parameter at each step, and legacy
         # ones would keep them in float32, which in float64 is 1e-5 off
         common.update({name: paddle.full([1], x) for name, x in (("beta1", 0.9), ("beta2", 0.999), ("epsilon", 1e-8))})
     if hyper.optimizer_class == "adamw":
         spared = {p.name for p in network.gates.parameters()}
-        return paddle.optimizer.AdamW(
-            weight_decay=decay, apply_decay_param_fun=lambda name: name not in spared, **common
-        )
+        return kinds.AdamW(weight_decay=decay, apply_decay_param_fun=lambda name: name not in spared, **common)
     if hyper.optimizer_class == "sgd" and not hyper.optimizer_momentum:
-        return paddle.optimizer.SGD(weight_decay=decay or None, **common)
+        return kinds.SGD(weight_decay=decay or None, **common)
     if hyper.optimizer_class == "sgd":
-        return paddle.optimizer.Momentum(momentum=hyper.optimizer_momentum, weight_decay=decay or None, **common)
+        return kinds.Momentum(momentum=hyper.optimizer_momentum, weight_decay=decay or None, **common)
     lazy = hyper.optimizer_class == "lazy_adam"
-    return paddle.optimizer.Adam(weight_decay=decay or None, lazy_mode=lazy, **common)
+    return kinds.Adam(weight_decay=decay or None, lazy_mode=lazy, **common)
+
+
+def _optimizers(hyper):
+    """The module with the optimizers' classes: Paddle's, or the kernels', which update all parameters at once."""
+    if hyper.optimizer_class == "lazy_adam" or not net.kernels_compute():
+        return paddle.optimizer
+    return optimizers if kernels.chosen(hyper.kernels) else paddle.optimizer

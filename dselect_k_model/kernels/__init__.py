@@ -1,4 +1,4 @@
-"""Our own kernels for training on a CPU: the convolutions of experts and bottoms, and mixtures of plain MLP experts.
+"""Our own kernels for training on a CPU: gates, experts, towers, and the step of the optimizer.
 
 They are compiled once for a machine and a release of Paddle, by ``python -m dselect_k_model.kernels``
 (``make kernels``), with a C++ compiler. Without them the same numbers come from Paddle's layers, to rounding.
@@ -6,9 +6,11 @@ They are compiled once for a machine and a release of Paddle, by ``python -m dse
 
 import functools
 import hashlib
+import itertools
 import os
 import pathlib
 import platform
+import sys
 import tempfile
 
 import paddle
@@ -49,19 +51,19 @@ def build():
     path = library()
     path.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # a library that is there is whole
-        sources = [str(HERE / name) for name in ("cnn.cc", "mlp.cc")]
+        sources = [str(HERE / name) for name in ("gates.cc", "cnn.cc", "mlp.cc", "update.cc")]
         cpp_extension.load(NAME, sources, extra_cxx_cflags=FLAGS, build_directory=folder)
         os.replace(os.path.join(folder, NAME, f"{NAME}.so"), path)
 
 
-def chosen(name, key):
-    """A kernel, if ``hyper_parameters.kernels`` asks for it: false, true or auto.
+def chosen(key):
+    """This module if ``hyper_parameters.kernels`` asks for it, which is false, true or auto; otherwise None.
 
     Raises:
         ValueError: it is true, but they are not compiled.
     """
     if key and load():
-        return globals()[name]
+        return sys.modules[__name__]
     if key is True:
         raise ValueError(
             f"hyper_parameters.kernels is true, but {library()} is missing. Run: python -m dselect_k_model.kernels "
@@ -82,31 +84,63 @@ def load():
     return True
 
 
-def cnn_blocks(image, tensors, norm, size):
-    """Two blocks of convolution, norm, max-pooling and ReLU, and their gradients.
+def gates(tensors, experts, selectors, gamma):
+    """DSelect-k gates that are the same for every example: see ``net.DSelectKGate``.
+
+    Args:
+        tensors: of each gate, selector logits [k m] and mixing logits [k].
+        experts: n, from 2.
+        selectors: k.
+        gamma: width of the smooth-step's band.
+    Returns:
+        (weights [T, n], penalties [2]): the sums over the gates of entropy and reachability.
+    """
+    return _run("dselect_k_gates", tensors, experts, selectors, gamma)
+
+
+def cnns(image, weights, tensors, norm, size):
+    """The two blocks of convolution, norm, max-pooling and ReLU of each expert in use.
 
     Args:
         image: float32 [B, channels, height, width], without gradient.
-        tensors: of both blocks, those that their norm has, in this order: weight; without batch norm bias; scale,
-            shift; with batch norm the running mean and variance, which move.
+        weights: float32 [T, n]; an expert is in use if any of its weights is > 0. It gets no gradient from here.
+        tensors: of each expert, of both blocks, those that their norm has, in this order: weight; without batch norm
+            bias; scale, shift; with batch norm the running mean and variance, which move.
         norm: one of ``NORMS``.
         size: number of features of an image.
     Returns:
-        float32 [B, size].
+        float32 [experts in use, B, size].
     """
-    return paddle._C_ops._run_custom_op("dselect_k_cnn", image, tensors, NORMS.index(norm), size, THREADS)[0]
+    return _run("dselect_k_cnns", image, weights.detach(), tensors, NORMS.index(norm), size, THREADS)[0]
 
 
-def mlp_mixture(x, weights, tensors, layers, size):
-    """A mixture of MLP experts with ReLU after each layer, and its gradients. An expert without weight is skipped.
+def mlps(x, weights, experts, size, towers):
+    """A mixture of MLP experts with ReLU after each layer, and towers with ReLU between layers.
 
     Args:
-        x: float32 [B, F].
-        weights: float32 [T, n].
-        tensors: of each expert, of each layer, weight and bias.
-        layers: of an expert.
+        x: float32 [B, F], or [experts in use, B, F].
+        weights: float32 [T, n]. An expert without weight is skipped.
+        experts: of each, a list of its layers' weights and biases, of the same shapes.
         size: H, of an expert's output.
+        towers: of each task, such a list and the size of its output; or empty.
     Returns:
-        float32 [T, B, H].
+        By task float32 [B, size of its tower's output], or the mixtures [B, H].
     """
-    return paddle._C_ops._run_custom_op("dselect_k_mlps", [x, weights, *tensors], layers, size, THREADS)[0]
+    tensors = [x, weights, *itertools.chain(*experts), *itertools.chain(*[parameters for parameters, _ in towers])]
+    layers, tower_layers = len(experts[0]) // 2, [len(parameters) // 2 for parameters, _ in towers]
+    sizes = [width for _, width in towers] or [size] * weights.shape[0]
+    outputs = _run("dselect_k_mlps", tensors, layers, size, tower_layers, sum(sizes), THREADS)[0]
+    return paddle.split(outputs, sizes, axis=1) if len(sizes) > 1 else [outputs]
+
+
+def _run(name, *arguments):
+    return paddle._C_ops._run_custom_op(name, *arguments)
+
+
+def update(tensors, rate, method, constants, factors, decays):
+    """One step of an optimizer for all parameters, in place: see ``optimizers``.
+
+    Returns:
+        int32 [number of parameters], 1 if a parameter is finite after the step.
+    """
+    return _run("dselect_k_update", tensors, rate, method, constants, factors, decays, THREADS)[0]

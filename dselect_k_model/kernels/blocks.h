@@ -4,14 +4,12 @@
 // image's width. "Packed" is [image group][channel][row][column] of such vectors.
 #pragma once
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <functional>
-#include <system_error>
-#include <thread>
 #include <vector>
+
+#include "parallel.h"
 
 #if defined(__AVX512F__)
 constexpr int LANES = 16, OUT = 10, WIDE = 2;
@@ -33,21 +31,6 @@ struct Sizes {
   int pooled() const { return out * (h() / 2) * (w() / 2); }
   int weights() const { return out * in * K * K; }
 };
-
-// Calls work(i) for i in 0 ... number - 1 on several threads, or fewer where the system gives no more.
-inline void parallel(int number, int threads, const std::function<void(int)>& work) {
-  std::atomic<int> next{0};
-  auto take = [&] {
-    for (int i; (i = next++) < number;) work(i);
-  };
-  std::vector<std::thread> others;
-  try {
-    while (int(others.size()) + 1 < std::min(threads, number)) others.emplace_back(take);
-  } catch (const std::system_error&) {
-  }
-  take();
-  for (auto& other : others) other.join();
-}
 
 // weights [out][in][K][K] -> [out / OUT][in][K][K][OUT], which convolve reads; or, for the gradient of the input, that
 // of the mirrored kernels with in and out exchanged

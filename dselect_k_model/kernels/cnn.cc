@@ -1,5 +1,7 @@
-// The operator dselect_k_cnn: the two blocks of net.py's CNN in training, forward and backward. See __init__.py.
+// The operator dselect_k_cnns: the two blocks of net.py's CNN for each expert in use, in training, forward and
+// backward. See __init__.py.
 #include "blocks.h"
+#include "experts.h"
 #include "paddle/extension.h"
 
 using paddle::Tensor;
@@ -10,13 +12,15 @@ namespace {
 // GROUP: weight, bias, scale, shift.
 constexpr int TENSORS[] = {2, 5, 4};
 
+// One expert's blocks.
 struct Blocks {
   Block first, second;
+  const Tensor* tensors;
   int number, groups, threads;
-  Blocks(const Tensor& image, const std::vector<Tensor>& parameters, int norm, int threads)
-      : number(image.shape()[0]), groups((number + LANES - 1) / LANES), threads(threads) {
+  Blocks(const Tensor& image, const Tensor* tensors, int norm, int threads)
+      : tensors(tensors), number(image.shape()[0]), groups((number + LANES - 1) / LANES), threads(threads) {
     const auto shape = image.shape();
-    const Tensor *one = &parameters[0], *two = one + TENSORS[norm];
+    const Tensor *one = tensors, *two = one + TENSORS[norm];
     const Sizes sizes{int(shape[1]), int(shape[2]), int(shape[3]), int(one->shape()[0])};
     first = block(sizes, Norm(norm), one);
     second = block({sizes.out, sizes.h() / 2, sizes.w() / 2, int(two->shape()[0])}, Norm(norm), two);
@@ -76,71 +80,72 @@ void batch_statistics(const Blocks& n, const Block& k, const std::vector<double>
   }
 }
 
-}  // namespace
+// What the forward pass of an expert keeps for the backward pass: outputs of the convolutions, the first block's
+// output, and the norms' statistics.
+struct Kept {
+  Vec *y1, *p1, *y2;
+  float *t1, *t2;
+};
 
-// Under batch norm the running statistics move. That is not declared to Paddle: it would make them outputs, to which a
-// gradient belongs.
-std::vector<Tensor> Forward(const Tensor& image, const std::vector<Tensor>& parameters, int norm, int size,
-                            int threads) {
-  const Blocks n(image, parameters, norm, threads);
+// The tensors of all experts in use.
+struct AllKept {
+  std::vector<Tensor> tensors;
+  AllKept(const Blocks& n, int experts) {
+    const int64_t vectors = int64_t(n.groups) * LANES;
+    for (int64_t size : {vectors * n.first.s.outputs(), vectors * n.first.s.pooled(), vectors * n.second.s.outputs(),
+                         n.statistics(n.first), n.statistics(n.second)})
+      tensors.push_back(
+          paddle::empty({experts, std::max<int64_t>(1, size)}, paddle::DataType::FLOAT32, paddle::CPUPlace()));
+  }
+  explicit AllKept(std::vector<Tensor> tensors) : tensors(tensors) {}
+  Kept of(int expert) {
+    auto at = [&](int i) { return tensors[i].data<float>() + expert * tensors[i].shape()[1]; };
+    auto vectors = [&](int i) { return reinterpret_cast<Vec*>(at(i)); };
+    return {vectors(0), vectors(1), vectors(2), at(3), at(4)};
+  }
+};
+
+// x: the packed images. features: [B][size].
+void forward(const Blocks& n, const Vec* x, const Kept& kept, float* features) {
   const Block &one = n.first, &two = n.second;
-  auto make = [](int64_t size) { return paddle::empty({size}, paddle::DataType::FLOAT32, paddle::CPUPlace()); };
-  Tensor features = paddle::empty({n.number, two.s.pooled()}, paddle::DataType::FLOAT32, paddle::CPUPlace());
-  const int64_t vectors = int64_t(n.groups) * LANES;
-  Tensor x = make(std::max<int64_t>(1, vectors * one.s.inputs())),
-         y1 = make(std::max<int64_t>(1, vectors * one.s.outputs()));
-  Tensor p1 = make(std::max<int64_t>(1, vectors * one.s.pooled())),
-         y2 = make(std::max<int64_t>(1, vectors * two.s.outputs()));
-  Tensor t1 = make(n.statistics(one)), t2 = make(n.statistics(two));
-  std::vector<Tensor> found{features, x, y1, p1, y2, t1, t2};
-  if (!n.number) return found;
-  auto at = [](Tensor& tensor, int64_t g, int size) { return reinterpret_cast<Vec*>(tensor.data<float>()) + g * size; };
   const auto arranged1 = arranged(one.weight, one.s, false), arranged2 = arranged(two.weight, two.s, false);
   std::vector<double> moments1(n.groups * one.s.out * 2), moments2(n.groups * two.s.out * 2);
-  auto after = [&](const Block& k, Tensor& t, std::vector<double>& sums, const Vec* y, int g) {
-    if (k.norm == GROUP) group_statistics(k, y, at(t, g, 2 * k.groups()));
+  auto after = [&](const Block& k, float* t, std::vector<double>& sums, const Vec* y, int g) {
+    if (k.norm == GROUP) group_statistics(k, y, reinterpret_cast<Vec*>(t) + int64_t(g) * 2 * k.groups());
     if (k.norm == BATCH) moments(k.s, y, lanes_in_use(g, n.number), &sums[g * k.s.out * 2]);
   };
-  auto between = [&](const Block& k, Tensor& t, std::vector<double>& sums, int first) {
+  // Under batch norm the running statistics move. That is not declared to Paddle: it would make them outputs, to which
+  // a gradient belongs.
+  auto between = [&](const Block& k, float* t, std::vector<double>& sums, int first) {
     if (k.norm != BATCH) return;
-    auto running = [&](int i) { return const_cast<float*>(parameters[first + i].data<float>()); };
-    batch_statistics(n, k, sums, t.data<float>(), running(3), running(4));
+    auto running = [&](int i) { return const_cast<float*>(n.tensors[first + i].data<float>()); };
+    batch_statistics(n, k, sums, t, running(3), running(4));
   };
-  parallel(n.groups, threads, [&](int g) {
-    pack(image.data<float>(), n.number, g, one.s.inputs(), at(x, g, one.s.inputs()));
-    Vec* y = at(y1, g, one.s.outputs());
-    convolve(at(x, g, one.s.inputs()), arranged1.data(), one.bias, y, one.s.in, one.s.high, one.s.wide, one.s.out, 0,
-             one.s.high);
-    after(one, t1, moments1, y, g);
+  parallel(n.groups, n.threads, [&](int g) {
+    Vec* y = kept.y1 + int64_t(g) * one.s.outputs();
+    convolve(x + int64_t(g) * one.s.inputs(), arranged1.data(), one.bias, y, one.s.in, one.s.high, one.s.wide,
+             one.s.out, 0, one.s.high);
+    after(one, kept.t1, moments1, y, g);
   });
-  between(one, t1, moments1, 0);
-  parallel(n.groups, threads, [&](int g) {
-    Vec *p = at(p1, g, one.s.pooled()), *y = at(y2, g, two.s.outputs());
-    pool(one, at(y1, g, one.s.outputs()), n.statistics_of(one, t1.data<float>(), g), p);
+  between(one, kept.t1, moments1, 0);
+  parallel(n.groups, n.threads, [&](int g) {
+    Vec *p = kept.p1 + int64_t(g) * one.s.pooled(), *y = kept.y2 + int64_t(g) * two.s.outputs();
+    pool(one, kept.y1 + int64_t(g) * one.s.outputs(), n.statistics_of(one, kept.t1, g), p);
     convolve(p, arranged2.data(), two.bias, y, two.s.in, two.s.high, two.s.wide, two.s.out, 0, two.s.high);
-    after(two, t2, moments2, y, g);
+    after(two, kept.t2, moments2, y, g);
   });
-  between(two, t2, moments2, TENSORS[BATCH]);
-  parallel(n.groups, threads, [&](int g) {
+  between(two, kept.t2, moments2, TENSORS[BATCH]);
+  parallel(n.groups, n.threads, [&](int g) {
     std::vector<Vec> p(two.s.pooled());
-    pool(two, at(y2, g, two.s.outputs()), n.statistics_of(two, t2.data<float>(), g), p.data());
-    unpack(p.data(), n.number, g, two.s.pooled(), features.data<float>());
+    pool(two, kept.y2 + int64_t(g) * two.s.outputs(), n.statistics_of(two, kept.t2, g), p.data());
+    unpack(p.data(), n.number, g, two.s.pooled(), features);
   });
-  return found;
 }
 
-std::vector<Tensor> Backward(const Tensor& image, const std::vector<Tensor>& parameters, const Tensor& x,
-                             const Tensor& y1, const Tensor& p1, const Tensor& y2, const Tensor& t1, const Tensor& t2,
-                             const Tensor& features_grad, int norm, int size, int threads) {
-  const Blocks n(image, parameters, norm, threads);
+// found: the gradients of the expert's tensors, zeros before.
+void backward(const Blocks& n, const Vec* x, const Kept& kept, const float* features_grad, Tensor* found) {
   const Block &one = n.first, &two = n.second;
-  std::vector<Tensor> found;
-  for (const Tensor& each : parameters) found.push_back(paddle::zeros(each.shape(), each.dtype(), paddle::CPUPlace()));
-  if (!n.number) return found;
-  const int own = TENSORS[norm], pad = K - 1;
-  auto at = [](const Tensor& tensor, int64_t g, int size) {
-    return reinterpret_cast<const Vec*>(tensor.data<float>()) + g * size;
-  };
+  const int norm = one.norm, own = TENSORS[norm], pad = K - 1;
   std::vector<Vec> sums1(n.groups * one.s.out * 2), sums2(n.groups * two.s.out * 2);
   std::vector<Vec> d1(int64_t(n.groups) * one.s.pooled()), d2(int64_t(n.groups) * two.s.pooled());
   const auto mirrored = arranged(two.weight, two.s, true);
@@ -170,8 +175,8 @@ std::vector<Tensor> Backward(const Tensor& image, const std::vector<Tensor>& par
   };
   constexpr int SOME = 4;  // groups of images whose gradients are added up at once, whatever the number of threads
   const int chunks = (n.groups + SOME - 1) / SOME;
-  auto layer = [&](const Block& k, const Tensor& inputs, const Tensor& outputs, const Tensor& t,
-                   const std::vector<Vec>& d, const std::vector<Vec>& sums, int pad, Tensor& weight, Tensor* bias,
+  auto layer = [&](const Block& k, const Vec* inputs, const Vec* outputs, const float* t, const std::vector<Vec>& d,
+                   const std::vector<Vec>& sums, int pad, Tensor& weight, Tensor* bias,
                    const std::function<void(int, const Vec*)>& then) {
     const int high = k.s.h() + 2 * pad, wide = k.s.w() + 2 * pad, places = k.s.h() * k.s.w();
     std::vector<float> weights(size_t(chunks) * k.s.weights()), biases(size_t(chunks) * k.s.out);
@@ -180,9 +185,10 @@ std::vector<Tensor> Backward(const Tensor& image, const std::vector<Tensor>& par
     parallel(chunks, n.threads, [&](int chunk) {
       std::vector<Vec> dy(size_t(k.s.out) * high * wide, Vec{});
       for (int g = chunk * SOME; g < std::min(n.groups, (chunk + 1) * SOME); g++) {
-        unpool(k, at(outputs, g, k.s.outputs()), n.statistics_of(k, t.data<float>(), g), &d[int64_t(g) * k.s.pooled()],
+        unpool(k, outputs + int64_t(g) * k.s.outputs(), n.statistics_of(k, t, g), &d[int64_t(g) * k.s.pooled()],
                k.norm == BATCH ? of_batch : norm_sums(k, sums, g), number, lanes_in_use(g, n.number), pad, dy.data());
-        weight_gradient(at(inputs, g, k.s.inputs()), dy.data(), pad, &weights[size_t(chunk) * k.s.weights()], k.s);
+        weight_gradient(inputs + int64_t(g) * k.s.inputs(), dy.data(), pad, &weights[size_t(chunk) * k.s.weights()],
+                        k.s);
         for (int c = 0; c < k.s.out && bias; c++) {
           Vec sum{};
           for (int i = 0; i < high * wide; i++) sum += dy[size_t(c) * high * wide + i];
@@ -197,47 +203,90 @@ std::vector<Tensor> Backward(const Tensor& image, const std::vector<Tensor>& par
     }
   };
 
-  parallel(n.groups, threads, [&](int g) {
+  parallel(n.groups, n.threads, [&](int g) {
     Vec* d = &d2[int64_t(g) * two.s.pooled()];
-    pack(features_grad.data<float>(), n.number, g, two.s.pooled(), d);
-    gradient_sums(two, at(y2, g, two.s.outputs()), n.statistics_of(two, t2.data<float>(), g), d,
+    pack(features_grad, n.number, g, two.s.pooled(), d);
+    gradient_sums(two, kept.y2 + int64_t(g) * two.s.outputs(), n.statistics_of(two, kept.t2, g), d,
                   &sums2[g * two.s.out * 2]);
   });
-  layer(two, p1, y2, t2, d2, sums2, pad, found[own], two.bias ? &found[own + 1] : nullptr, [&](int g, const Vec* dy) {
-    Vec* d = &d1[int64_t(g) * one.s.pooled()];
-    const int high = two.s.h() + 2 * pad, wide = two.s.w() + 2 * pad;
-    convolve(dy, mirrored.data(), nullptr, d, two.s.out, high, wide, two.s.in, pad, pad + two.s.h());
-    gradient_sums(one, at(y1, g, one.s.outputs()), n.statistics_of(one, t1.data<float>(), g), d,
-                  &sums1[g * one.s.out * 2]);
-  });
-  layer(one, x, y1, t1, d1, sums1, 0, found[0], one.bias ? &found[1] : nullptr, [](int, const Vec*) {});
+  layer(two, kept.p1, kept.y2, kept.t2, d2, sums2, pad, found[own], two.bias ? &found[own + 1] : nullptr,
+        [&](int g, const Vec* dy) {
+          Vec* d = &d1[int64_t(g) * one.s.pooled()];
+          const int high = two.s.h() + 2 * pad, wide = two.s.w() + 2 * pad;
+          convolve(dy, mirrored.data(), nullptr, d, two.s.out, high, wide, two.s.in, pad, pad + two.s.h());
+          gradient_sums(one, kept.y1 + int64_t(g) * one.s.outputs(), n.statistics_of(one, kept.t1, g), d,
+                        &sums1[g * one.s.out * 2]);
+        });
+  layer(one, x, kept.y1, kept.t1, d1, sums1, 0, found[0], one.bias ? &found[1] : nullptr, [](int, const Vec*) {});
   if (norm != NONE) {
     const int scale = norm == BATCH ? 1 : 2;
     norm_gradients(one, sums1, found[scale], found[scale + 1]);
     norm_gradients(two, sums2, found[own + scale], found[own + scale + 1]);
   }
+}
+
+}  // namespace
+
+std::vector<Tensor> BlocksForward(const Tensor& image, const Tensor& weights, const std::vector<Tensor>& parameters,
+                                  int norm, int size, int threads) {
+  const std::vector<int> used = experts_in_use(weights);
+  const Blocks any(image, parameters.data(), norm, threads);
+  const int own = 2 * TENSORS[norm], inputs = any.first.s.inputs();
+  auto make = [](std::vector<int64_t> shape) {
+    return paddle::empty(shape, paddle::DataType::FLOAT32, paddle::CPUPlace());
+  };
+  Tensor features = make({int64_t(used.size()), any.number, size});
+  Tensor packed = make({std::max<int64_t>(1, int64_t(any.groups) * LANES * inputs)});
+  AllKept kept(any, used.size());
+  Vec* x = reinterpret_cast<Vec*>(packed.data<float>());
+  parallel(any.groups, threads,
+           [&](int g) { pack(image.data<float>(), any.number, g, inputs, x + int64_t(g) * inputs); });
+  for (size_t u = 0; u < used.size() && any.number; u++)
+    forward(Blocks(image, &parameters[own * used[u]], norm, threads), x, kept.of(u),
+            features.data<float>() + int64_t(u) * any.number * size);
+  std::vector<Tensor> found{features, packed};
+  found.insert(found.end(), kept.tensors.begin(), kept.tensors.end());
   return found;
 }
 
-std::vector<std::vector<int64_t>> Shapes(const std::vector<int64_t>& image,
-                                         const std::vector<std::vector<int64_t>>& parameters, int norm, int size) {
-  return {{image[0], size}, {-1}, {-1}, {-1}, {-1}, {-1}, {-1}};
+std::vector<Tensor> BlocksBackward(const Tensor& image, const Tensor& weights, const std::vector<Tensor>& parameters,
+                                   const Tensor& packed, const Tensor& y1, const Tensor& p1, const Tensor& y2,
+                                   const Tensor& t1, const Tensor& t2, const Tensor& features_grad, int norm, int size,
+                                   int threads) {
+  const std::vector<int> used = experts_in_use(weights);
+  const int own = 2 * TENSORS[norm], number = image.shape()[0];
+  std::vector<Tensor> found;
+  for (const Tensor& each : parameters) found.push_back(paddle::zeros(each.shape(), each.dtype(), paddle::CPUPlace()));
+  AllKept kept({y1, p1, y2, t1, t2});
+  for (size_t u = 0; u < used.size() && number; u++)
+    backward(Blocks(image, &parameters[own * used[u]], norm, threads),
+             reinterpret_cast<const Vec*>(packed.data<float>()), kept.of(u),
+             features_grad.data<float>() + int64_t(u) * number * size, &found[own * used[u]]);
+  return found;
 }
 
-std::vector<paddle::DataType> Types(paddle::DataType image, const std::vector<paddle::DataType>& parameters) {
+std::vector<std::vector<int64_t>> BlocksShapes(const std::vector<int64_t>& image, const std::vector<int64_t>& weights,
+                                               const std::vector<std::vector<int64_t>>& parameters, int norm,
+                                               int size) {
+  return {{-1, image[0], size}, {-1}, {-1, -1}, {-1, -1}, {-1, -1}, {-1, -1}, {-1, -1}};
+}
+
+std::vector<paddle::DataType> BlocksTypes(paddle::DataType image, paddle::DataType weights,
+                                          const std::vector<paddle::DataType>& parameters) {
   return std::vector<paddle::DataType>(7, paddle::DataType::FLOAT32);
 }
 
-PD_BUILD_OP(dselect_k_cnn)
-    .Inputs({"Image", paddle::Vec("Parameters")})
-    .Outputs({"Features", "X", "Y1", "P1", "Y2", "T1", "T2"})
+PD_BUILD_OP(dselect_k_cnns)
+    .Inputs({"Image", "Weights", paddle::Vec("Parameters")})
+    .Outputs({"Features", "Packed", "Y1", "P1", "Y2", "T1", "T2"})
     .Attrs({"norm: int", "size: int", "threads: int"})
-    .SetKernelFn(PD_KERNEL(Forward))
-    .SetInferShapeFn(PD_INFER_SHAPE(Shapes))
-    .SetInferDtypeFn(PD_INFER_DTYPE(Types));
+    .SetKernelFn(PD_KERNEL(BlocksForward))
+    .SetInferShapeFn(PD_INFER_SHAPE(BlocksShapes))
+    .SetInferDtypeFn(PD_INFER_DTYPE(BlocksTypes));
 
-PD_BUILD_GRAD_OP(dselect_k_cnn)
-    .Inputs({"Image", paddle::Vec("Parameters"), "X", "Y1", "P1", "Y2", "T1", "T2", paddle::Grad("Features")})
+PD_BUILD_GRAD_OP(dselect_k_cnns)
+    .Inputs({"Image", "Weights", paddle::Vec("Parameters"), "Packed", "Y1", "P1", "Y2", "T1", "T2",
+             paddle::Grad("Features")})
     .Outputs({paddle::Grad(paddle::Vec("Parameters"))})
     .Attrs({"norm: int", "size: int", "threads: int"})
-    .SetKernelFn(PD_KERNEL(Backward));
+    .SetKernelFn(PD_KERNEL(BlocksBackward));

@@ -1,4 +1,6 @@
-// The operator dselect_k_mlps: a mixture of MLP experts in training, forward and backward. See __init__.py.
+// The operator dselect_k_mlps: a mixture of MLP experts, and the tasks' towers, in training, forward and backward. See
+// __init__.py.
+#include "experts.h"
 #include "paddle/extension.h"
 #include "product.h"
 
@@ -6,7 +8,8 @@ using paddle::Tensor;
 
 namespace {
 
-constexpr int CHUNK = 128;  // rows whose gradients are added up at once, whatever the number of threads
+constexpr int CHUNK = 128;  // rows of the batch that a thread computes at once
+constexpr int BLOCK = 64;   // rows of a weight's gradient that a thread computes at once
 
 // Copy [rows][columns] into rows of padded(columns), or its transpose.
 std::vector<float> copied(const float* from, int rows, int columns, bool transposed) {
@@ -18,172 +21,229 @@ std::vector<float> copied(const float* from, int rows, int columns, bool transpo
   return to;
 }
 
-// The experts in use, and the sizes of all. Tensors: x [B][F], the gates' weights [T][n], and of each expert, of each
-// layer, weight and bias. (One list: an operator's gradient may be a single list, or several tensors, but not both.)
-struct Mixture {
-  int rows, tasks, experts, layers;
+// Rows of the batch.
+struct Rows {
+  int first, number;
+};
+
+// An MLP: linear layers with ReLU between them, and after the last one of an expert, not of a tower.
+struct Chain {
+  const Tensor* tensors;   // of each layer, weight and bias
   std::vector<int> sizes;  // of the input and of each layer
-  std::vector<int> used;
-  std::vector<int64_t> begins;  // of each layer's outputs, of an expert in use, within `saved`; then the size of all
-  const float* weights;
-  const std::vector<Tensor>& tensors;
-  Mixture(const std::vector<Tensor>& tensors, int layers)
-      : rows(tensors[0].shape()[0]),
+  bool is_expert;
+  std::vector<int64_t> outputs;  // where each layer's are among all that is saved: [rows][padded size]
+  std::vector<std::vector<float>> matrices, biases;
+
+  int layers() const { return sizes.size() - 1; }
+  bool activates(int layer) const { return is_expert || layer + 1 < layers(); }
+
+  // `saved`: the size of what the chains so far save, and then with this one.
+  Chain(const Tensor* tensors, int layers, bool is_expert, int rows, int64_t& saved)
+      : tensors(tensors), sizes{int(tensors[0].shape()[0])}, is_expert(is_expert) {
+    for (int l = 0; l < layers; l++) {
+      sizes.push_back(tensors[2 * l].shape()[1]);
+      outputs.push_back(saved);
+      saved += int64_t(rows) * padded(sizes[l + 1]);
+    }
+  }
+  void copy_parameters(bool transposed) {
+    for (int l = 0; l < layers(); l++) {
+      matrices.push_back(copied(tensors[2 * l].data<float>(), sizes[l], sizes[l + 1], transposed));
+      biases.push_back(copied(tensors[2 * l + 1].data<float>(), 1, sizes[l + 1], false));
+    }
+  }
+  // A layer's outputs in `saved`, or the gradients of them in an array like it.
+  Matrix output(float* saved, int layer, int row) const {
+    const int wide = padded(sizes[layer + 1]);
+    return {saved + outputs[layer] + int64_t(row) * wide, wide, 1};
+  }
+  void forward(Matrix inputs, Rows rows, float* saved) const {
+    for (int l = 0; l < layers(); l++) {
+      const Matrix y = output(saved, l, rows.first);
+      product(inputs, matrices[l].data(), biases[l].data(), activates(l), false, y.data, rows.number, sizes[l],
+              sizes[l + 1]);
+      inputs = y;
+    }
+  }
+  // From the gradient of the last layer's outputs those of all others, and of_inputs [number][padded size], to which
+  // the input's gradient is added.
+  void backward(Rows rows, float* saved, float* gradients, float* of_inputs) const {
+    for (int l = layers() - 1; l >= 0; l--) {
+      const Matrix y = output(saved, l, rows.first), of_y = output(gradients, l, rows.first);
+      for (int64_t i = 0; activates(l) && i < rows.number * y.row; i++) of_y.data[i] = y.data[i] > 0 ? of_y.data[i] : 0;
+      product(of_y, matrices[l].data(), nullptr, false, !l, l ? output(gradients, l - 1, rows.first).data : of_inputs,
+              rows.number, sizes[l + 1], sizes[l]);
+    }
+  }
+  int blocks(int layer) const { return (sizes[layer] + BLOCK - 1) / BLOCK; }
+  // The gradient of some rows of a layer's weight, and with the first of them that of its bias.
+  void weight_gradient(int layer, int block, Matrix inputs, int rows, float* saved, float* gradients,
+                       Tensor* found) const {
+    const Matrix x = layer ? output(saved, layer - 1, 0) : inputs, of_y = output(gradients, layer, 0);
+    const int first = block * BLOCK, number = std::min(BLOCK, sizes[layer] - first), columns = sizes[layer + 1];
+    std::vector<float> sums(size_t(number) * of_y.row);
+    for (int row = 0; row < rows; row += CHUNK) {
+      const Matrix transposed{x.data + first + int64_t(row) * x.row, 1, x.row};
+      product(transposed, of_y.data + int64_t(row) * of_y.row, nullptr, false, true, sums.data(), number,
+              std::min(CHUNK, rows - row), columns);
+    }
+    float *weight = found[2 * layer].data<float>() + int64_t(first) * columns,
+          *bias = found[2 * layer + 1].data<float>();
+    for (int r = 0; r < number; r++) std::copy_n(&sums[size_t(r) * of_y.row], columns, weight + int64_t(r) * columns);
+    for (int row = 0; row < rows && !block; row++)
+      for (int c = 0; c < columns; c++) bias[c] += of_y.data[int64_t(row) * of_y.row + c];
+  }
+};
+
+// Tensors: x, the gates' weights [T][n], and then of each expert and of each tower, of each layer, weight and bias.
+// (One list: an operator's gradient may be a single list, or several tensors, but not both.) x is [B][F], or
+// [experts in use][B][F].
+struct Mixture {
+  float* x;
+  const float* gates;
+  bool shares_x;
+  int rows, inputs, tasks, experts, size, width = 0;
+  int64_t saved = 0;
+  std::vector<int> used;              // experts
+  std::vector<Chain> chains, towers;  // of the experts in use; of the tasks, or none
+  std::vector<int64_t> mixtures;      // where each task's is among all that is saved: [rows][padded size]
+  std::vector<int> tower_begins;      // of each tower in the tensors
+  Mixture(const std::vector<Tensor>& tensors, int layers, int size, const std::vector<int>& tower_layers,
+          bool transposed)
+      : x(const_cast<float*>(tensors[0].data<float>())),
+        gates(tensors[1].data<float>()),
+        shares_x(tensors[0].shape().size() == 2),
+        rows(*(tensors[0].shape().end() - 2)),
+        inputs(tensors[0].shape().back()),
         tasks(tensors[1].shape()[0]),
         experts(tensors[1].shape()[1]),
-        layers(layers),
-        sizes{int(tensors[0].shape()[1])},
-        begins{0},
-        weights(tensors[1].data<float>()),
-        tensors(tensors) {
-    for (int l = 0; l < layers; l++) {
-      sizes.push_back(tensors[2 + 2 * l].shape()[1]);
-      begins.push_back(begins[l] + int64_t(rows) * padded(sizes[l + 1]));
+        size(size),
+        used(experts_in_use(tensors[1])) {
+    for (int i : used) chains.emplace_back(&tensors[2 + 2 * layers * i], layers, true, rows, saved);
+    for (int t = 0, at = 2 + 2 * layers * experts; t < tasks; t++) {
+      mixtures.push_back(saved), saved += int64_t(rows) * padded(size);
+      if (tower_layers.empty()) continue;
+      tower_begins.push_back(at);
+      towers.emplace_back(&tensors[at], tower_layers[t], false, rows, saved);
+      at += 2 * tower_layers[t];
     }
-    for (int i = 0; i < experts; i++)
-      if (needed(i)) used.push_back(i);
+    for (auto* some : {&chains, &towers})
+      for (Chain& chain : *some) chain.copy_parameters(transposed);
+    for (int t = 0; t < tasks; t++) width += width_of(t);
   }
-  float weight(int t, int i) const { return weights[t * experts + i]; }
-  bool needed(int i) const {
-    for (int t = 0; t < tasks; t++)
-      if (weight(t, i) > 0) return true;
-    return false;
-  }
+  float weight(int t, size_t u) const { return gates[t * experts + used[u]]; }
+  int width_of(int t) const { return towers.empty() ? size : towers[t].sizes.back(); }
   int chunks() const { return (rows + CHUNK - 1) / CHUNK; }
-  const float* parameter(int i, int layer, int which) const {
-    return tensors[2 + (i * layers + layer) * 2 + which].data<float>();
+  Rows chunk(int i) const { return {i * CHUNK, std::min(CHUNK, rows - i * CHUNK)}; }
+  int64_t begin_of_x(size_t u, int row) const { return (int64_t(shares_x ? 0 : u) * rows + row) * inputs; }
+  Matrix input(size_t u, int row) const { return {x + begin_of_x(u, row), inputs, 1}; }
+  Matrix mixture(float* saved, int t, int row) const {
+    return {saved + mixtures[t] + int64_t(row) * padded(size), padded(size), 1};
   }
-  int64_t saved() const { return begins.back() * used.size(); }
 };
 
 Tensor make(std::vector<int64_t> shape) { return paddle::empty(shape, paddle::DataType::FLOAT32, paddle::CPUPlace()); }
 
 }  // namespace
 
-std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layers, int size, int threads) {
-  const Mixture m(tensors, layers);
-  const Tensor& x = tensors[0];
-  const int wide = padded(size);
-  Tensor mixtures = make({m.tasks, m.rows, size}), saved = make({std::max<int64_t>(1, m.saved())});
-  float *to = mixtures.data<float>(), *kept = saved.data<float>();
-  std::vector<std::vector<float>> matrices, biases;
-  for (int i : m.used)
-    for (int l = 0; l < layers; l++) {
-      matrices.push_back(copied(m.parameter(i, l, 0), m.sizes[l], m.sizes[l + 1], false));
-      biases.push_back(copied(m.parameter(i, l, 1), 1, m.sizes[l + 1], false));
-    }
+std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layers, int size,
+                                   const std::vector<int>& tower_layers, int width, int threads) {
+  const Mixture m(tensors, layers, size, tower_layers, false);
+  Tensor outputs = make({m.rows, m.width}), kept = make({std::max<int64_t>(1, m.saved)});
+  float *to = outputs.data<float>(), *saved = kept.data<float>();
   parallel(m.chunks(), threads, [&](int chunk) {
-    const int first = chunk * CHUNK, number = std::min(CHUNK, m.rows - first);
-    for (size_t u = 0; u < m.used.size(); u++) {
-      Matrix inputs{x.data<float>() + int64_t(first) * m.sizes[0], m.sizes[0], 1};
-      for (int l = 0; l < layers; l++) {
-        const int outputs = padded(m.sizes[l + 1]);
-        float* y = kept + m.begins.back() * u + m.begins[l] + int64_t(first) * outputs;
-        product(inputs, matrices[u * layers + l].data(), biases[u * layers + l].data(), true, false, y, number,
-                m.sizes[l], m.sizes[l + 1]);
-        inputs = {y, outputs, 1};
+    const Rows rows = m.chunk(chunk);
+    for (size_t u = 0; u < m.used.size(); u++) m.chains[u].forward(m.input(u, rows.first), rows, saved);
+    for (int t = 0, column = 0; t < m.tasks; column += m.width_of(t++)) {
+      const Matrix mixture = m.mixture(saved, t, rows.first);
+      float* sums = mixture.data;
+      std::fill(sums, sums + rows.number * mixture.row, 0.f);
+      for (size_t u = 0; u < m.used.size(); u++) {
+        const float *h = m.chains[u].output(saved, layers - 1, rows.first).data, weight = m.weight(t, u);
+        for (int64_t i = 0; i < rows.number * mixture.row; i++) sums[i] += weight * h[i];
       }
+      const float* result = sums;
+      if (!m.towers.empty()) {
+        m.towers[t].forward(mixture, rows, saved);
+        result = m.towers[t].output(saved, tower_layers[t] - 1, rows.first).data;
+      }
+      for (int r = 0; r < rows.number; r++)
+        std::copy_n(result + int64_t(r) * padded(m.width_of(t)), m.width_of(t),
+                    to + int64_t(rows.first + r) * m.width + column);
     }
-    for (int t = 0; t < m.tasks; t++)
-      for (int r = first; r < first + number; r++) {
-        float* row = to + (int64_t(t) * m.rows + r) * size;
-        std::fill(row, row + size, 0.f);
-        for (size_t u = 0; u < m.used.size(); u++) {
-          const float* h = kept + m.begins.back() * u + m.begins[layers - 1] + int64_t(r) * wide;
-          const float weight = m.weight(t, m.used[u]);
-          for (int c = 0; c < size; c++) row[c] += weight * h[c];
-        }
-      }
   });
-  return {mixtures, saved};
+  return {outputs, kept};
 }
 
-std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Tensor& saved,
-                                    const Tensor& mixtures_grad, int layers, int size, int threads) {
-  const Mixture m(tensors, layers);
-  const Tensor& x = tensors[0];
-  const int wide = padded(size);
+std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Tensor& kept, const Tensor& outputs_grad,
+                                    int layers, int size, const std::vector<int>& tower_layers, int width,
+                                    int threads) {
+  const Mixture m(tensors, layers, size, tower_layers, true);
+  const int wide = padded(size), pairs = m.tasks * m.used.size();
   std::vector<Tensor> found;
   for (const Tensor& each : tensors) found.push_back(paddle::zeros(each.shape(), each.dtype(), paddle::CPUPlace()));
-  const float *kept = saved.data<float>(), *d = mixtures_grad.data<float>();
-  std::vector<std::vector<float>> transposed;
-  for (int i : m.used)
-    for (int l = 0; l < layers; l++)
-      transposed.push_back(copied(m.parameter(i, l, 0), m.sizes[l], m.sizes[l + 1], true));
-
-  std::vector<int64_t> begins{
-      0};  // of each layer's gradients: weight, then bias, their rows padded; then the size of all
-  for (int l = 0; l < layers; l++) begins.push_back(begins[l] + int64_t(m.sizes[l] + 1) * padded(m.sizes[l + 1]));
-  const int64_t of_chunk = begins.back() * m.used.size();
-  std::vector<float> sums(of_chunk * m.chunks());
-  std::vector<double> gate_sums(m.chunks() * m.tasks * m.used.size());
+  Tensor of_saved = make({std::max<int64_t>(1, m.saved)});
+  float *saved = const_cast<float*>(kept.data<float>()), *gradients = of_saved.data<float>();
+  float* of_all_x = found[0].data<float>();
+  const float* of_all_outputs = outputs_grad.data<float>();
+  std::vector<double> of_gates(m.chunks() * pairs);
   parallel(m.chunks(), threads, [&](int chunk) {
-    const int first = chunk * CHUNK, number = std::min(CHUNK, m.rows - first), in = padded(m.sizes[0]);
-    std::vector<float> of_x(size_t(number) * in), of_outputs, of_inputs;
+    const Rows rows = m.chunk(chunk);
+    for (int t = 0, column = 0; t < m.tasks; column += m.width_of(t++)) {
+      const Matrix mixture = m.mixture(gradients, t, rows.first);
+      const Matrix end = m.towers.empty() ? mixture : m.towers[t].output(gradients, tower_layers[t] - 1, rows.first);
+      std::fill_n(mixture.data, rows.number * mixture.row, 0.f), std::fill_n(end.data, rows.number * end.row, 0.f);
+      for (int r = 0; r < rows.number; r++)
+        std::copy_n(of_all_outputs + int64_t(rows.first + r) * m.width + column, m.width_of(t), end.data + r * end.row);
+      if (!m.towers.empty()) m.towers[t].backward(rows, saved, gradients, mixture.data);
+    }
+    std::vector<float> of_x(size_t(rows.number) * padded(m.inputs));
     for (size_t u = 0; u < m.used.size(); u++) {
-      const float* expert = kept + m.begins.back() * u;
-      const float* h = expert + m.begins[layers - 1] + int64_t(first) * wide;
-      of_outputs.assign(size_t(number) * wide, 0.f);
+      const float* h = m.chains[u].output(saved, layers - 1, rows.first).data;
+      float* of_h = m.chains[u].output(gradients, layers - 1, rows.first).data;
+      std::fill_n(of_h, int64_t(rows.number) * wide, 0.f);
       for (int t = 0; t < m.tasks; t++) {
+        const float weight = m.weight(t, u), *of_mixture = m.mixture(gradients, t, rows.first).data;
         double total = 0;
-        for (int r = 0; r < number; r++) {
-          const float* row = d + (int64_t(t) * m.rows + first + r) * size;
-          float sum = 0;
-          for (int c = 0; c < size; c++) {
-            of_outputs[size_t(r) * wide + c] += m.weight(t, m.used[u]) * row[c];
-            sum += h[size_t(r) * wide + c] * row[c];
+        for (int r = 0; r < rows.number; r++) {
+          Vec sum{};
+          for (int i = r * wide; i < (r + 1) * wide; i += LANES) {
+            const Vec d = *reinterpret_cast<const Vec*>(of_mixture + i);
+            *reinterpret_cast<Vec*>(of_h + i) += weight * d;
+            sum += *reinterpret_cast<const Vec*>(h + i) * d;
           }
-          total += sum;
+          total += lane_sum(sum);
         }
-        gate_sums[(chunk * m.tasks + t) * m.used.size() + u] = total;
+        of_gates[chunk * pairs + t * m.used.size() + u] = total;
       }
-      for (int l = layers - 1; l >= 0; l--) {
-        const int outputs = padded(m.sizes[l + 1]), inputs = padded(m.sizes[l]);
-        const float* y = expert + m.begins[l] + int64_t(first) * outputs;
-        for (size_t j = 0; j < of_outputs.size(); j++)
-          if (!(y[j] > 0)) of_outputs[j] = 0;  // ReLU
-        float* gradient = &sums[of_chunk * chunk + begins.back() * u + begins[l]];
-        const Matrix transposed_inputs = l ? Matrix{expert + m.begins[l - 1] + int64_t(first) * inputs, 1, inputs}
-                                           : Matrix{x.data<float>() + int64_t(first) * m.sizes[0], 1, m.sizes[0]};
-        product(transposed_inputs, of_outputs.data(), nullptr, false, false, gradient, m.sizes[l], number,
-                m.sizes[l + 1]);
-        float* bias = gradient + int64_t(m.sizes[l]) * outputs;
-        for (int r = 0; r < number; r++)
-          for (int c = 0; c < outputs; c++) bias[c] += of_outputs[size_t(r) * outputs + c];
-        if (l) of_inputs.assign(size_t(number) * inputs, 0.f);
-        product({of_outputs.data(), outputs, 1}, transposed[u * layers + l].data(), nullptr, false, !l,
-                l ? of_inputs.data() : of_x.data(), number, m.sizes[l + 1], m.sizes[l]);
-        std::swap(of_outputs, of_inputs);
-      }
+      m.chains[u].backward(rows, saved, gradients, of_x.data());
+      if (m.shares_x && u + 1 < m.used.size()) continue;
+      for (int r = 0; r < rows.number; r++)
+        std::copy_n(&of_x[size_t(r) * padded(m.inputs)], m.inputs, of_all_x + m.begin_of_x(u, rows.first + r));
+      std::fill(of_x.begin(), of_x.end(), 0.f);
     }
-    float* to = found[0].data<float>() + int64_t(first) * m.sizes[0];
-    for (int r = 0; r < number; r++) std::copy_n(&of_x[size_t(r) * in], m.sizes[0], to + int64_t(r) * m.sizes[0]);
   });
-  for (size_t u = 0; u < m.used.size(); u++) {
-    for (int t = 0; t < m.tasks; t++) {
-      double total = 0;
-      for (int chunk = 0; chunk < m.chunks(); chunk++) total += gate_sums[(chunk * m.tasks + t) * m.used.size() + u];
-      found[1].data<float>()[t * m.experts + m.used[u]] = float(total);
-    }
-    for (int l = 0; l < layers; l++) {
-      const int outputs = m.sizes[l + 1], inputs = m.sizes[l], rows = inputs + 1;
-      float* weight = found[2 + (m.used[u] * layers + l) * 2].data<float>();
-      float* bias = found[3 + (m.used[u] * layers + l) * 2].data<float>();
-      parallel(rows, rows * outputs * m.chunks() > 1 << 18 ? threads : 1, [&](int r) {
-        float* to = r < inputs ? weight + int64_t(r) * outputs : bias;
-        for (int chunk = 0; chunk < m.chunks(); chunk++) {
-          const float* from = &sums[of_chunk * chunk + begins.back() * u + begins[l] + int64_t(r) * padded(outputs)];
-          for (int c = 0; c < outputs; c++) to[c] += from[c];
-        }
-      });
-    }
+  std::vector<std::function<void()>> parts;
+  auto add = [&](const Chain& chain, Matrix inputs, Tensor* own) {
+    for (int l = 0; l < chain.layers(); l++)
+      for (int block = 0; block < chain.blocks(l); block++)
+        parts.push_back([=, &chain, &m] { chain.weight_gradient(l, block, inputs, m.rows, saved, gradients, own); });
+  };
+  for (size_t u = 0; u < m.used.size(); u++) add(m.chains[u], m.input(u, 0), &found[2 + 2 * layers * m.used[u]]);
+  for (size_t t = 0; t < m.towers.size(); t++) add(m.towers[t], m.mixture(saved, t, 0), &found[m.tower_begins[t]]);
+  parallel(parts.size(), threads, [&](int part) { parts[part](); });
+  for (int pair = 0; pair < pairs; pair++) {
+    double total = 0;
+    for (int chunk = 0; chunk < m.chunks(); chunk++) total += of_gates[chunk * pairs + pair];
+    const int t = pair / m.used.size(), u = pair % m.used.size();
+    found[1].data<float>()[t * m.experts + m.used[u]] = float(total);
   }
   return found;
 }
 
-std::vector<std::vector<int64_t>> MixtureShapes(const std::vector<std::vector<int64_t>>& tensors, int layers,
-                                                int size) {
-  return {{tensors[1][0], tensors[0][0], size}, {-1}};
+std::vector<std::vector<int64_t>> MixtureShapes(const std::vector<std::vector<int64_t>>& tensors, int layers, int size,
+                                                const std::vector<int>& tower_layers, int width) {
+  return {{tensors[0][tensors[0].size() - 2], width}, {-1}};
 }
 
 std::vector<paddle::DataType> MixtureTypes(const std::vector<paddle::DataType>& tensors) {
@@ -192,14 +252,14 @@ std::vector<paddle::DataType> MixtureTypes(const std::vector<paddle::DataType>& 
 
 PD_BUILD_OP(dselect_k_mlps)
     .Inputs({paddle::Vec("Tensors")})
-    .Outputs({"Mixtures", "Saved"})
-    .Attrs({"layers: int", "size: int", "threads: int"})
+    .Outputs({"Outputs", "Saved"})
+    .Attrs({"layers: int", "size: int", "tower_layers: std::vector<int>", "width: int", "threads: int"})
     .SetKernelFn(PD_KERNEL(MixtureForward))
     .SetInferShapeFn(PD_INFER_SHAPE(MixtureShapes))
     .SetInferDtypeFn(PD_INFER_DTYPE(MixtureTypes));
 
 PD_BUILD_GRAD_OP(dselect_k_mlps)
-    .Inputs({paddle::Vec("Tensors"), "Saved", paddle::Grad("Mixtures")})
+    .Inputs({paddle::Vec("Tensors"), "Saved", paddle::Grad("Outputs")})
     .Outputs({paddle::Grad(paddle::Vec("Tensors"))})
-    .Attrs({"layers: int", "size: int", "threads: int"})
+    .Attrs({"layers: int", "size: int", "tower_layers: std::vector<int>", "width: int", "threads: int"})
     .SetKernelFn(PD_KERNEL(MixtureBackward));

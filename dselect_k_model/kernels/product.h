@@ -12,7 +12,7 @@ inline int padded(int columns) { return (columns + LANES - 1) / LANES * LANES; }
 
 // A matrix whose element (r, c) is data[r * row + c * column].
 struct Matrix {
-  const float* data;
+  float* data;
   int64_t row, column;
 };
 

@@ -1,25 +1,36 @@
 """The kernels compute what Paddle's layers compute, forward and backward, or are left out."""
 
+import types
+
 import numpy as np
 import paddle
 import pytest
+from paddle import nn
 
 import net
-from dselect_k_model import build, kernels
+from dselect_k_model import build, kernels, training
 from dselect_k_model.hyper_parameters import HyperParameters
 from support.examples import TABLE, TASKS, table_batches
 from support.rounding import GRADIENTS_32, assert_near
 from support.ways import config, make_batches, start
 
-KERNEL = kernels.cnn_blocks
 needs_kernel = pytest.mark.skipif(not kernels.load(), reason="the kernels are not compiled, or Paddle is 2.x")
 # A weight's gradient adds up 64 x 1024 products at most, in float32: u sqrt(N) is 1.5e-5 of its size, either way.
 ROUNDING = 1e-4
+IMAGES = {"expert_norm": "batch"}
+ON_TABLE = {**TABLE, "tasks": TASKS, "expert_norm": "none", "expert_hidden_sizes": [12, 10]}
 
 
-def two_networks(shape, norm, kernel=KERNEL):
-    """A CNN with the kernel and one without it, of equal parameters, none of them 0 or 1."""
-    ours, layers = net.CNN(shape, norm, kernel), net.CNN(shape, norm)
+class NeverCalled:
+    """Kernels that must not be called."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"{name} was called")
+
+
+def two_networks(shape, norm, computing=kernels):
+    """A CNN with the kernels and one without them, of equal parameters, none of them 0 or 1."""
+    ours, layers = net.CNN(shape, norm, computing), net.CNN(shape, norm)
     for parameter in ours.parameters():
         if parameter.ndim == 1:
             parameter.set_value(paddle.rand(parameter.shape) + 0.5)
@@ -87,10 +98,7 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch, rng):
 
 
 def test_the_layers_compute_where_a_kernel_would_not_do():
-    def kernel(*args):
-        raise AssertionError("it was called")
-
-    ours, layers = two_networks([1, 36, 36], "batch", kernel)
+    ours, layers = two_networks([1, 36, 36], "batch", NeverCalled())
     image = paddle.rand([2, 1, 36, 36])
     ours.eval(), layers.eval()
     np.testing.assert_array_equal(ours(image).numpy(), layers(image).numpy())
@@ -100,36 +108,55 @@ def test_the_layers_compute_where_a_kernel_would_not_do():
     assert image.grad is not None
     paddle.set_default_dtype("float64")
     try:
-        net.CNN([1, 36, 36], "batch", kernel)(paddle.rand([2, 1, 36, 36]))
+        net.CNN([1, 36, 36], "batch", NeverCalled())(paddle.rand([2, 1, 36, 36]))
     finally:
         paddle.set_default_dtype("float32")
 
 
-# ------------------------------------------------------------------------------------------ mixtures of MLPs
+# ------------------------------------------------------------------------------------------ mixtures and towers
 
 
-def mixture(sizes, expert_num, weights, kernel):
-    """A mixture of MLP experts, by the kernel or without it, of parameters that a seed decides."""
+def mixture(experts, weights, computing, towers=()):
+    """(network, towers): a mixture with or without kernels, of parameters that a seed decides."""
     paddle.seed(3)
-    experts = [net.MLP(sizes[0], sizes[1:], activate_output=True) for _ in range(expert_num)]
-    for parameter in [p for expert in experts for p in expert.parameters() if p.ndim == 1]:
-        parameter.set_value(paddle.randn(parameter.shape) / 10)
-    return net.SparseMixture(experts, [net.FixedGate(each) for each in weights], kernel=kernel)
+    experts, towers = [make() for make in experts], [make() for make in towers]
+    for layer in [*experts, *towers]:
+        for parameter in [p for p in layer.parameters() if p.ndim == 1]:
+            parameter.set_value(paddle.randn(parameter.shape) / 10)
+    return net.SparseMixture(experts, [net.FixedGate(each) for each in weights], kernels=computing), towers
+
+
+def mlp(sizes, activate_output=True, **keys):
+    return lambda: net.MLP(sizes[0], sizes[1:], activate_output=activate_output, **keys)
+
+
+def cnn():
+    return net.CNNExpert([1, 18, 18], 6, "none")
+
+
+WEIGHTS = [[0.3, 0.7, 0.0], [0.0, 1.0, 0.0]]  # nobody needs the third expert
+MIXTURES = {
+    "deep": ([mlp([70, 40, 33, 20])] * 3, [70], [mlp([20, 9, 1], False), mlp([20, 3], False)]),
+    "one layer, no towers": ([mlp([5, 3])] * 3, [5], []),
+    "towers of another kind": ([mlp([70, 20])] * 3, [70], [mlp([20, 9, 1], False, norm="group"), mlp([20, 3])]),
+    "images": ([cnn] * 3, [1, 18, 18], [mlp([6, 5, 2], False)] * 2),
+}
 
 
 @needs_kernel
 @pytest.mark.parametrize("size", [300, 17, 1])
-@pytest.mark.parametrize("sizes", [[70, 40, 33, 20], [5, 3]])
-def test_a_mixture_and_its_gradients_are_those_of_the_layers(size, sizes, rng):
-    """Of three experts, one of which nobody needs, and two gates."""
-    image, weights = rng.randn(size, sizes[0]).astype("float32"), [[0.3, 0.7, 0.0], [0.0, 1.0, 0.0]]
-    outputs_wanted, found = [paddle.to_tensor(rng.randn(size, sizes[-1]).astype("float32")) for _ in weights], []
-    for kernel in (kernels.mlp_mixture, None):
-        network, x = mixture(sizes, 3, weights, kernel), paddle.to_tensor(image, stop_gradient=False)
-        outputs = network(x).outputs
-        paddle.add_n([(a * b).sum() for a, b in zip(outputs, outputs_wanted)]).backward()
-        gradients = {"x": x.grad.numpy()}
-        for name, parameter in network.experts.named_parameters():
+@pytest.mark.parametrize("kind", MIXTURES)
+def test_a_mixture_and_its_gradients_are_those_of_the_layers(size, kind, rng):
+    experts, shape, towers = MIXTURES[kind]
+    inputs, found = rng.randn(size, *shape).astype("float32"), []
+    for computing in (kernels, None):
+        network, ends = mixture(experts, WEIGHTS, computing, towers)
+        x = paddle.to_tensor(inputs, stop_gradient=kind == "images")
+        outputs = network.mix(x, towers=ends).outputs
+        wanted = [paddle.to_tensor(np.random.RandomState(t).randn(*o.shape), o.dtype) for t, o in enumerate(outputs)]
+        paddle.add_n([(a * b).sum() for a, b in zip(outputs, wanted)]).backward()
+        gradients = {} if kind == "images" else {"x": x.grad.numpy()}
+        for name, parameter in [*network.experts.named_parameters(), *nn.LayerList(ends).named_parameters("towers")]:
             no_gradient = np.zeros(parameter.shape, "float32")
             gradients[name] = no_gradient if parameter.grad is None else parameter.grad.numpy()
         found.append(([output.numpy() for output in outputs], gradients))
@@ -145,13 +172,20 @@ def test_a_mixture_and_its_gradients_are_those_of_the_layers(size, sizes, rng):
 @needs_kernel
 def test_the_weights_gradient_is_the_product_with_the_outputs(rng):
     x, weights = paddle.randn([40, 6]), paddle.to_tensor([[0.3, 0.7], [0.5, 0.0]], stop_gradient=False)
-    experts = mixture([6, 9, 4], 2, [[1.0, 1.0]], None).experts
-    tensors = [parameter for expert in experts for parameter in expert.parameters()]
+    experts = mixture([mlp([6, 9, 4])] * 2, [[1.0, 1.0]], None)[0].experts
     wanted = paddle.randn([2, 40, 4])
-    (kernels.mlp_mixture(x, weights, tensors, 2, 4) * wanted).sum().backward()
+    mixtures = kernels.mlps(x, weights, [expert.linear_parameters() for expert in experts], 4, [])
+    (paddle.stack(mixtures) * wanted).sum().backward()
     outputs = np.stack([expert(x).numpy() for expert in experts])
     expected = np.einsum("tbh,nbh->tn", wanted.numpy(), outputs)
     assert_near(weights.grad.numpy() / abs(expected).max(), expected / abs(expected).max(), ROUNDING)
+
+
+@needs_kernel
+def test_a_mixture_whose_gates_have_lost_all_weight_is_zero():
+    for experts, shape, _ in MIXTURES.values():
+        network, _ = mixture(experts, [[0.0] * 3] * 2, kernels)
+        assert not any(output.numpy().any() for output in network(paddle.randn([5, *shape])).outputs)
 
 
 class Doubled(net.MLP):
@@ -172,32 +206,146 @@ class GateByExample(net.Gate):
     "other", [{"norm": "group"}, {"dropout": 0.1}, {"activation": "silu"}, {"activate_output": False}]
 )
 def test_experts_that_are_not_plain_are_computed_by_their_layers(other):
-    def kernel(*args):
-        raise AssertionError("it was called")
-
     def experts(sizes, **keys):
         return net.MLP(6, sizes, **{"activate_output": True, **keys})
 
     for pair in ([experts([8, 4], **other)] * 2, [experts([8, 4]), experts([9, 4])]):
-        net.SparseMixture(pair, [net.FixedGate([0.5, 0.5])], kernel=kernel)(paddle.randn([5, 6]))
+        net.SparseMixture(pair, [net.FixedGate([0.5, 0.5])], kernels=NeverCalled())(paddle.randn([5, 6]))
     for gate in (net.SoftmaxGate(2, 6), GateByExample(2)):
-        net.SparseMixture([experts([4]), experts([4])], [gate], kernel=kernel)(paddle.randn([5, 6]))
+        net.SparseMixture([experts([4]), experts([4])], [gate], kernels=NeverCalled())(paddle.randn([5, 6]))
     doubled = Doubled(6, [4], activate_output=True)
-    net.SparseMixture([doubled], [net.FixedGate([1.0])], kernel=kernel)(paddle.randn([5, 6]))
+    net.SparseMixture([doubled], [net.FixedGate([1.0])], kernels=NeverCalled())(paddle.randn([5, 6]))
 
 
 def test_a_gate_with_weights_for_other_experts_is_refused_before_the_kernel():
     gate = net.FixedGate([0.5, 0.5])
     gate.weights = np.ones(3, "float32")
-    network = net.SparseMixture([net.MLP(6, [4], activate_output=True) for _ in range(2)], [gate], kernel=print)
+    network = net.SparseMixture(
+        [net.MLP(6, [4], activate_output=True) for _ in range(2)], [gate], kernels=NeverCalled()
+    )
     with pytest.raises(ValueError, match="a gate's weights"):
         network(paddle.randn([5, 6]))
 
 
-# ------------------------------------------------------------------------------------------- whole trainings
+# ---------------------------------------------------------------------------------------------------- gates
 
-IMAGES = {"expert_norm": "batch"}
-ON_TABLE = {**TABLE, "tasks": TASKS, "expert_norm": "none", "expert_hidden_sizes": [12, 10]}
+
+def gated(expert_num, top_k, gamma, logits, computing):
+    """(weights, penalties) of two gates in training, and the logits' gradients of a loss of all of these."""
+    gates = [net.DSelectKGate(expert_num, top_k, gamma) for _ in logits]
+    network = net.SparseMixture([mlp([3, 2])() for _ in range(expert_num)], gates, kernels=computing)
+    for gate, value in zip(gates, logits):
+        gate.selector_logits.set_value(value.reshape(-1).astype("float32"))
+        gate.mixing_logits.set_value(np.linspace(-1, 1, top_k).astype("float32"))
+    mixed = network(paddle.zeros([1, 3]))
+    terms = [(w * paddle.arange(1, expert_num + 1, dtype="float32")).sum() for w in mixed.weights]
+    paddle.add_n([*terms, *[2 * paddle.sum(term) for term in mixed.penalties.values()]]).backward()
+    gradients = [parameter.grad.numpy() for gate in gates for parameter in gate.parameters()]
+    return [w.numpy() for w in mixed.weights], {n: float(t) for n, t in mixed.penalties.items()}, gradients
+
+
+@needs_kernel
+@pytest.mark.parametrize("expert_num, top_k, gamma", [(2, 1, 1.0), (5, 3, 0.5), (8, 2, 1.0), (40, 4, 3.0)])
+def test_gates_weights_penalties_and_gradients_are_those_of_the_layers(expert_num, top_k, gamma, rng):
+    digits = net.digit_num(expert_num)
+    # within the band, partly outside it, and at its edges; code 0 is an expert's, so that a selector reaches one
+    logits = rng.uniform(-0.7, 0.3, [2, top_k, digits]) * gamma
+    logits[1, 0], logits[0, 0, 0] = -0.5 * gamma, np.nextafter(np.float32(-0.5 * gamma), np.float32(0))
+    found = [gated(expert_num, top_k, gamma, logits, computing) for computing in (kernels, None)]
+    (weights, penalties, gradients), (of_layers, wanted, their_gradients) = found
+    for ours, theirs in zip(weights, of_layers):
+        np.testing.assert_array_equal(ours > 0, theirs > 0)  # the same experts are skipped
+        assert_near(ours, theirs, ROUNDING)
+    assert penalties.keys() == wanted.keys() and ("reachability" in penalties) == (expert_num in (5, 40))
+    for name, value in wanted.items():
+        assert penalties[name] == pytest.approx(value, rel=ROUNDING, abs=ROUNDING)
+    for ours, theirs in zip(gradients, their_gradients):
+        scale = np.abs(theirs).max(initial=1.0)
+        assert_near(ours / scale, theirs / scale, ROUNDING)
+
+
+@needs_kernel
+def test_a_logit_that_is_not_a_number_is_not_lost():
+    logits = np.full([1, 2, 2], 0.1)
+    logits[0, 1, 0] = np.nan
+    weights, penalties, _ = gated(4, 2, 1.0, logits, kernels)
+    assert np.isnan(weights[0]).all() and np.isnan(penalties["entropy"])
+
+
+# ----------------------------------------------------------------------------------------------- the optimizer
+
+OPTIMIZERS = {
+    "sgd": {"class": "sgd", "momentum": 0.0},
+    "momentum": {"class": "sgd", "momentum": 0.9},
+    "adam": {"class": "adam"},
+    "adamw": {"class": "adamw"},
+}
+
+
+# A step of each way rounds some ten times a number of at most 1 here.
+ONE_STEP = 1e-6
+
+
+@needs_kernel
+@pytest.mark.parametrize("way", ["eager", "static"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_step_of_all_parameters_at_once_is_that_of_one_by_one(way, optimizer, rng, monkeypatch):
+    """With weight decay, clipping, and a rate of the gates' own; a first step, so that the gradients are the same."""
+    keys = {"weight_decay": 0.01, "clip_norm": 0.5, "gate_learning_rate_factor": 3.0, **OPTIMIZERS[optimizer]}
+    keys = {f"optimizer__{key}": value for key, value in keys.items()}
+    batch, states = table_batches(rng, 1)[0], []
+    for at_once in (True, False):
+        if not at_once:
+            monkeypatch.setattr(training, "_optimizers", lambda hyper: paddle.optimizer)
+        run = start(way, config(expert_num=4, kernels=True, **keys, **ON_TABLE))
+        run.step(batch)
+        states.append({**run.state(), **optimizer_state(run)})
+    ours, theirs = states
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert_near(ours[name], value, ONE_STEP, name)
+
+
+def optimizer_state(run):
+    if hasattr(run, "optimizer"):
+        return {n: np.asarray(v) for n, v in run.optimizer.state_dict().items() if "LR_Scheduler" not in n}
+    return {n: np.asarray(v) for n, v in run.program.state_dict("opt", run.scope).items()}
+
+
+@needs_kernel
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_many_steps_at_once_are_those_of_one_by_one(optimizer, rng, monkeypatch):
+    """With gradients that are given, for parameters of sizes that are shared among threads or not."""
+    sizes, steps, found = [100_003, 7], 8, []
+    values = [[rng.uniform(-1, 1, size).astype("float32") for size in sizes] for _ in range(1 + steps)]
+    keys = {f"optimizer__{key}": value for key, value in OPTIMIZERS[optimizer].items()}
+    hyper = HyperParameters.from_config(config(kernels=True, optimizer__weight_decay=0.1, **keys))
+    for at_once in (True, False):
+        if not at_once:
+            monkeypatch.setattr(training, "_optimizers", lambda hyper: paddle.optimizer)
+        parameters = [paddle.create_parameter([size], "float32") for size in sizes]
+        network = types.SimpleNamespace(gates=nn.LayerList())
+        stepped = training.build_optimizer(network, hyper, 0.01, parameters)
+        for parameter, value in zip(parameters, values[0]):
+            parameter.set_value(value)
+        for gradients in values[1:]:
+            for parameter, gradient in zip(parameters, gradients):
+                parameter.grad = paddle.to_tensor(gradient)
+            stepped.step()
+        found.append([parameter.numpy() for parameter in parameters])
+    for ours, theirs in zip(*found):
+        assert_near(ours, theirs, steps * ONE_STEP)
+
+
+@needs_kernel
+def test_the_update_says_which_parameters_are_not_finite():
+    parameters = [paddle.ones([40_000]), paddle.ones([3])]
+    gradients = [paddle.zeros([40_000]), paddle.to_tensor([0.0, np.inf, 0.0])]
+    finite = kernels.update([*parameters, *gradients], paddle.to_tensor(0.1), 0, [0.0, 0.0], [1.0, 1.0], [0.0, 0.0])
+    assert finite.tolist() == [1, 0]
+
+
+# ------------------------------------------------------------------------------------------- whole trainings
 
 
 @needs_kernel
@@ -222,11 +370,11 @@ def test_kernels_that_are_wanted_and_missing_are_named(monkeypatch, tmp_path, ca
     monkeypatch.setattr(kernels, "library", lambda: tmp_path / "missing.so")
     kernels.load.cache_clear()
     try:
-        assert kernels.chosen("cnn_blocks", "auto") is None
+        assert kernels.chosen("auto") is None
         with caplog.at_level("INFO"):
             build.build(HyperParameters.from_config(config(kernels="auto", expert_num=2)))
         assert "kernels is auto, but there are none" in caplog.text
         with pytest.raises(ValueError, match=r"hyper_parameters.kernels is true, but .*missing.so is missing"):
-            kernels.chosen("cnn_blocks", True)
+            kernels.chosen(True)
     finally:
         kernels.load.cache_clear()

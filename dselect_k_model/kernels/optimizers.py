@@ -1,0 +1,79 @@
+"""Paddle's optimizers with one operator for all parameters, in place of several for each.
+
+State, names and files stay Paddle's. What they compute is the same, to rounding.
+"""
+
+import paddle
+
+from dselect_k_model import kernels
+
+METHODS = ("SGD", "Momentum", "Adam", "AdamW")  # numbered as in update.cc
+
+
+class _AllAtOnce:
+    """A mixin in front of one of Paddle's optimizers: collects the parameters, and updates them at the end."""
+
+    def append_regularization_ops(self, parameters_and_grads, regularization=None):
+        return parameters_and_grads  # the operator adds the decay
+
+    def _append_optimize_op(self, block, param_and_grad):
+        pass
+
+    def _finish_update(self, block, parameters_and_grads):
+        pairs = [(p, g) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
+        states = [state for p, _ in pairs for state in self._states(p)]
+        tensors = [*(p for p, _ in pairs), *(g for _, g in pairs), *states]
+        factors = [p.optimize_attr["learning_rate"] for p, _ in pairs]
+        decays = [self._decay(p) for p, _ in pairs]
+        kernels.update(tensors, self._global_learning_rate(), self.method, self._constants(), factors, decays)
+
+    def _states(self, parameter):
+        return []
+
+    def _constants(self):
+        return [0.0, 0.0]
+
+    def _decay(self, parameter):
+        """The weight of L2: the parameter's own, or the optimizer's."""
+        own = parameter.regularizer or self.regularization
+        return 0.0 if own is None else own._coeff
+
+
+class SGD(_AllAtOnce, paddle.optimizer.SGD):
+    method = 0
+
+
+class Momentum(_AllAtOnce, paddle.optimizer.Momentum):
+    method = 1
+
+    def _states(self, parameter):
+        return [self._get_accumulator_master(self._velocity_acc_str, parameter)]
+
+    def _constants(self):
+        return [self._momentum, 0.0]
+
+    def _decay(self, parameter):
+        # Paddle's own keeps the decay for itself
+        own = parameter.regularizer
+        return self._regularization_coeff if own is None else own._coeff
+
+
+class _WithMoments(_AllAtOnce):
+    def _states(self, parameter):
+        names = (self._moment1_acc_str, self._moment2_acc_str, self._beta1_pow_acc_str, self._beta2_pow_acc_str)
+        return [self._get_accumulator_master(name, parameter) for name in names]
+
+    def _constants(self):
+        return [self._beta1, self._beta2, self._epsilon]
+
+
+class Adam(_WithMoments, paddle.optimizer.Adam):
+    method = 2
+
+
+class AdamW(_WithMoments, paddle.optimizer.AdamW):
+    method = 3
+
+    def _decay(self, parameter):
+        spared = self._apply_decay_param_fun is not None and not self._apply_decay_param_fun(parameter.name)
+        return 0.0 if spared else self._weight_decay

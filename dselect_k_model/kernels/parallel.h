@@ -1,0 +1,23 @@
+// Work on several threads.
+#pragma once
+#include <algorithm>
+#include <atomic>
+#include <functional>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+// Calls work(i) for i in 0 ... number - 1 on several threads, or fewer where the system gives no more.
+inline void parallel(int number, int threads, const std::function<void(int)>& work) {
+  std::atomic<int> next{0};
+  auto take = [&] {
+    for (int i; (i = next++) < number;) work(i);
+  };
+  std::vector<std::thread> others;
+  try {
+    while (int(others.size()) + 1 < std::min(threads, number)) others.emplace_back(take);
+  } catch (const std::system_error&) {
+  }
+  take();
+  for (auto& other : others) other.join();
+}
