@@ -793,7 +793,7 @@ class SparseMixture(nn.Layer):
         else:
             gated = [gate(features) for gate in self.gates]
             weights, penalties = [w for w, _ in gated], self._penalties([state for _, state in gated])
-        if self._suits_kernels(x, weights):
+        if self._mixes_by_kernels(x, weights):
             return Mixed(self._mix_by_kernels(x, weights, towers), weights, penalties)
         by_row = self.rows_are_independent or not self.training
         outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
@@ -815,15 +815,18 @@ class SparseMixture(nn.Layer):
         names = ("entropy", "reachability") if gate.expert_num != 2**gate.digits else ("entropy",)
         return paddle.unbind(weights), {name: sums[i] for i, name in enumerate(names)}
 
-    def _suits_kernels(self, x, weights):
-        """Whether the kernels compute these experts in training with such weights."""
-        if self.kernels is None or not self.training or not _kernels_take(x):
-            return False
-        if any(len(w.shape) == 2 for w in weights):
+    def suits_kernels(self) -> bool:
+        """Whether the kernels compute these experts in training, for inputs of float32."""
+        if self.kernels is None or self.per_example or not kernels_compute():
             return False
         # not a subclass, whose forward may compute something else
         plain = [expert.plain_shape() if type(expert) in (MLP, CNNExpert) else None for expert in self.experts]
-        if plain[0] is None or plain.count(plain[0]) < len(plain):
+        return plain[0] is not None and plain.count(plain[0]) == len(plain)
+
+    def _mixes_by_kernels(self, x, weights):
+        if not self.training or not self.suits_kernels() or not _kernels_take(x):
+            return False
+        if any(len(w.shape) == 2 for w in weights):  # of a user's gate
             return False
         return len(x.shape) == 2 if type(self.experts[0]) is MLP else x.stop_gradient
 

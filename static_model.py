@@ -174,6 +174,7 @@ class StaticModel:
 
             optimizer = fleet.distributed_optimizer(optimizer, strategy)
         optimizer.minimize(self.loss)
+        self.facts.finite_parameters = getattr(optimizer, "finite_parameters", None)
         if isinstance(rate, _SteppedByExecutor):
             rate.built = True
         return optimizer

@@ -65,3 +65,6 @@ class NetworkFacts:
         self.parameter_labels = network.parameter_labels()  # parameter's name -> what to call it in a message
         # printed values that describe the network, not a batch: an epoch's is the one at its end
         self.values_at_end = () if network.per_example else ("experts_used",)
+        self.uses_all_cores = network.suits_kernels()  # whether each of its operators does in training
+        # of a static program, if there is one: a variable that says which parameters are finite, and their names
+        self.finite_parameters = None

@@ -11,7 +11,11 @@ METHODS = ("SGD", "Momentum", "Adam", "AdamW")  # numbered as in update.cc
 
 
 class _AllAtOnce:
-    """A mixin in front of one of Paddle's optimizers: collects the parameters, and updates them at the end."""
+    """A mixin in front of one of Paddle's optimizers, which updates all parameters at the end of its own step.
+
+    Attributes:
+        finite_parameters: after a step, int32 [parameters], 0 for one that is not finite any more, and their names.
+    """
 
     def append_regularization_ops(self, parameters_and_grads, regularization=None):
         return parameters_and_grads  # the operator adds the decay
@@ -25,7 +29,9 @@ class _AllAtOnce:
         tensors = [*(p for p, _ in pairs), *(g for _, g in pairs), *states]
         factors = [p.optimize_attr["learning_rate"] for p, _ in pairs]
         decays = [self._decay(p) for p, _ in pairs]
-        kernels.update(tensors, self._global_learning_rate(), self.method, self._constants(), factors, decays)
+        rate = self._global_learning_rate()
+        finite = kernels.update(tensors, rate, self.method, self._constants(), factors, decays)
+        self.finite_parameters = finite, [p.name for p, _ in pairs]
 
     def _states(self, parameter):
         return []

@@ -94,9 +94,12 @@ class OptionalOfModel:
     # (flat config) -> {key: value}: the keys that decide what the network computes. A save fits no other values.
     network_config: Optional[Callable[[Config], Config]] = None
     # What the tools may know of the network, once it is built: an object that may have the attributes
-    # parameter_labels (parameter's name -> what to call it in a message) and values_at_end (names of printed values
-    # that describe the network, not a batch: an epoch's is the one at its end). Called with the network in the dynamic
-    # graph, without arguments in the static one.
+    # parameter_labels (parameter's name -> what to call it in a message), values_at_end (names of printed values
+    # that describe the network, not a batch: an epoch's is the one at its end), uses_all_cores (whether the network's
+    # operators run on all cores in training: then a program runs them one after another, and to_static: auto compiles
+    # nothing), and finite_parameters (of a static program in training, pair: a variable, of which an element is 0 if a
+    # parameter is not finite after a step, and the parameters' names). Called with the network in the dynamic graph,
+    # without arguments in the static one.
     network_facts: Optional[Callable] = None
     # printed name -> whether higher is better, for keep_best, patience and best. Objects of create_metrics may have an
     # attribute of this name instead. Paddle's metrics and names that begin with loss need none; the rest is guessed.

@@ -27,7 +27,7 @@ class DynamicGraph(Graph):
         self.model = self.find_wrapper(package)()
         with user_errors(config["yaml_path"]):
             self.net = self.model.create_model(config)
-        if _is_to_be_compiled(settings.to_static, place):
+        if _is_to_be_compiled(settings.to_static, place, self.facts()):
             LOG.info("the network is compiled into a program (runner.to_static)")
             self.net = paddle.jit.to_static(self.net, full_graph=True)
         if job == "train":
@@ -151,8 +151,9 @@ class DynamicGraph(Graph):
         self.net.set_state_dict({**state, **chosen})
 
 
-def _is_to_be_compiled(to_static, place):
-    """``runner.to_static``; auto: where it was measured to be faster, in PIR's programs on a CPU."""
+def _is_to_be_compiled(to_static, place, facts):
+    """``runner.to_static``; auto: where it was measured to be faster, in PIR's programs on a CPU of many operators."""
     if to_static == "auto":
-        return paddle.framework.use_pir_api() and isinstance(place, paddle.CPUPlace)
+        may_gain = paddle.framework.use_pir_api() and isinstance(place, paddle.CPUPlace)
+        return may_gain and not getattr(facts, "uses_all_cores", False)
     return to_static

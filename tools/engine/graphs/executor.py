@@ -1,5 +1,6 @@
 """Spares Paddle's executor work that it repeats at every run. `make bench TABLES=settings` measures it."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -10,6 +11,7 @@ import paddle
 
 LOG = logging.getLogger("engine")
 KEEP_FLAG = "FLAGS_eager_delete_tensor_gb"  # gigabytes of dead tensors before a run frees them; negative: never
+IN_ORDER_FLAG = "FLAGS_new_executor_serial_run"
 TRIED = ((3, 0), (3, 4))  # ``unchanging`` was tried with releases from the first to below the second
 CPU_DEVICE = (1, 0)  # DLPack's kind and number
 
@@ -23,6 +25,23 @@ def keep_tensors(place):
     if paddle.framework.use_pir_api() and isinstance(place, paddle.CPUPlace) and KEEP_FLAG not in os.environ:
         paddle.set_flags({KEEP_FLAG: -1.0})
         LOG.info("process: %s=-1, programs keep their tensors from run to run", KEEP_FLAG)
+
+
+@contextlib.contextmanager
+def in_order(wanted):
+    """Within this context a program's operators run one after another, in the calling thread.
+
+    Otherwise the executor's threads look for operators that could run side by side, and take the cores from one that
+    uses them all. A setting of the user's wins.
+    """
+    if not wanted or IN_ORDER_FLAG in os.environ:
+        yield
+        return
+    paddle.set_flags({IN_ORDER_FLAG: True})
+    try:
+        yield
+    finally:
+        paddle.set_flags({IN_ORDER_FLAG: False})
 
 
 def unchanging(program):

@@ -36,9 +36,12 @@ class StaticGraph(Graph):
         self.to_run = executor.unchanging(self.program) if settings.tune_process else self.program
         self.auc_states = _auc_states(self.program)
         self.saved_data = []
+        self.in_order, self.finite, self.finite_now = False, None, ()  # names of parameters known to be finite
         if job == "train":
             self._start_from_files()
             self.trained = self._trained()
+            self.in_order = settings.tune_process and getattr(self.facts(), "uses_all_cores", False)
+            self.finite = getattr(self.facts(), "finite_parameters", None)
 
     def _build(self):
         with user_errors(self.config["yaml_path"]):
@@ -104,17 +107,17 @@ class StaticGraph(Graph):
     def train_step(self, batch):
         step, examples, count = self._execute(batch)
         finite.check_scalars(step.tensors)
-        updated = ((name, watched.array()) for name, watched in self.trained)
+        updated = ((label, watched.array()) for name, label, watched in self.trained if name not in self.finite_now)
         finite.check(updated, "after the step, {names} {are} not finite: a gradient was not")
         self._advance_schedule("batch")
         count()
         return step, examples
 
     def _trained(self):
-        """The parameters of floats: pairs (what to call it in a message, its ``ScopeTensor`` tensor)."""
+        """The parameters of floats: triples (name, what to call it in a message, its ``ScopeTensor`` tensor)."""
         labels = self.parameter_labels()
         return [
-            (labels.get(name, name), executor.ScopeTensor(self.scope.find_var(name).get_tensor(), self.place))
+            (name, labels.get(name, name), executor.ScopeTensor(self.scope.find_var(name).get_tensor(), self.place))
             for name, value in self._state("param").items()
             if value.dtype.kind == "f"
         ]
@@ -136,9 +139,12 @@ class StaticGraph(Graph):
     def _execute(self, batch):
         """(Step, number of examples, function that counts the batch for the epoch)."""
         feed = self._feed(batch)
-        fetches = [*self.fetches.values(), *self.observed.values()]
-        values = self.executor.run(self.to_run, feed=feed, fetch_list=fetches, scope=self.scope)
+        fetches = [*self.fetches.values(), *self.observed.values(), *([self.finite[0]] if self.finite else [])]
+        with executor.in_order(self.in_order):
+            values = self.executor.run(self.to_run, feed=feed, fetch_list=fetches, scope=self.scope)
         values = [np.asarray(value) for value in values]
+        if self.finite:
+            self.finite_now = {name for name, is_finite in zip(self.finite[1], values.pop()) if is_finite}
         fetched, observed = values[: len(self.fetches)], dict(zip(self.observed, values[len(self.fetches) :]))
 
         def count():
