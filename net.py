@@ -28,6 +28,7 @@ LEAST_MAXIMUM = -1e38  # of a window; see MaxPool
 GROUP_SIZE = 5  # channels that group norm takes together
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.Silu}
 NORMS = ("batch", "group", "none")
+KERNELS_NORMS: dict[str, list] = {"batch": [nn.BatchNorm2D], "group": [nn.GroupNorm], "none": []}
 
 # ---------------------------------------------------------------------------- checks of arguments
 
@@ -144,6 +145,17 @@ def kernels_compute() -> bool:
 
 def _kernels_take(x):
     return _numpy_dtype(x) == "float32" and kernels_compute()
+
+
+def _are_plain(layers, kinds):
+    """Whether the layers are of these very classes, in training, and without hooks: what kernels may stand for."""
+    return [type(layer) for layer in layers] == kinds and not any(
+        not layer.training
+        or layer._forward_pre_hooks
+        or layer._forward_post_hooks
+        or getattr(layer, "_use_global_stats", None)
+        for layer in layers
+    )
 
 
 def clip_norm_builds() -> bool:
@@ -805,8 +817,9 @@ class SparseMixture(nn.Layer):
         """Whether the kernels compute these gates: those of DSelect-k, alike, and the same for every example."""
         if self.kernels is None or not self.training or not kernels_compute():
             return False
-        alike = {(gate.top_k, gate.gamma) if type(gate) is DSelectKGate else None for gate in self.gates}
-        return len(alike) == 1 and None not in alike and len(self.experts) > 1 and not self.per_example
+        if len(self.experts) < 2 or self.per_example or not _are_plain(self.gates, [DSelectKGate] * len(self.gates)):
+            return False
+        return len({(gate.top_k, gate.gamma) for gate in self.gates}) == 1
 
     def _gate_by_kernels(self):
         tensors = [tensor for gate in self.gates for tensor in (gate.selector_logits, gate.mixing_logits)]
@@ -819,8 +832,7 @@ class SparseMixture(nn.Layer):
         """Whether the kernels compute these experts in training, for inputs of float32."""
         if self.kernels is None or self.per_example or not kernels_compute():
             return False
-        # not a subclass, whose forward may compute something else
-        plain = [expert.plain_shape() if type(expert) in (MLP, CNNExpert) else None for expert in self.experts]
+        plain = [expert.plain_shape() if isinstance(expert, (MLP, CNNExpert)) else None for expert in self.experts]
         return plain[0] is not None and plain.count(plain[0]) == len(plain)
 
     def _mixes_by_kernels(self, x, weights):
@@ -840,7 +852,7 @@ class SparseMixture(nn.Layer):
         else:
             _check_shape("the input of an MLP", x, -1, self.experts[0].in_size)
         layers = [expert.linear_parameters() for expert in self.experts]
-        plain = all(type(tower) is MLP and tower.plain_shape(activate_output=False) for tower in towers)
+        plain = all(isinstance(tower, MLP) and tower.plain_shape(activate_output=False) for tower in towers)
         if not plain:
             outputs = self.kernels.mlps(x, weights, layers, self.expert_size, [])
             return [tower(mixture) for tower, mixture in zip(towers, outputs)]
@@ -921,7 +933,9 @@ def _convolution(in_channels, out_channels, norm):
 def _run_on_image(layers, norm, image, kernels, size):
     """``layers``, which begin with two blocks and a flattening; in training these by the kernels, if they can."""
     rest = list(layers)
-    if kernels is not None and layers.training and image.stop_gradient and _kernels_take(image):
+    kinds = [nn.Conv2D, *KERNELS_NORMS[norm], MaxPool, nn.ReLU] * 2
+    plain = kernels is not None and _are_plain([*rest[0], *rest[1], rest[2]], [*kinds, nn.Flatten])
+    if plain and image.stop_gradient and _kernels_take(image):
         features = kernels.cnns(image, paddle.ones([1, 1]), _tensors_of_blocks(rest[:2], norm), norm, size)
         image, rest = paddle.reshape(features, [-1, size]), rest[3:]
     for layer in rest:
@@ -936,10 +950,6 @@ def _tensors_of_blocks(blocks, norm):
         tensors += [] if norm == "none" else [others[0].weight, others[0].bias]
         tensors += [others[0]._mean, others[0]._variance] if norm == "batch" else []
     return tensors
-
-
-def _linear_parameters(layers):
-    return [p for layer in layers if isinstance(layer, nn.Linear) for p in (layer.weight, layer.bias)]
 
 
 class CNN(nn.Layer):
@@ -1011,8 +1021,6 @@ class MLP(nn.Layer):
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout is {dropout!r}, but must be a number >= 0 and < 1")
         self.in_size, self.out_size = in_size, sizes[-1]
-        self._shape = [in_size, *sizes] if norm == "none" and activation == "relu" and not dropout else None
-        self._activates_output = activate_output
         norms = {"batch": [nn.BatchNorm1D], "group": [nn.LayerNorm], "none": []}[norm]
         layers, last = [], len(sizes) - 1
         for i, (wide_in, wide_out) in enumerate(zip([in_size, *sizes], sizes)):
@@ -1032,13 +1040,22 @@ class MLP(nn.Layer):
         _check_shape("the input of an MLP", x, -1, self.in_size)
         return self.layers(x)
 
+    @paddle.jit.not_to_static
     def plain_shape(self, activate_output: bool = True) -> Optional[list[int]]:
         """The widths of input and layers if all of it is linear layers and ReLU, at the end too or not; or None."""
-        return self._shape if self._activates_output == activate_output else None
+        if type(self) is not MLP or not _are_plain([self], [MLP]):
+            return None
+        kinds = [nn.Linear, nn.ReLU] * len(self.linear_layers())
+        if not _are_plain(self.layers, kinds if activate_output else kinds[:-1]):
+            return None
+        return [self.in_size, *(layer.weight.shape[1] for layer in self.linear_layers())]
+
+    def linear_layers(self) -> list[nn.Linear]:
+        return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def linear_parameters(self) -> list[Tensor]:
         """Weight and bias of each linear layer."""
-        return _linear_parameters(self.layers)
+        return [parameter for layer in self.linear_layers() for parameter in (layer.weight, layer.bias)]
 
     def extra_repr(self):
         return f"in_size={self.in_size}, out_size={self.out_size}"
@@ -1066,9 +1083,17 @@ class CNNExpert(nn.Layer):
         _check_shape("image", image, -1, *self.image_shape)
         return _run_on_image(self.layers, self.norm, image, self.kernels, self.feature_num)
 
-    def plain_shape(self) -> list:
-        """What experts must agree in for one kernel to compute them all."""
-        return [*self.image_shape, self.norm, self.out_size]
+    @paddle.jit.not_to_static
+    def plain_shape(self) -> Optional[list]:
+        """What experts must agree in for one kernel to compute them all; None if it cannot."""
+        first, second, *rest = self.layers
+        if type(self) is not CNNExpert or not _are_plain([self, first, second], [CNNExpert, *[nn.Sequential] * 2]):
+            return None
+        kinds = [nn.Conv2D, *KERNELS_NORMS[self.norm], MaxPool, nn.ReLU] * 2
+        kinds += [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU]
+        if not _are_plain([*first, *second, *rest], kinds):
+            return None
+        return [*self.image_shape, self.norm, *rest[1].weight.shape, self.out_size]
 
     def blocks_tensors(self) -> list[Tensor]:
         """The tensors of both blocks, as the kernels take them."""
@@ -1076,7 +1101,7 @@ class CNNExpert(nn.Layer):
 
     def linear_parameters(self) -> list[Tensor]:
         """Weight and bias of each linear layer."""
-        return _linear_parameters(self.layers)
+        return [tensor for layer in (self.layers[3], self.layers[5]) for tensor in (layer.weight, layer.bias)]
 
     def extra_repr(self):
         return f"image_shape={self.image_shape}, out_size={self.out_size}"

@@ -116,9 +116,9 @@ class HyperParameters:
     )
     kernels: Any = _field(
         "choice",
-        False,
-        "Whether training on a CPU uses this project's own kernels (make kernels), for convolutions and mixtures of "
-        "plain MLP experts; auto does if they are compiled.",
+        "auto",
+        "Whether training on a CPU uses this project's own kernels (make kernels), for what they can compute: gates, "
+        "experts, towers and the optimizer's step; auto does if they are compiled.",
         choices=(False, True, "auto"),
     )
     expert_dropout: float = _field(

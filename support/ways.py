@@ -62,12 +62,13 @@ class EagerRun:
     """The dynamic graph; ``way`` is eager, to_static (compiled by ``paddle.jit.to_static``), or dense."""
 
     def __init__(self, flat, seed=1, way="eager"):
-        self.flat, self.way = flat, way
+        # the dense network is made of Paddle's layers alone
+        self.flat, self.way = {**flat, "hyper_parameters.kernels": False} if way == "dense" else flat, way
         with paddle.utils.unique_name.guard():
             paddle.seed(seeded(seed))
             self.wrapper = DygraphModel()
-            self.net = self.wrapper.create_model(flat)
-            self.optimizer = self.wrapper.create_optimizer(self.net, flat)
+            self.net = self.wrapper.create_model(self.flat)
+            self.optimizer = self.wrapper.create_optimizer(self.net, self.flat)
         self.names = {key: tensor.name for key, tensor in self.net.state_dict().items()}
         if way == "to_static":
             self.net.forward = paddle.jit.to_static(self.net.forward, full_graph=True)

@@ -17,6 +17,7 @@ import paddle
 
 HERE = pathlib.Path(__file__).resolve().parent
 NAME = "dselect_k_kernels"
+MARK = "_dselect_k_kernels"  # attribute of paddle: the file whose operators this process has
 SUPPORTED = not paddle.__version__.startswith("2.")  # its way to call an operator is another
 FLAGS = ["-O3", "-march=native", *["-mprefer-vector-width=512"] * (platform.machine() in ("x86_64", "AMD64"))]
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -78,10 +79,14 @@ def load():
     path = library()
     if not SUPPORTED or not path.is_file():
         return False
-    from paddle.utils import cpp_extension
+    # A process has one set of operators, and ends if they are registered again, as by a second copy of this package.
+    registered = getattr(paddle, MARK, None)
+    if registered is None:
+        from paddle.utils import cpp_extension
 
-    cpp_extension.load_op_meta_info_and_register_op(str(path))
-    return True
+        cpp_extension.load_op_meta_info_and_register_op(str(path))
+        setattr(paddle, MARK, path.name)
+    return getattr(paddle, MARK) == path.name
 
 
 def gates(tensors, experts, selectors, gamma):

@@ -32,7 +32,7 @@ def test_multiplications_are_those_of_the_networks_layers(table):
         if isinstance(layer, paddle.nn.Conv2D) and layer.weight.shape[1] == 1:
             first.append(counts[-1])
 
-    keys = {**table, "expert_num": 2, "expert_size": 7, "tower_size": 9}
+    keys = {**table, "expert_num": 2, "expert_size": 7, "tower_size": 9, "kernels": False}
     hyper = hyper_parameters.HyperParameters.from_config(config(**keys))
     network = build.build(hyper)
     for layer in network.sublayers():

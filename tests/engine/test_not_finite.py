@@ -127,7 +127,7 @@ def test_a_step_that_runs_out_of_memory_is_named_and_no_checkpoint_is_lost(base,
         "    def gather(self, indices):\n"
         "        pages = int(pathlib.Path('/proc/self/statm').read_text().split()[0])\n"
         "        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (900 << 20), -1))\n"
-        "        return super().gather(indices.repeat(300))\n"
+        "        return super().gather(indices.repeat(3000))\n"
     )
     shutil.copytree(base[1], tmp_path / "output" / "0")
     overrides = [*resuming.OVERRIDES, base[0], "runner.train_reader_path=limited_reader"]

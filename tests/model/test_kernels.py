@@ -217,6 +217,48 @@ def test_experts_that_are_not_plain_are_computed_by_their_layers(other):
     net.SparseMixture([doubled], [net.FixedGate([1.0])], kernels=NeverCalled())(paddle.randn([5, 6]))
 
 
+CHANGES = {
+    "a hook on a layer": lambda network: network.experts[0].layers[-2].register_forward_post_hook(lambda *_: None),
+    "a hook on an expert": lambda network: network.experts[1].register_forward_pre_hook(lambda *_: None),
+    "an expert in evaluation": lambda network: network.experts[1].eval(),
+    "another layer": lambda network: network.experts[0].layers.__setitem__(
+        len(network.experts[0].layers) - 1, nn.Silu()
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("kind", ["deep", "images"])
+def test_a_network_that_a_user_has_changed_is_computed_by_its_layers(kind, change):
+    experts, shape, _ = MIXTURES[kind]
+    network, _ = mixture(experts, [[0.5, 0.5, 0.0]], NeverCalled())
+    CHANGES[change](network)
+    network(paddle.randn([5, *shape]))
+
+
+def test_gates_and_towers_that_a_user_has_changed_are_computed_by_their_layers():
+    network, towers = mixture(*MIXTURES["deep"][:1], WEIGHTS, kernels if kernels.load() else None, MIXTURES["deep"][2])
+    seen = []
+    towers[0].layers[0].register_forward_post_hook(lambda *_: seen.append("tower"))
+    network.mix(paddle.randn([5, 70]), towers=towers)
+    gate = net.DSelectKGate(3, 2)
+    gate.register_forward_pre_hook(lambda *_: seen.append("gate"))
+    net.SparseMixture([mlp([4, 2])() for _ in range(3)], [gate], kernels=kernels if kernels.load() else None)(
+        paddle.randn([5, 4])
+    )
+    assert seen == ["tower", "gate"]
+
+
+@needs_kernel
+def test_a_second_copy_of_the_package_uses_the_operators_that_the_process_has(monkeypatch):
+    kernels.load.cache_clear()
+    assert kernels.load()  # Paddle ends the process where operators are registered twice
+    monkeypatch.setattr(paddle, kernels.MARK, "another.so")
+    kernels.load.cache_clear()
+    assert not kernels.load()
+    kernels.load.cache_clear()
+
+
 def test_a_gate_with_weights_for_other_experts_is_refused_before_the_kernel():
     gate = net.FixedGate([0.5, 0.5])
     gate.weights = np.ones(3, "float32")
