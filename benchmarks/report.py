@@ -19,6 +19,7 @@ RESULTS = HERE / "RESULTS.txt"
 PROMISES = yaml.safe_load((HERE / "promises.yaml").read_text(encoding="utf-8"))
 BEGIN, END = "<!-- speed: made by benchmarks/report.py -->\n", "<!-- speed ends -->\n"
 PADDLEREC, BASELINE = "PaddleRec's own step", "plain Paddle, dense"
+LIBRARIES = {"torch-rechub": "torch-rechub", "deepctr-torch": "DeepCTR-Torch"}  # distribution -> as the rows name it
 MEASURED_ELSEWHERE = 0.87  # examples a second of PaddleRec's own step over those of the baseline
 READ_THE_ROWS = """
 `eager`, `to_static` and `static` are this package: in the dynamic graph, there with `runner.to_static`, and in the
@@ -27,6 +28,11 @@ expert: one convolution per expert, ReLU before pooling. PyTorch's *grouped* com
 *compiled* is `torch.compile` (at inference with frozen weights), *skipping* looks at every step for the experts that
 have weight, and *fixed* has only the two experts in use.
 
+"""
+READ_THE_LIBRARIES = """
+{} are networks of these libraries as they come, with our sizes, in a plain loop with Adam. Their
+softmax gates weigh every expert for each example: another function than ours, and all experts are computed.
+torch-rechub's layers have batch norm. The PLE has one level: three experts for each task, and two that the tasks share.
 """
 
 
@@ -200,7 +206,7 @@ def filled(page, results, lines_of):
 def full(machine, records, promised):
     """The lines of docs/speed.md."""
     lines = [f"Measured at batch size {_conditions_in_words(machine, ' with ', ', on ', ' cores of an ')}."]
-    lines += [*READ_THE_ROWS.splitlines(), *_about_paddlerec(records["step"])]
+    lines += [*READ_THE_ROWS.splitlines(), *_about_paddlerec(records["step"]), *_about_libraries(machine)]
     for name, what in (
         ("step", "Examples a second in training, by experts in use"),
         ("inference", "Examples a second at inference"),
@@ -238,6 +244,13 @@ def _conditions_in_words(machine, *between):
     libraries = ", ".join(f"{name} {versions[name]}" for name in ("paddlepaddle", "torch") if name in versions)
     values = [machine["sizes"]["batch"], libraries, facts["cores"], facts["cpu"]]
     return "".join(f"{value}{text}" for value, text in zip(values, [*between, ""]))
+
+
+def _about_libraries(machine):
+    """What the rows of PyTorch's libraries are, if there are any."""
+    versions = machine["machine"].get("of PyTorch's process", {})
+    found = [f"*{title}* {versions[name]}" for name, title in LIBRARIES.items() if name in versions]
+    return READ_THE_LIBRARIES.format(" and ".join(found)).splitlines() if found else []
 
 
 def _some(promised, label):

@@ -25,6 +25,7 @@ LEGACY_MODE = (("FLAGS_enable_pir_api", "0"),)
 SETTLED = {8: None, 4: [[0, 1], [2, 3]], 2: [[0, 1], [0, 1]], 1: [[0, 0], [0, 0]]}
 MODEL, EXPORTED, PADDLE = "variants.PackageModel", "variants.ExportedModel", "baseline.PlainPaddle"
 BASELINE, PADDLEREC = "plain Paddle, dense", "PaddleRec's own step"
+UNCHECKED = ", another function, not checked"
 # PyTorch's variants -> options of torch_model.TorchModel, from the plain form to the fastest that one would build
 TORCH = {
     "PyTorch, dense": {"experts": "each", "fast": False, "compiled": False},
@@ -35,6 +36,13 @@ TORCH = {
     "PyTorch, fixed, compiled, 2 of 8": {"experts": "fixed", "fast": True, "compiled": True},
     "PyTorch, fixed, grouped, compiled, 2 of 8": {"experts": "fixed grouped", "fast": True, "compiled": True},
 }
+# networks of PyTorch's libraries for recommenders -> classes of torch_libraries
+TORCH_LIBRARIES = {
+    "torch-rechub, MMoE": "RecHubMMoE",
+    "DeepCTR-Torch, MMoE": "DeepCTRMMoE",
+    "DeepCTR-Torch, PLE": "DeepCTRPLE",
+}
+NO_NETWORK = (("https_proxy", "http://localhost:9"),)  # when imported, DeepCTR-Torch asks PyPI for its newest version
 # compile without helper processes, which would run on; at inference treat weights as constants
 COMPILER = (("TORCHINDUCTOR_COMPILE_THREADS", "1"), ("TORCHINDUCTOR_FREEZING", "1"))
 TRAINERS = ("tools/trainer.py", "tools/static_trainer.py")
@@ -88,11 +96,12 @@ def training_steps(bench):
             bench.add(f"{mode}, kernels, {used} of 8", MODEL, "train", case, mode=mode, kernels=True)
     if sizes.paddlerec is not None:
         process = dataclasses.replace(DEFAULT, environment=LEGACY_MODE)  # which PaddleRec's trainer sets
-        words = ", another function, not checked"
-        bench.add(PADDLEREC, "paddlerec.PaddleRecStep", "rate", settled[2], process, words, folder=sizes.paddlerec)
+        bench.add(PADDLEREC, "paddlerec.PaddleRecStep", "rate", settled[2], process, UNCHECKED, folder=sizes.paddlerec)
     elif not on_tables(sizes):
         bench.absent[PADDLEREC] = "no folder with PaddleRec's DSelect-k was given (PADDLEREC)"
     _add_torch(bench, "train", settled[2])
+    if on_tables(sizes):
+        _add_torch_libraries(bench, settled[2])
     products = {"product, 1": TOOLS, "product, 2": TWO_THREADS}
     for name, process in products.items():
         bench.add(name, "variants.MatrixProduct", "rate", None, process, size=sizes.product)
@@ -329,18 +338,33 @@ def long_run(bench):
 
 
 def _add_torch(bench, job, case):
-    python = bench.sizes.torch
     for name, options in TORCH.items():
-        if python is None:
-            bench.absent[name] = "no interpreter with PyTorch was given (TORCH_PYTHON)"
+        process = _torch_process(bench, name)
+        if process is None:
             continue
-        process = dataclasses.replace(DEFAULT, python=python, threads=2)
         if options["fast"]:
             label = "memory kept" + ", channels-last" * (not on_tables(bench.sizes)) + ", fused Adam" * (job == "train")
             process = dataclasses.replace(process, label=label, tuned=("keep_freed_memory",))
         if options["compiled"]:
             process = dataclasses.replace(process, environment=COMPILER)
         bench.add(name, "torch_model.TorchModel", job, case, process, **options, threads=2)
+
+
+def _add_torch_libraries(bench, case):
+    """Their networks are others than ours, so there is nothing to check their answers against."""
+    for name, kind in TORCH_LIBRARIES.items():
+        process = _torch_process(bench, name)
+        if process is not None:
+            process = dataclasses.replace(process, environment=NO_NETWORK)
+            bench.add(name, f"torch_libraries.{kind}", "rate", case, process, UNCHECKED, threads=2)
+
+
+def _torch_process(bench, name):
+    """Default settings in PyTorch's interpreter; None, and the variant is absent, if there is no such interpreter."""
+    if bench.sizes.torch is None:
+        bench.absent[name] = "no interpreter with PyTorch was given (TORCH_PYTHON)"
+        return None
+    return dataclasses.replace(DEFAULT, python=bench.sizes.torch, threads=2)
 
 
 # title: with names of Sizes; measure: the function; sizes: changes Sizes

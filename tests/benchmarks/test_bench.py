@@ -167,6 +167,7 @@ def test_the_tables_run(names, tmp_path):
             assert records["step"]["difference"] < 1e-4
             assert rows[variant]["ms"][0] > 0 and "not checked" in rows[variant]["process"]
             assert rows.keys() >= set(tables.TORCH) and "absent" in rows["PyTorch, dense"]["process"]
+        assert (rows.keys() >= set(tables.TORCH_LIBRARIES)) == (name == "table_step"), name
 
 
 def test_results_follow_from_their_measurements_and_changes_are_found():
@@ -202,6 +203,22 @@ def test_a_table_measured_again_takes_its_place():
     assert list(found) == list(records) and found["reader"] == again and found["step"] == records["step"]
     with pytest.raises(ValueError, match="cores 2 -> 64: .*step.* Measure all tables"):
         report.merged(RESULTS, "\n".join(lines).replace('"cores": 2', '"cores": 64', 1))
+
+
+@pytest.mark.parametrize(
+    "versions, names",
+    [
+        ({}, []),
+        ({"torch-rechub": "0.9.0"}, ["*torch-rechub* 0.9.0"]),
+        ({"torch-rechub": "1", "deepctr-torch": "2"}, ["*torch-rechub* 1 and *DeepCTR-Torch* 2"]),
+    ],
+)
+def test_a_page_says_what_the_libraries_networks_are_if_they_were_there(versions, names):
+    machine, records, promised = report.read(RESULTS)
+    machine["machine"]["of PyTorch's process"] = {"torch": "2.14.1", **versions}
+    found = [line for line in report.full(machine, records, promised) if "are networks of" in line]
+    assert [line.partition(" are ")[0] for line in found] == names
+    assert {name.split(",")[0] for name in tables.TORCH_LIBRARIES} == set(report.LIBRARIES.values())
 
 
 @pytest.mark.parametrize("paddlerec, speed", [([], "0.87"), ([2.5], "0.80")])
