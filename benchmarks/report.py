@@ -34,6 +34,12 @@ READ_THE_LIBRARIES = """
 softmax gates weigh every expert for each example: another function than ours, and all experts are computed.
 torch-rechub's layers have batch norm. The PLE has one level: three experts for each task, and two that the tasks share.
 """
+READ_THE_LATENCIES = """
+Milliseconds of a call at inference, by batch size: its median (p50) and 99th percentile (p99). The exported model has
+two of 8 experts, or all 8 with a per-example gate, of which each example needs two; PyTorch's forms have two. A process
+is stopped while others have their turn, so the first calls of a turn do not count.
+"""
+NOT_MEASURED = "Not measured yet."
 
 
 # ------------------------------------------------------------------------------- a run's output
@@ -215,6 +221,10 @@ def full(machine, records, promised):
     ):
         if name in records:
             lines += ["", f"{what.format(records[name]['examples'])}:", "", *_speeds(records[name]["rows"])]
+    lines += READ_THE_LATENCIES.splitlines()
+    for name, what in (("latency", "On images"), ("table_latency", "On the table")):
+        found = _latencies(records[name]["rows"]) if name in records else [NOT_MEASURED]
+        lines += ["", f"{what}:", "", *found]
     lines += [
         "",
         "What is promised, and what was measured: medians of the ratios within each round.",
@@ -270,6 +280,22 @@ def _speeds(rows):
     titles = ["", "process", *(f"{number} of 8" for number in used)]
     return _markdown(
         titles, [[name, processes[name], *(cells.get(n, "") for n in used)] for name, cells in found.items()]
+    )
+
+
+def _latencies(rows):
+    """Milliseconds of a call: the variants "NAME, batch 1" and so on in one row."""
+    found, processes = {}, {}
+    for row in rows:
+        if "p50, ms" in row:
+            name, batch = re.fullmatch(r"(.*), batch (\d+)", row["variant"]).groups()
+            for column in ("p50", "p99"):
+                found.setdefault(name, {})[f"{column}, batch {batch}"] = f"{row[f'{column}, ms']:.3g}"
+            processes[name] = row["process"]
+    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
+    return _markdown(
+        ["", "process", *columns],
+        [[name, processes[name], *(cells.get(column, "") for column in columns)] for name, cells in found.items()],
     )
 
 

@@ -36,6 +36,12 @@ TORCH = {
     "PyTorch, fixed, compiled, 2 of 8": {"experts": "fixed", "fast": True, "compiled": True},
     "PyTorch, fixed, grouped, compiled, 2 of 8": {"experts": "fixed grouped", "fast": True, "compiled": True},
 }
+# the forms of which latencies are measured
+TORCH_SERVED = {
+    "PyTorch, fixed": {"experts": "fixed", "fast": False, "compiled": False},
+    "PyTorch, fixed, compiled": TORCH["PyTorch, fixed, compiled, 2 of 8"],
+    "PyTorch, fixed, grouped, compiled": TORCH["PyTorch, fixed, grouped, compiled, 2 of 8"],
+}
 # networks of PyTorch's libraries for recommenders -> classes of torch_libraries
 TORCH_LIBRARIES = {
     "torch-rechub, MMoE": "RecHubMMoE",
@@ -187,9 +193,22 @@ def inference(bench):
     return bench.rows(BASELINE), []
 
 
+def latency(bench):
+    """How long a server waits for predictions, once the gates have settled."""
+    for batch in bench.sizes.latency_batches:
+        settled, per_example = bench.case(SETTLED[2], batch), _per_example_gates(bench, 8, batch)
+        for words, process in (("one thread", ONE_THREAD), ("two threads", TWO_THREADS)):
+            threads, last = process.threads, f"{words}, batch {batch}"
+            for name, case in (("exported", settled), ("exported, per-example gate", per_example)):
+                bench.add(f"{name}, {last}", EXPORTED, "infer", case, process, pruned=True, threads=threads)
+            forms = {f"{name}, {last}": options for name, options in TORCH_SERVED.items()}
+            _add_torch(bench, "infer", settled, forms, threads)
+    return bench.latencies(), ["two of 8 experts are in use; per-example gates choose them for each example"]
+
+
 def rows_inference(bench):
     """Predictions with a per-example gate: each expert runs on the examples that need it."""
-    case = _per_example_gates(bench)
+    case = _per_example_gates(bench, bench.sizes.row_experts)
     for name, routed in (("all experts", False), ("rows routed", True)):
         bench.add(f"exported, {name}", EXPORTED, "infer", case, TWO_THREADS, pruned=routed, threads=2)
     return _routed(bench, "infer", case)
@@ -197,14 +216,15 @@ def rows_inference(bench):
 
 def rows_training(bench):
     """The same in training, where it is exact only without batch norm."""
-    return _routed(bench, "train", _per_example_gates(bench))
+    return _routed(bench, "train", _per_example_gates(bench, bench.sizes.row_experts))
 
 
-def _per_example_gates(bench):
+def _per_example_gates(bench, expert_num, batch=None):
     return bench.case(
         "per example",
+        batch,
         gate="dselect_k_per_example",
-        expert_num=bench.sizes.row_experts,
+        expert_num=expert_num,
         optimizer__gate_learning_rate_factor=1e-6,  # so slow that the gates stay as they are set
     )
 
@@ -337,9 +357,9 @@ def long_run(bench):
     ]
 
 
-def _add_torch(bench, job, case):
-    for name, options in TORCH.items():
-        process = _torch_process(bench, name)
+def _add_torch(bench, job, case, forms=TORCH, threads=2):
+    for name, options in forms.items():
+        process = _torch_process(bench, name, threads)
         if process is None:
             continue
         if options["fast"]:
@@ -347,7 +367,7 @@ def _add_torch(bench, job, case):
             process = dataclasses.replace(process, label=label, tuned=("keep_freed_memory",))
         if options["compiled"]:
             process = dataclasses.replace(process, environment=COMPILER)
-        bench.add(name, "torch_model.TorchModel", job, case, process, **options, threads=2)
+        bench.add(name, "torch_model.TorchModel", job, case, process, **options, threads=threads)
 
 
 def _add_torch_libraries(bench, case):
@@ -359,12 +379,12 @@ def _add_torch_libraries(bench, case):
             bench.add(name, f"torch_libraries.{kind}", "rate", case, process, UNCHECKED, threads=2)
 
 
-def _torch_process(bench, name):
+def _torch_process(bench, name, threads=2):
     """Default settings in PyTorch's interpreter; None, and the variant is absent, if there is no such interpreter."""
     if bench.sizes.torch is None:
         bench.absent[name] = "no interpreter with PyTorch was given (TORCH_PYTHON)"
         return None
-    return dataclasses.replace(DEFAULT, python=bench.sizes.torch, threads=2)
+    return dataclasses.replace(DEFAULT, python=bench.sizes.torch, threads=threads)
 
 
 # title: with names of Sizes; measure: the function; sizes: changes Sizes
@@ -378,6 +398,7 @@ TABLES = {
         lambda sizes: sizes._replace(rounds=max(sizes.rounds - 2, 1)),
     ),
     "inference": Table("inference, 8 experts, batch {batch}", inference),
+    "latency": Table("latency, 8 experts, batch {latency_batches}, {latency_turns} x {latency_calls} calls", latency),
     "rows_inference": Table("per-example gate at inference, k = 2 of {row_experts}, batch {batch}", rows_inference),
     "rows_training": Table(
         "per-example gate in training, expert_norm: none, k = 2 of {row_experts}, batch {batch}",
@@ -386,6 +407,11 @@ TABLES = {
     ),
     "table_step": Table("training step on a table, 8 experts, batch {batch}", training_steps, on_table),
     "table_inference": Table("inference on a table, 8 experts, batch {batch}", inference, on_table),
+    "table_latency": Table(
+        "latency on a table, 8 experts, batch {latency_batches}, {latency_turns} x {latency_calls} calls",
+        latency,
+        on_table,
+    ),
     "table_rows_inference": Table(
         "per-example gate at inference on a table, k = 2 of {row_experts}, batch {batch}", rows_inference, on_table
     ),
