@@ -30,9 +30,10 @@ have weight, and *fixed* has only the two experts in use.
 
 """
 READ_THE_LIBRARIES = """
-{} are networks of these libraries as they come, with our sizes, in a plain loop with Adam. Their
-softmax gates weigh every expert for each example: another function than ours, and all experts are computed.
-torch-rechub's layers have batch norm. The PLE has one level: three experts for each task, and two that the tasks share.
+{} are networks of these libraries as they come,
+with our sizes, in a plain loop with Adam. Their softmax gates weigh every expert for each example: another function
+than ours, and all experts are computed. torch-rechub's layers have batch norm. The PLE has one level: three experts for
+each task, and two that the tasks share.
 """
 READ_THE_LATENCIES = """
 Milliseconds of a call at inference, by batch size: its median (p50) and 99th percentile (p99). The exported model has
