@@ -16,6 +16,7 @@ from worker import Absent, Runner
 HERE = pathlib.Path(__file__).resolve().parent
 SETTING_PREFIXES = ("MALLOC_", "OMP_", "KMP_", "MKL_", "GOMP_", "FLAGS_", "GLIBC_TUNABLES")
 MAX_STEPS = 40  # in a turn
+WARM_UP = 10  # calls before those of a turn whose latencies count: a process that was stopped has cold caches
 
 Spread = collections.namedtuple("Spread", "median low high")  # low, high: the quartiles
 
@@ -197,7 +198,21 @@ class Bench:
             | columns(name, seconds, self.sizes.batch, against)
             for name in self.workers
         ]
-        return found + [{"variant": name, "process": f"absent: {why}"} for name, why in self.absent.items()]
+        return found + self._absent_rows()
+
+    def latencies(self):
+        """Let the variants take short turns; returns a row for each with the percentiles of all its calls."""
+        sizes, seconds = self.sizes, {name: [] for name in self.workers}
+        for _ in range(sizes.latency_turns):
+            for name in self.workers:
+                seconds[name] += self.steps(name, WARM_UP + sizes.latency_calls)[WARM_UP:]
+        found = [
+            {"variant": name, "process": self.processes[name], **percentiles(seconds[name])} for name in self.workers
+        ]
+        return found + self._absent_rows()
+
+    def _absent_rows(self):
+        return [{"variant": name, "process": f"absent: {why}"} for name, why in self.absent.items()]
 
 
 def spread(values):
@@ -206,6 +221,12 @@ def spread(values):
         return Spread(values[0], values[0], values[0])
     low, _, high = statistics.quantiles(values, n=4, method="inclusive")
     return Spread(statistics.median(values), low, high)
+
+
+def percentiles(seconds):
+    """The median and the 99th percentile, in milliseconds."""
+    cuts = statistics.quantiles(seconds, n=100, method="inclusive")
+    return {"p50, ms": 1e3 * cuts[49], "p99, ms": 1e3 * cuts[98]}
 
 
 def ratio(base, other):

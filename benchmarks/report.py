@@ -19,6 +19,7 @@ RESULTS = HERE / "RESULTS.txt"
 PROMISES = yaml.safe_load((HERE / "promises.yaml").read_text(encoding="utf-8"))
 BEGIN, END = "<!-- speed: made by benchmarks/report.py -->\n", "<!-- speed ends -->\n"
 PADDLEREC, BASELINE = "PaddleRec's own step", "plain Paddle, dense"
+LIBRARIES = {"torch-rechub": "torch-rechub", "deepctr-torch": "DeepCTR-Torch"}  # distribution -> as the rows name it
 MEASURED_ELSEWHERE = 0.87  # examples a second of PaddleRec's own step over those of the baseline
 READ_THE_ROWS = """
 `eager`, `to_static` and `static` are this package: in the dynamic graph, there with `runner.to_static`, and in the
@@ -28,6 +29,18 @@ expert: one convolution per expert, ReLU before pooling. PyTorch's *grouped* com
 have weight, and *fixed* has only the two experts in use.
 
 """
+READ_THE_LIBRARIES = """
+{} are networks of these libraries as they come,
+with our sizes, in a plain loop with Adam. Their softmax gates weigh every expert for each example: another function
+than ours, and all experts are computed. torch-rechub's layers have batch norm. The PLE has one level: three experts for
+each task, and two that the tasks share.
+"""
+READ_THE_LATENCIES = """
+Milliseconds of a call at inference, by batch size: its median (p50) and 99th percentile (p99). The exported model has
+two of 8 experts, or all 8 with a per-example gate, of which each example needs two; PyTorch's forms have two. A process
+is stopped while others have their turn, so the first calls of a turn do not count.
+"""
+NOT_MEASURED = "Not measured yet."
 
 
 # ------------------------------------------------------------------------------- a run's output
@@ -200,7 +213,7 @@ def filled(page, results, lines_of):
 def full(machine, records, promised):
     """The lines of docs/speed.md."""
     lines = [f"Measured at batch size {_conditions_in_words(machine, ' with ', ', on ', ' cores of an ')}."]
-    lines += [*READ_THE_ROWS.splitlines(), *_about_paddlerec(records["step"])]
+    lines += [*READ_THE_ROWS.splitlines(), *_about_paddlerec(records["step"]), *_about_libraries(machine)]
     for name, what in (
         ("step", "Examples a second in training, by experts in use"),
         ("inference", "Examples a second at inference"),
@@ -209,6 +222,10 @@ def full(machine, records, promised):
     ):
         if name in records:
             lines += ["", f"{what.format(records[name]['examples'])}:", "", *_speeds(records[name]["rows"])]
+    lines += READ_THE_LATENCIES.splitlines()
+    for name, what in (("latency", "On images"), ("table_latency", "On the table")):
+        found = _latencies(records[name]["rows"]) if name in records else [NOT_MEASURED]
+        lines += ["", f"{what}:", "", *found]
     lines += [
         "",
         "What is promised, and what was measured: medians of the ratios within each round.",
@@ -240,6 +257,13 @@ def _conditions_in_words(machine, *between):
     return "".join(f"{value}{text}" for value, text in zip(values, [*between, ""]))
 
 
+def _about_libraries(machine):
+    """What the rows of PyTorch's libraries are, if there are any."""
+    versions = machine["machine"].get("of PyTorch's process", {})
+    found = [f"*{title}* {versions[name]}" for name, title in LIBRARIES.items() if name in versions]
+    return READ_THE_LIBRARIES.format(" and ".join(found)).splitlines() if found else []
+
+
 def _some(promised, label):
     rows = {row["key"]: row for row in promised["rows"]}
     return [[promise[label], _measured_text(rows[promise["key"]])] for promise in PROMISES if "zh" in promise]
@@ -257,6 +281,22 @@ def _speeds(rows):
     titles = ["", "process", *(f"{number} of 8" for number in used)]
     return _markdown(
         titles, [[name, processes[name], *(cells.get(n, "") for n in used)] for name, cells in found.items()]
+    )
+
+
+def _latencies(rows):
+    """Milliseconds of a call: the variants "NAME, batch 1" and so on in one row."""
+    found, processes = {}, {}
+    for row in rows:
+        if "p50, ms" in row:
+            name, batch = re.fullmatch(r"(.*), batch (\d+)", row["variant"]).groups()
+            for column in ("p50", "p99"):
+                found.setdefault(name, {})[f"{column}, batch {batch}"] = f"{row[f'{column}, ms']:.3g}"
+            processes[name] = row["process"]
+    columns = list(dict.fromkeys(column for cells in found.values() for column in cells))
+    return _markdown(
+        ["", "process", *columns],
+        [[name, processes[name], *(cells.get(column, "") for column in columns)] for name, cells in found.items()],
     )
 
 

@@ -25,6 +25,7 @@ LEGACY_MODE = (("FLAGS_enable_pir_api", "0"),)
 SETTLED = {8: None, 4: [[0, 1], [2, 3]], 2: [[0, 1], [0, 1]], 1: [[0, 0], [0, 0]]}
 MODEL, EXPORTED, PADDLE = "variants.PackageModel", "variants.ExportedModel", "baseline.PlainPaddle"
 BASELINE, PADDLEREC = "plain Paddle, dense", "PaddleRec's own step"
+UNCHECKED = ", another function, not checked"
 # PyTorch's variants -> options of torch_model.TorchModel, from the plain form to the fastest that one would build
 TORCH = {
     "PyTorch, dense": {"experts": "each", "fast": False, "compiled": False},
@@ -35,6 +36,19 @@ TORCH = {
     "PyTorch, fixed, compiled, 2 of 8": {"experts": "fixed", "fast": True, "compiled": True},
     "PyTorch, fixed, grouped, compiled, 2 of 8": {"experts": "fixed grouped", "fast": True, "compiled": True},
 }
+# the forms of which latencies are measured
+TORCH_SERVED = {
+    "PyTorch, fixed": {"experts": "fixed", "fast": False, "compiled": False},
+    "PyTorch, fixed, compiled": TORCH["PyTorch, fixed, compiled, 2 of 8"],
+    "PyTorch, fixed, grouped, compiled": TORCH["PyTorch, fixed, grouped, compiled, 2 of 8"],
+}
+# networks of PyTorch's libraries for recommenders -> classes of torch_libraries
+TORCH_LIBRARIES = {
+    "torch-rechub, MMoE": "RecHubMMoE",
+    "DeepCTR-Torch, MMoE": "DeepCTRMMoE",
+    "DeepCTR-Torch, PLE": "DeepCTRPLE",
+}
+NO_NETWORK = (("https_proxy", "http://localhost:9"),)  # when imported, DeepCTR-Torch asks PyPI for its newest version
 # compile without helper processes, which would run on; at inference treat weights as constants
 COMPILER = (("TORCHINDUCTOR_COMPILE_THREADS", "1"), ("TORCHINDUCTOR_FREEZING", "1"))
 TRAINERS = ("tools/trainer.py", "tools/static_trainer.py")
@@ -88,11 +102,12 @@ def training_steps(bench):
             bench.add(f"{mode}, kernels, {used} of 8", MODEL, "train", case, mode=mode, kernels=True)
     if sizes.paddlerec is not None:
         process = dataclasses.replace(DEFAULT, environment=LEGACY_MODE)  # which PaddleRec's trainer sets
-        words = ", another function, not checked"
-        bench.add(PADDLEREC, "paddlerec.PaddleRecStep", "rate", settled[2], process, words, folder=sizes.paddlerec)
+        bench.add(PADDLEREC, "paddlerec.PaddleRecStep", "rate", settled[2], process, UNCHECKED, folder=sizes.paddlerec)
     elif not on_tables(sizes):
         bench.absent[PADDLEREC] = "no folder with PaddleRec's DSelect-k was given (PADDLEREC)"
     _add_torch(bench, "train", settled[2])
+    if on_tables(sizes):
+        _add_torch_libraries(bench, settled[2])
     products = {"product, 1": TOOLS, "product, 2": TWO_THREADS}
     for name, process in products.items():
         bench.add(name, "variants.MatrixProduct", "rate", None, process, size=sizes.product)
@@ -178,9 +193,22 @@ def inference(bench):
     return bench.rows(BASELINE), []
 
 
+def latency(bench):
+    """How long a server waits for predictions, once the gates have settled."""
+    for batch in bench.sizes.latency_batches:
+        settled, per_example = bench.case(SETTLED[2], batch), _per_example_gates(bench, 8, batch)
+        for words, process in (("one thread", ONE_THREAD), ("two threads", TWO_THREADS)):
+            threads, last = process.threads, f"{words}, batch {batch}"
+            for name, case in (("exported", settled), ("exported, per-example gate", per_example)):
+                bench.add(f"{name}, {last}", EXPORTED, "infer", case, process, pruned=True, threads=threads)
+            forms = {f"{name}, {last}": options for name, options in TORCH_SERVED.items()}
+            _add_torch(bench, "infer", settled, forms, threads)
+    return bench.latencies(), ["two of 8 experts are in use; per-example gates choose them for each example"]
+
+
 def rows_inference(bench):
     """Predictions with a per-example gate: each expert runs on the examples that need it."""
-    case = _per_example_gates(bench)
+    case = _per_example_gates(bench, bench.sizes.row_experts)
     for name, routed in (("all experts", False), ("rows routed", True)):
         bench.add(f"exported, {name}", EXPORTED, "infer", case, TWO_THREADS, pruned=routed, threads=2)
     return _routed(bench, "infer", case)
@@ -188,14 +216,15 @@ def rows_inference(bench):
 
 def rows_training(bench):
     """The same in training, where it is exact only without batch norm."""
-    return _routed(bench, "train", _per_example_gates(bench))
+    return _routed(bench, "train", _per_example_gates(bench, bench.sizes.row_experts))
 
 
-def _per_example_gates(bench):
+def _per_example_gates(bench, expert_num, batch=None):
     return bench.case(
         "per example",
+        batch,
         gate="dselect_k_per_example",
-        expert_num=bench.sizes.row_experts,
+        expert_num=expert_num,
         optimizer__gate_learning_rate_factor=1e-6,  # so slow that the gates stay as they are set
     )
 
@@ -328,19 +357,34 @@ def long_run(bench):
     ]
 
 
-def _add_torch(bench, job, case):
-    python = bench.sizes.torch
-    for name, options in TORCH.items():
-        if python is None:
-            bench.absent[name] = "no interpreter with PyTorch was given (TORCH_PYTHON)"
+def _add_torch(bench, job, case, forms=TORCH, threads=2):
+    for name, options in forms.items():
+        process = _torch_process(bench, name, threads)
+        if process is None:
             continue
-        process = dataclasses.replace(DEFAULT, python=python, threads=2)
         if options["fast"]:
             label = "memory kept" + ", channels-last" * (not on_tables(bench.sizes)) + ", fused Adam" * (job == "train")
             process = dataclasses.replace(process, label=label, tuned=("keep_freed_memory",))
         if options["compiled"]:
             process = dataclasses.replace(process, environment=COMPILER)
-        bench.add(name, "torch_model.TorchModel", job, case, process, **options, threads=2)
+        bench.add(name, "torch_model.TorchModel", job, case, process, **options, threads=threads)
+
+
+def _add_torch_libraries(bench, case):
+    """Their networks are others than ours, so there is nothing to check their answers against."""
+    for name, kind in TORCH_LIBRARIES.items():
+        process = _torch_process(bench, name)
+        if process is not None:
+            process = dataclasses.replace(process, environment=NO_NETWORK)
+            bench.add(name, f"torch_libraries.{kind}", "rate", case, process, UNCHECKED, threads=2)
+
+
+def _torch_process(bench, name, threads=2):
+    """Default settings in PyTorch's interpreter; None, and the variant is absent, if there is no such interpreter."""
+    if bench.sizes.torch is None:
+        bench.absent[name] = "no interpreter with PyTorch was given (TORCH_PYTHON)"
+        return None
+    return dataclasses.replace(DEFAULT, python=bench.sizes.torch, threads=threads)
 
 
 # title: with names of Sizes; measure: the function; sizes: changes Sizes
@@ -354,6 +398,7 @@ TABLES = {
         lambda sizes: sizes._replace(rounds=max(sizes.rounds - 2, 1)),
     ),
     "inference": Table("inference, 8 experts, batch {batch}", inference),
+    "latency": Table("latency, 8 experts, batch {latency_batches}, {latency_turns} x {latency_calls} calls", latency),
     "rows_inference": Table("per-example gate at inference, k = 2 of {row_experts}, batch {batch}", rows_inference),
     "rows_training": Table(
         "per-example gate in training, expert_norm: none, k = 2 of {row_experts}, batch {batch}",
@@ -362,6 +407,11 @@ TABLES = {
     ),
     "table_step": Table("training step on a table, 8 experts, batch {batch}", training_steps, on_table),
     "table_inference": Table("inference on a table, 8 experts, batch {batch}", inference, on_table),
+    "table_latency": Table(
+        "latency on a table, 8 experts, batch {latency_batches}, {latency_turns} x {latency_calls} calls",
+        latency,
+        on_table,
+    ),
     "table_rows_inference": Table(
         "per-example gate at inference on a table, k = 2 of {row_experts}, batch {batch}", rows_inference, on_table
     ),

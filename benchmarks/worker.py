@@ -18,7 +18,7 @@ import sys
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-LIBRARIES = ("numpy", "paddlepaddle", "torch", "paddle")
+LIBRARIES = ("numpy", "paddlepaddle", "torch", "paddle", "torch_rechub", "deepctr_torch", "requests")
 PREDICTION_TOLERANCE, LOSS_TOLERANCE = 1e-4, 1e-3  # of a logit, absolute; of a loss, relative
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 

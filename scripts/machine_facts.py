@@ -50,4 +50,4 @@ def versions(*libraries):
 
 
 if __name__ == "__main__":
-    print(json.dumps(versions("numpy", "paddlepaddle", "torch")))
+    print(json.dumps(versions("numpy", "paddlepaddle", "torch", "torch-rechub", "deepctr-torch")))

@@ -56,6 +56,30 @@ def test_ratio_compares_within_a_round():
     assert measuring.ratio([2.0, 20.0, 2.0], [1.0, 10.0, 1.0]) == (2.0, 2.0, 2.0)
 
 
+def test_percentiles_are_of_all_calls_but_the_first_of_a_turn(tmp_path):
+    assert measuring.percentiles([i / 1e3 for i in range(101)]) == pytest.approx({"p50, ms": 50.0, "p99, ms": 99.0})
+
+    class Variant:
+        def ask(self, method, count):
+            return [9.0] * measuring.WARM_UP + [0.001] * (count - measuring.WARM_UP - 1) + [0.003]
+
+        def close(self):
+            pass
+
+    sizes = tables.SMALL._replace(latency_turns=3, latency_calls=2)
+    with measuring.Bench(sizes, tmp_path) as of_table:
+        of_table.workers["exported"], of_table.processes["exported"] = Variant(), "here"
+        of_table.absent["other"] = "not here"
+        measured, absent = of_table.latencies()
+    assert measured == {
+        "variant": "exported",
+        "process": "here",
+        "p50, ms": pytest.approx(2),
+        "p99, ms": pytest.approx(3),
+    }
+    assert absent == {"variant": "other", "process": "absent: not here"}
+
+
 def row(variant, *seconds):
     return {"variant": variant, "seconds": [*seconds], **measuring.columns(variant, {variant: [*seconds]}, 256, [])}
 
@@ -131,10 +155,12 @@ TABLES = {
     "step": (tables.PADDLEREC, 3),
     "growth": ("eager, all of 4", 0),
     "inference": ("exported, 2 of 8", 1),
+    "latency": ("exported, one thread, batch 1", 0),
     "rows_inference": ("exported, rows routed", 3),
     "rows_training": ("to_static, rows routed", 3),
     "table_step": ("static, 2 of 8", 1),
     "table_inference": ("exported, 2 of 8", 1),
+    "table_latency": ("exported, per-example gate, two threads, batch 16", 0),
     "table_rows_inference": ("exported, rows routed", 0),
     "table_rows_training": ("static, rows routed", 1),
     "embeddings": ("eager, lazy_adam", 1),
@@ -167,6 +193,11 @@ def test_the_tables_run(names, tmp_path):
             assert records["step"]["difference"] < 1e-4
             assert rows[variant]["ms"][0] > 0 and "not checked" in rows[variant]["process"]
             assert rows.keys() >= set(tables.TORCH) and "absent" in rows["PyTorch, dense"]["process"]
+        assert (rows.keys() >= set(tables.TORCH_LIBRARIES)) == (name == "table_step"), name
+        if name.endswith("latency"):
+            assert records[name]["difference"] < 1e-4 and rows[variant]["p99, ms"] >= rows[variant]["p50, ms"] > 0
+            assert {"tuned, 1 thread", "tuned, 2 threads"} < {row["process"] for row in rows.values()}
+            assert len(rows) == 4 * (2 + len(tables.TORCH_SERVED))
 
 
 def test_results_follow_from_their_measurements_and_changes_are_found():
@@ -202,6 +233,46 @@ def test_a_table_measured_again_takes_its_place():
     assert list(found) == list(records) and found["reader"] == again and found["step"] == records["step"]
     with pytest.raises(ValueError, match="cores 2 -> 64: .*step.* Measure all tables"):
         report.merged(RESULTS, "\n".join(lines).replace('"cores": 2', '"cores": 64', 1))
+
+
+@pytest.mark.parametrize(
+    "versions, names",
+    [
+        ({}, []),
+        ({"torch-rechub": "0.9.0"}, ["*torch-rechub* 0.9.0"]),
+        ({"torch-rechub": "1", "deepctr-torch": "2"}, ["*torch-rechub* 1 and *DeepCTR-Torch* 2"]),
+    ],
+)
+def test_a_page_says_what_the_libraries_networks_are_if_they_were_there(versions, names):
+    machine, records, promised = report.read(RESULTS)
+    machine["machine"]["of PyTorch's process"] = {"torch": "2.14.1", **versions}
+    found = [line for line in report.full(machine, records, promised) if "are networks of" in line]
+    assert [line.partition(" are ")[0] for line in found] == names
+    assert {name.split(",")[0] for name in tables.TORCH_LIBRARIES} == set(report.LIBRARIES.values())
+
+
+def test_a_page_has_latencies_by_batch_size_once_they_are_measured():
+    machine, records, promised = report.read(RESULTS)
+    absent = {"variant": "PyTorch, fixed, batch 1", "process": "absent: no such thing"}
+    rows = [
+        {
+            "variant": f"exported, one thread, batch {batch}",
+            "process": "tuned",
+            "p50, ms": batch / 3,
+            "p99, ms": 1.0 * batch,
+        }
+        for batch in (1, 16)
+    ]
+    without = {name: record for name, record in records.items() if not name.endswith("latency")}
+    lines = report.full(machine, {**without, "table_latency": {"rows": [*rows, absent]}}, promised)
+    found = lines[lines.index("On images:") :]
+    assert found[:5] == ["On images:", "", report.NOT_MEASURED, "", "On the table:"]
+    assert found[6:9] == [
+        "|  | process | p50, batch 1 | p99, batch 1 | p50, batch 16 | p99, batch 16 |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| exported, one thread | tuned | 0.333 | 1 | 5.33 | 16 |",
+    ]
+    assert found[9] == ""
 
 
 @pytest.mark.parametrize("paddlerec, speed", [([], "0.87"), ([2.5], "0.80")])
