@@ -85,10 +85,10 @@ check: env  ## lint, format, types, and who may import whom
 	$(VENV)/bin/mypy
 	PYTHONPATH=tools:. $(VENV)/bin/lint-imports
 
-bench: env  ## the benchmarks, half an hour; TORCH_PYTHON: interpreter with PyTorch; PADDLEREC: its folder; TABLES: some
+bench: kernels  ## the benchmarks, half an hour; TORCH_PYTHON: interpreter with PyTorch; PADDLEREC: its folder; TABLES: some
 	$(BENCH) $(TABLES)
 
-results: env  ## the benchmarks (TABLES: some) into benchmarks/RESULTS.txt, docs/speed.md and the READMEs; on an idle machine
+results: kernels  ## the benchmarks (TABLES: some) into benchmarks/RESULTS.txt, docs/speed.md and the READMEs; on an idle machine
 	$(BENCH) $(TABLES) > benchmarks/RESULTS.new
 	$(VENV)/bin/python benchmarks/report.py benchmarks/RESULTS.new
 	rm benchmarks/RESULTS.new

@@ -37,7 +37,7 @@ def write(path, hyper, batch, settled):
     """
     rng = np.random.RandomState(0)
     with variants.dense_network():
-        run = ways.start("eager", ways.config(**hyper))
+        run = ways.start("eager", ways.config(**hyper, kernels=False))
         parameters = run.wrapper.hyper
         examples = _noise(parameters, batch, rng)
         run.set(_gate_values(run, settled, rng))

@@ -5,6 +5,7 @@ Each table's function takes an open ``measuring.Bench`` and returns (rows, notes
 
 import collections
 import dataclasses
+import itertools
 import os
 import pathlib
 import subprocess
@@ -99,7 +100,8 @@ def training_steps(bench):
     for used, case in settled.items():
         for mode in MODES:
             bench.add(f"{mode}, {used} of 8", MODEL, "train", case, mode=mode)
-            bench.add(f"{mode}, kernels, {used} of 8", MODEL, "train", case, mode=mode, kernels=True)
+    for used, mode in itertools.product((8, 2), ("eager", "static")):
+        bench.add(f"{mode}, Paddle's layers, {used} of 8", MODEL, "train", settled[used], mode=mode, kernels=False)
     if sizes.paddlerec is not None:
         process = dataclasses.replace(DEFAULT, environment=LEGACY_MODE)  # which PaddleRec's trainer sets
         bench.add(PADDLEREC, "paddlerec.PaddleRecStep", "rate", settled[2], process, UNCHECKED, folder=sizes.paddlerec)

@@ -10,10 +10,8 @@ from unittest import mock
 
 import numpy as np
 import paddle
-from worker import Absent
 
 import net
-from dselect_k_model import kernels as compiled_kernels
 from engine.batches import Batches, find_reader, open_dataset
 from engine.config import load_config
 from engine.graphs import executor
@@ -42,20 +40,16 @@ class PackageModel:
     Args:
         case: cases.Case.
         mode: one of ``ways.WAYS``.
-        dense: compute all experts, whatever their weights.
+        dense: compute all experts, whatever their weights, by Paddle's layers.
         tune: as under ``runner.tune_process``.
         kernels: as ``hyper_parameters.kernels``.
-    Raises:
-        Absent: the kernels are not compiled.
     """
 
-    def __init__(self, case, mode, dense=False, tune=True, kernels=False):
-        if kernels and not compiled_kernels.load():
-            raise Absent("the kernels are not compiled (make kernels)")
+    def __init__(self, case, mode, dense=False, tune=True, kernels="auto"):
         self.case, self.in_training = case, False
         self.network = dense_network if dense else contextlib.nullcontext
         executor.keep_tensors(paddle.CPUPlace())
-        flat = ways.config(**case.hyper, kernels=kernels)
+        flat = ways.config(**case.hyper, kernels=False if dense else kernels)
         with self.network():
             self.run = ways.start("static" if mode == "static" else "eager", flat)
             self.scope = getattr(self.run, "on", contextlib.nullcontext)
