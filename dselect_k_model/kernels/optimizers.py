@@ -7,18 +7,24 @@ import paddle
 
 from dselect_k_model import kernels
 
-METHODS = ("SGD", "Momentum", "Adam", "AdamW")  # numbered as in update.cc
-
 
 class _AllAtOnce:
     """A mixin in front of one of Paddle's optimizers, which updates all parameters at the end of its own step.
 
     Attributes:
+        method: its number in update.cc.
         finite_parameters: after a step, int32 [parameters], 0 for one that is not finite any more, and their names.
     """
 
     def append_regularization_ops(self, parameters_and_grads, regularization=None):
-        return parameters_and_grads  # the operator adds the decay
+        """Add to the gradients what the operator does not: the terms of a parameter's own regularizer, if not L2."""
+        return [
+            (p, g if self._adds_own_decay(p) else self._create_regularization_of_grad(p, g, regularization))
+            for p, g in parameters_and_grads
+        ]
+
+    def _adds_own_decay(self, parameter):
+        return isinstance(parameter.regularizer, (type(None), paddle.regularizer.L2Decay))
 
     def _append_optimize_op(self, block, param_and_grad):
         pass
@@ -42,7 +48,7 @@ class _AllAtOnce:
     def _decay(self, parameter):
         """The weight of L2: the parameter's own, or the optimizer's."""
         own = parameter.regularizer or self.regularization
-        return 0.0 if own is None else own._coeff
+        return own._coeff if own is not None and self._adds_own_decay(parameter) else 0.0
 
 
 class SGD(_AllAtOnce, paddle.optimizer.SGD):
@@ -59,9 +65,9 @@ class Momentum(_AllAtOnce, paddle.optimizer.Momentum):
         return [self._momentum, 0.0]
 
     def _decay(self, parameter):
-        # Paddle's own keeps the decay for itself
-        own = parameter.regularizer
-        return self._regularization_coeff if own is None else own._coeff
+        if parameter.regularizer is None:
+            return self._regularization_coeff  # where this class keeps the optimizer's
+        return super()._decay(parameter)
 
 
 class _WithMoments(_AllAtOnce):
@@ -79,6 +85,9 @@ class Adam(_WithMoments, paddle.optimizer.Adam):
 
 class AdamW(_WithMoments, paddle.optimizer.AdamW):
     method = 3
+
+    def _adds_own_decay(self, parameter):
+        return parameter.regularizer is None or parameter.regularizer._coeff == 0  # this decay is not L2
 
     def _decay(self, parameter):
         spared = self._apply_decay_param_fun is not None and not self._apply_decay_param_fun(parameter.name)
