@@ -3,9 +3,21 @@
 State, names and files stay Paddle's. What they compute is the same, to rounding.
 """
 
+from typing import NamedTuple
+
 import paddle
 
 from dselect_k_model import kernels
+
+
+class _Known(NamedTuple):
+    """What is looked up once for many steps: of each parameter name, state, factor of the learning rate, and decay."""
+
+    parameters: list
+    names: list
+    states: list
+    factors: list
+    decays: list
 
 
 class _AllAtOnce:
@@ -15,6 +27,8 @@ class _AllAtOnce:
         method: its number in update.cc.
         finite_parameters: after a step, int32 [parameters], 0 for one that is not finite any more, and their names.
     """
+
+    _known = _Known([], [], [], [], [])
 
     def append_regularization_ops(self, parameters_and_grads, regularization=None):
         """Add to the gradients what the operator does not: the terms of a parameter's own regularizer, if not L2."""
@@ -31,13 +45,20 @@ class _AllAtOnce:
 
     def _finish_update(self, block, parameters_and_grads):
         pairs = [(p, g) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
-        states = [state for p, _ in pairs for state in self._states(p)]
-        tensors = [*(p for p, _ in pairs), *(g for _, g in pairs), *states]
-        factors = [p.optimize_attr["learning_rate"] for p, _ in pairs]
-        decays = [self._decay(p) for p, _ in pairs]
+        parameters = [p for p, _ in pairs]
+        known = self._known
+        if len(known.parameters) != len(parameters) or any(a is not b for a, b in zip(known.parameters, parameters)):
+            known = self._known = self._look_up(parameters)
+        tensors = [*parameters, *(g for _, g in pairs), *known.states]
         rate = self._global_learning_rate()
-        finite = kernels.update(tensors, rate, self.method, self._constants(), factors, decays)
-        self.finite_parameters = finite, [p.name for p, _ in pairs]
+        finite = kernels.update(tensors, rate, self.method, self._constants(), known.factors, known.decays)
+        self.finite_parameters = finite, known.names
+
+    def _look_up(self, parameters):
+        states = [state for p in parameters for state in self._states(p)]
+        factors = [p.optimize_attr["learning_rate"] for p in parameters]
+        decays = [self._decay(p) for p in parameters]
+        return _Known(parameters, [p.name for p in parameters], states, factors, decays)
 
     def _states(self, parameter):
         return []
