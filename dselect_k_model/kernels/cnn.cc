@@ -94,8 +94,7 @@ struct AllKept {
     const int64_t vectors = int64_t(n.groups) * LANES;
     for (int64_t size : {vectors * n.first.s.outputs(), vectors * n.first.s.pooled(), vectors * n.second.s.outputs(),
                          n.statistics(n.first), n.statistics(n.second)})
-      tensors.push_back(
-          paddle::empty({experts, std::max<int64_t>(1, size)}, paddle::DataType::FLOAT32, paddle::CPUPlace()));
+      tensors.push_back(make({experts, std::max<int64_t>(1, size)}));
   }
   explicit AllKept(std::vector<Tensor> tensors) : tensors(tensors) {}
   Kept of(int expert) {
@@ -232,9 +231,6 @@ std::vector<Tensor> BlocksForward(const Tensor& image, const Tensor& weights, co
   const std::vector<int> used = experts_in_use(weights);
   const Blocks any(image, parameters.data(), norm, threads);
   const int own = 2 * TENSORS[norm], inputs = any.first.s.inputs();
-  auto make = [](std::vector<int64_t> shape) {
-    return paddle::empty(shape, paddle::DataType::FLOAT32, paddle::CPUPlace());
-  };
   Tensor features = make({int64_t(used.size()), any.number, size});
   Tensor packed = make({std::max<int64_t>(1, int64_t(any.groups) * LANES * inputs)});
   AllKept kept(any, used.size());
@@ -255,8 +251,7 @@ std::vector<Tensor> BlocksBackward(const Tensor& image, const Tensor& weights, c
                                    int threads) {
   const std::vector<int> used = experts_in_use(weights);
   const int own = 2 * TENSORS[norm], number = image.shape()[0];
-  std::vector<Tensor> found;
-  for (const Tensor& each : parameters) found.push_back(paddle::zeros(each.shape(), each.dtype(), paddle::CPUPlace()));
+  std::vector<Tensor> found = zeros_like(parameters);
   AllKept kept({y1, p1, y2, t1, t2});
   for (size_t u = 0; u < used.size() && number; u++)
     backward(Blocks(image, &parameters[own * used[u]], norm, threads),

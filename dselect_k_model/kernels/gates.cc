@@ -5,6 +5,7 @@
 #include <cmath>
 #include <vector>
 
+#include "experts.h"
 #include "paddle/extension.h"
 
 using paddle::Tensor;
@@ -84,8 +85,7 @@ std::vector<Tensor> GatesForward(const std::vector<Tensor>& tensors, int experts
 
 std::vector<Tensor> GatesBackward(const std::vector<Tensor>& tensors, const Tensor& weights_grad,
                                   const Tensor& penalties_grad, int experts, int selectors, float gamma) {
-  std::vector<Tensor> found;
-  for (const Tensor& each : tensors) found.push_back(paddle::zeros(each.shape(), each.dtype(), paddle::CPUPlace()));
+  std::vector<Tensor> found = zeros_like(tensors);
   const float of_entropy = penalties_grad.data<float>()[0], of_reach = penalties_grad.data<float>()[1];
   for (size_t t = 0; t < tensors.size() / 2; t++) {
     const Gate gate(&tensors[2 * t], experts, selectors, gamma);

@@ -142,8 +142,6 @@ struct Mixture {
   }
 };
 
-Tensor make(std::vector<int64_t> shape) { return paddle::empty(shape, paddle::DataType::FLOAT32, paddle::CPUPlace()); }
-
 }  // namespace
 
 std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layers, int size,
@@ -180,8 +178,7 @@ std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Te
                                     int threads) {
   const Mixture m(tensors, layers, size, tower_layers, true);
   const int wide = padded(size), pairs = m.tasks * m.used.size();
-  std::vector<Tensor> found;
-  for (const Tensor& each : tensors) found.push_back(paddle::zeros(each.shape(), each.dtype(), paddle::CPUPlace()));
+  std::vector<Tensor> found = zeros_like(tensors);
   Tensor of_saved = make({std::max<int64_t>(1, m.saved)});
   float *saved = const_cast<float*>(kept.data<float>()), *gradients = of_saved.data<float>();
   float* of_all_x = found[0].data<float>();

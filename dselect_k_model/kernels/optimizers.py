@@ -3,35 +3,62 @@
 State, names and files stay Paddle's. What they compute is the same, to rounding.
 """
 
+from typing import NamedTuple
+
 import paddle
 
 from dselect_k_model import kernels
 
-METHODS = ("SGD", "Momentum", "Adam", "AdamW")  # numbered as in update.cc
+
+class _Known(NamedTuple):
+    """What is looked up once for many steps: of each parameter name, state, factor of the learning rate, and decay."""
+
+    parameters: list
+    names: list
+    states: list
+    factors: list
+    decays: list
 
 
 class _AllAtOnce:
     """A mixin in front of one of Paddle's optimizers, which updates all parameters at the end of its own step.
 
     Attributes:
+        method: its number in update.cc.
         finite_parameters: after a step, int32 [parameters], 0 for one that is not finite any more, and their names.
     """
 
+    _known = _Known([], [], [], [], [])
+
     def append_regularization_ops(self, parameters_and_grads, regularization=None):
-        return parameters_and_grads  # the operator adds the decay
+        """Add to the gradients what the operator does not: the terms of a parameter's own regularizer, if not L2."""
+        return [
+            (p, g if self._adds_own_decay(p) else self._create_regularization_of_grad(p, g, regularization))
+            for p, g in parameters_and_grads
+        ]
+
+    def _adds_own_decay(self, parameter):
+        return isinstance(parameter.regularizer, (type(None), paddle.regularizer.L2Decay))
 
     def _append_optimize_op(self, block, param_and_grad):
         pass
 
     def _finish_update(self, block, parameters_and_grads):
         pairs = [(p, g) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
-        states = [state for p, _ in pairs for state in self._states(p)]
-        tensors = [*(p for p, _ in pairs), *(g for _, g in pairs), *states]
-        factors = [p.optimize_attr["learning_rate"] for p, _ in pairs]
-        decays = [self._decay(p) for p, _ in pairs]
+        parameters = [p for p, _ in pairs]
+        known = self._known
+        if len(known.parameters) != len(parameters) or any(a is not b for a, b in zip(known.parameters, parameters)):
+            known = self._known = self._look_up(parameters)
+        tensors = [*parameters, *(g for _, g in pairs), *known.states]
         rate = self._global_learning_rate()
-        finite = kernels.update(tensors, rate, self.method, self._constants(), factors, decays)
-        self.finite_parameters = finite, [p.name for p, _ in pairs]
+        finite = kernels.update(tensors, rate, self.method, self._constants(), known.factors, known.decays)
+        self.finite_parameters = finite, known.names
+
+    def _look_up(self, parameters):
+        states = [state for p in parameters for state in self._states(p)]
+        factors = [p.optimize_attr["learning_rate"] for p in parameters]
+        decays = [self._decay(p) for p in parameters]
+        return _Known(parameters, [p.name for p in parameters], states, factors, decays)
 
     def _states(self, parameter):
         return []
@@ -42,7 +69,7 @@ class _AllAtOnce:
     def _decay(self, parameter):
         """The weight of L2: the parameter's own, or the optimizer's."""
         own = parameter.regularizer or self.regularization
-        return 0.0 if own is None else own._coeff
+        return own._coeff if own is not None and self._adds_own_decay(parameter) else 0.0
 
 
 class SGD(_AllAtOnce, paddle.optimizer.SGD):
@@ -59,9 +86,9 @@ class Momentum(_AllAtOnce, paddle.optimizer.Momentum):
         return [self._momentum, 0.0]
 
     def _decay(self, parameter):
-        # Paddle's own keeps the decay for itself
-        own = parameter.regularizer
-        return self._regularization_coeff if own is None else own._coeff
+        if parameter.regularizer is None:
+            return self._regularization_coeff  # where this class keeps the optimizer's
+        return super()._decay(parameter)
 
 
 class _WithMoments(_AllAtOnce):
@@ -79,6 +106,9 @@ class Adam(_WithMoments, paddle.optimizer.Adam):
 
 class AdamW(_WithMoments, paddle.optimizer.AdamW):
     method = 3
+
+    def _adds_own_decay(self, parameter):
+        return parameter.regularizer is None or parameter.regularizer._coeff == 0  # this decay is not L2
 
     def _decay(self, parameter):
         spared = self._apply_decay_param_fun is not None and not self._apply_decay_param_fun(parameter.name)

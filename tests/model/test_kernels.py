@@ -357,15 +357,17 @@ def optimizer_state(run):
 @needs_kernel
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_many_steps_at_once_are_those_of_one_by_one(optimizer, rng, monkeypatch):
-    """With gradients that are given, for parameters of sizes that are shared among threads or not."""
-    sizes, steps, found = [100_003, 7], 8, []
+    """With gradients that are given, for parameters that threads share or not, with their own regularizers or not."""
+    sizes, steps, found = [100_003, 7, 7, 7, 7], 8, []
+    own = [None, None, paddle.regularizer.L1Decay(0.2), *[paddle.regularizer.L2Decay(x) for x in (0.0, 0.3)]]
+    attrs = [paddle.ParamAttr(regularizer=regularizer) for regularizer in own]
     values = [[rng.uniform(-1, 1, size).astype("float32") for size in sizes] for _ in range(1 + steps)]
     keys = {f"optimizer__{key}": value for key, value in OPTIMIZERS[optimizer].items()}
     hyper = HyperParameters.from_config(config(kernels=True, optimizer__weight_decay=0.1, **keys))
     for at_once in (True, False):
         if not at_once:
             monkeypatch.setattr(training, "_optimizers", lambda hyper: paddle.optimizer)
-        parameters = [paddle.create_parameter([size], "float32") for size in sizes]
+        parameters = [paddle.create_parameter([size], "float32", attr=attr) for size, attr in zip(sizes, attrs)]
         network = types.SimpleNamespace(gates=nn.LayerList())
         stepped = training.build_optimizer(network, hyper, 0.01, parameters)
         for parameter, value in zip(parameters, values[0]):
