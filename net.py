@@ -1097,7 +1097,8 @@ class CNNExpert(nn.Layer):
 
     def blocks_tensors(self) -> list[Tensor]:
         """The tensors of both blocks, as the kernels take them."""
-        return _tensors_of_blocks(self.layers[:2], self.norm)
+        first, second, *_ = self.layers
+        return _tensors_of_blocks([first, second], self.norm)
 
     def linear_parameters(self) -> list[Tensor]:
         """Weight and bias of each linear layer."""
