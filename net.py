@@ -797,7 +797,11 @@ class SparseMixture(nn.Layer):
         Returns:
             Mixed: outputs and weights, a list each, [B, H] (or a tower's output) and [n] or [B, n] by gate; penalties,
             the gates' terms of the loss, summed over the gates: name -> scalar.
+        Raises:
+            ValueError: there are towers, but not as many as gates.
         """
+        if towers and len(towers) != len(self.gates):
+            raise ValueError(f"there are {len(self.gates)} gates, but {len(towers)} towers: give one for each, or none")
         if features is None and self.per_example:
             features = paddle.flatten(x, start_axis=1)
         if self._gates_suit_kernels():
@@ -833,7 +837,7 @@ class SparseMixture(nn.Layer):
         if self.kernels is None or self.per_example or not kernels_compute():
             return False
         plain = [expert.plain_shape() if isinstance(expert, (MLP, CNNExpert)) else None for expert in self.experts]
-        return plain[0] is not None and plain.count(plain[0]) == len(plain)
+        return plain[0] is not None and plain.count(plain[0]) == len(plain) and plain[0][-1] == self.expert_size
 
     def _mixes_by_kernels(self, x, weights):
         if not self.training or not self.suits_kernels() or not _kernels_take(x):
@@ -852,8 +856,8 @@ class SparseMixture(nn.Layer):
         else:
             _check_shape("the input of an MLP", x, -1, self.experts[0].in_size)
         layers = [expert.linear_parameters() for expert in self.experts]
-        plain = all(isinstance(tower, MLP) and tower.plain_shape(activate_output=False) for tower in towers)
-        if not plain:
+        shapes = [isinstance(tower, MLP) and tower.plain_shape(activate_output=False) for tower in towers]
+        if not all(shape and shape[0] == self.expert_size for shape in shapes):
             outputs = self.kernels.mlps(x, weights, layers, self.expert_size, [])
             return [tower(mixture) for tower, mixture in zip(towers, outputs)]
         ends = [(tower.linear_parameters(), tower.out_size) for tower in towers]
@@ -933,14 +937,33 @@ def _convolution(in_channels, out_channels, norm):
 def _run_on_image(layers, norm, image, kernels, size):
     """``layers``, which begin with two blocks and a flattening; in training these by the kernels, if they can."""
     rest = list(layers)
-    kinds = [nn.Conv2D, *KERNELS_NORMS[norm], MaxPool, nn.ReLU] * 2
-    plain = kernels is not None and _are_plain([*rest[0], *rest[1], rest[2]], [*kinds, nn.Flatten])
+    first, second, flatten = rest[:3]
+    plain = kernels is not None and _are_plain([flatten], [nn.Flatten])
+    plain = plain and _are_plain_blocks(layers, first, second, norm, image.shape[1])
     if plain and image.stop_gradient and _kernels_take(image):
         features = kernels.cnns(image, paddle.ones([1, 1]), _tensors_of_blocks(rest[:2], norm), norm, size)
         image, rest = paddle.reshape(features, [-1, size]), rest[3:]
     for layer in rest:
         image = layer(image)
     return image
+
+
+def _are_plain_blocks(layers, first, second, norm, channels):
+    """Whether ``layers`` and the two blocks that they begin with are as ``CNN`` makes them: see ``_are_plain``."""
+    kinds = [nn.Conv2D, *KERNELS_NORMS[norm], MaxPool, nn.ReLU]
+    if not _are_plain([layers, first, second, *first, *second], [nn.Sequential] * 3 + kinds * 2):
+        return False
+    return [list(block[0].weight.shape) for block in (first, second)] == [[10, channels, 5, 5], [20, 10, 5, 5]]
+
+
+def _widths(in_size, linear):
+    """The widths of the input and of linear layers with biases; None if they do not fit together."""
+    widths = [in_size]
+    for layer in linear:
+        if layer.bias is None or layer.weight.shape[0] != widths[-1]:
+            return None
+        widths.append(layer.weight.shape[1])
+    return widths
 
 
 def _tensors_of_blocks(blocks, norm):
@@ -1043,14 +1066,16 @@ class MLP(nn.Layer):
     @paddle.jit.not_to_static
     def plain_shape(self, activate_output: bool = True) -> Optional[list[int]]:
         """The widths of input and layers if all of it is linear layers and ReLU, at the end too or not; or None."""
-        if type(self) is not MLP or not _are_plain([self], [MLP]):
+        linear = self.linear_layers()
+        kinds = [nn.Linear, nn.ReLU] * len(linear)
+        if not _are_plain(
+            [self, self.layers, *self.layers], [MLP, nn.Sequential, *kinds[: len(kinds) - (not activate_output)]]
+        ):
             return None
-        kinds = [nn.Linear, nn.ReLU] * len(self.linear_layers())
-        if not _are_plain(self.layers, kinds if activate_output else kinds[:-1]):
-            return None
-        return [self.in_size, *(layer.weight.shape[1] for layer in self.linear_layers())]
+        return _widths(self.in_size, linear)
 
     def linear_layers(self) -> list[nn.Linear]:
+        """The linear layers among the layers."""
         return [layer for layer in self.layers if isinstance(layer, nn.Linear)]
 
     def linear_parameters(self) -> list[Tensor]:
@@ -1085,15 +1110,14 @@ class CNNExpert(nn.Layer):
 
     @paddle.jit.not_to_static
     def plain_shape(self) -> Optional[list]:
-        """What experts must agree in for one kernel to compute them all; None if it cannot."""
+        """What experts must agree in for one kernel to compute them all, the output's width last; None if it cannot."""
         first, second, *rest = self.layers
-        if type(self) is not CNNExpert or not _are_plain([self, first, second], [CNNExpert, *[nn.Sequential] * 2]):
+        if not _are_plain([self, *rest], [CNNExpert, nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU]):
             return None
-        kinds = [nn.Conv2D, *KERNELS_NORMS[self.norm], MaxPool, nn.ReLU] * 2
-        kinds += [nn.Flatten, nn.Linear, nn.ReLU, nn.Linear, nn.ReLU]
-        if not _are_plain([*first, *second, *rest], kinds):
+        widths = _widths(self.feature_num, [rest[1], rest[3]])
+        if widths is None or not _are_plain_blocks(self.layers, first, second, self.norm, self.image_shape[0]):
             return None
-        return [*self.image_shape, self.norm, *rest[1].weight.shape, self.out_size]
+        return [*self.image_shape, self.norm, *widths]
 
     def blocks_tensors(self) -> list[Tensor]:
         """The tensors of both blocks, as the kernels take them."""

@@ -221,6 +221,8 @@ CHANGES = {
     "a hook on a layer": lambda network: network.experts[0].layers[-2].register_forward_post_hook(lambda *_: None),
     "a hook on an expert": lambda network: network.experts[1].register_forward_pre_hook(lambda *_: None),
     "an expert in evaluation": lambda network: network.experts[1].eval(),
+    "a hook on the layers": lambda network: network.experts[0].layers.register_forward_post_hook(lambda *_: None),
+    "no bias": lambda network: setattr(network.experts[0].layers[-2], "bias", None),
     "another layer": lambda network: network.experts[0].layers.__setitem__(
         len(network.experts[0].layers) - 1, nn.Silu()
     ),
@@ -234,6 +236,20 @@ def test_a_network_that_a_user_has_changed_is_computed_by_its_layers(kind, chang
     network, _ = mixture(experts, [[0.5, 0.5, 0.0]], NeverCalled())
     CHANGES[change](network)
     network(paddle.randn([5, *shape]))
+
+
+def test_sizes_that_do_not_fit_are_refused_before_the_kernels():
+    network, _ = mixture(*MIXTURES["deep"][:1], WEIGHTS, NeverCalled())
+    network.expert_size = 21
+    with pytest.raises(ValueError, match="an expert's output"):
+        network(paddle.randn([5, 70]))
+    network, towers = mixture(
+        *MIXTURES["deep"][:1], WEIGHTS, kernels if kernels.load() else None, [mlp([21, 3], False)] * 2
+    )
+    with pytest.raises(ValueError, match="the input of an MLP"):
+        network.mix(paddle.randn([5, 70]), towers=towers)
+    with pytest.raises(ValueError, match="2 gates, but 1 towers"):
+        network.mix(paddle.randn([5, 70]), towers=towers[:1])
 
 
 def test_gates_and_towers_that_a_user_has_changed_are_computed_by_their_layers():
