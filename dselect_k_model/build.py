@@ -35,7 +35,7 @@ def build(hyper):
     if bottom is not None:
         shape = [bottom.out_size]
     tasks = hyper.task_list
-    if hyper.kernels == "auto" and not kernels.load():
+    if hyper.kernels == "auto" and kernels.SUPPORTED and not kernels.load():
         LOG.info("hyper_parameters.kernels is auto, but there are none (make kernels): Paddle's layers compute")
     if expert_num(hyper) != hyper.expert_num:
         LOG.info("the gate %s has %d experts; expert_num is ignored", hyper.gate, expert_num(hyper))

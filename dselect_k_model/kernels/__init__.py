@@ -10,6 +10,7 @@ import itertools
 import os
 import pathlib
 import platform
+import re
 import sys
 import tempfile
 
@@ -18,7 +19,8 @@ import paddle
 HERE = pathlib.Path(__file__).resolve().parent
 NAME = "dselect_k_kernels"
 MARK = "_dselect_k_kernels"  # attribute of paddle: the file whose operators this process has
-SUPPORTED = not paddle.__version__.startswith("2.")  # its way to call an operator is another
+# from here on an operator of one's own may give a tensor without rows
+SUPPORTED = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]] >= [3, 1, 1]
 FLAGS = ["-O3", "-march=native", *["-mprefer-vector-width=512"] * (platform.machine() in ("x86_64", "AMD64"))]
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 NORMS = ("none", "batch", "group")  # numbered as in blocks.h
@@ -68,7 +70,7 @@ def chosen(key):
     if key is True:
         raise ValueError(
             f"hyper_parameters.kernels is true, but {library()} is missing. Run: python -m dselect_k_model.kernels "
-            "(Paddle 3 and a C++ compiler are needed)"
+            "(Paddle 3.1.1 or later and a C++ compiler are needed)"
         )
     return None
 

@@ -12,7 +12,7 @@ def main():
     if path.is_file():
         return print(f"{path} is there already")
     if not kernels.SUPPORTED:
-        sys.exit("the kernels are not compiled: they need Paddle 3. All else works without them.")
+        sys.exit("the kernels are not compiled: they need Paddle 3.1.1 or later. All else works without them.")
     if shutil.which("g++") is None and shutil.which("clang++") is None:
         sys.exit("the kernels are not compiled: there is no g++ and no clang++. All else works without them.")
     try:

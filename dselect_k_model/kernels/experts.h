@@ -9,7 +9,7 @@ inline paddle::Tensor make(const std::vector<int64_t>& shape) {
   return paddle::empty(shape, paddle::DataType::FLOAT32, paddle::CPUPlace());
 }
 
-// A gradient of zeros for each tensor. (paddle::zeros takes three times as long, which counts for hundreds of experts.)
+// A gradient of zeros for each tensor. (paddle::zeros would run a kernel of Paddle's for each.)
 inline std::vector<paddle::Tensor> zeros_like(const std::vector<paddle::Tensor>& tensors) {
   std::vector<paddle::Tensor> found;
   for (const paddle::Tensor& each : tensors) {
