@@ -143,8 +143,12 @@ def kernels_compute() -> bool:
     return paddle.in_dynamic_mode() or paddle.framework.in_pir_mode()
 
 
+def _is_float32(tensor):
+    return str(tensor.dtype).lower().split(".")[-1] == "float32"
+
+
 def _kernels_take(x):
-    return _numpy_dtype(x) == "float32" and kernels_compute()
+    return _is_float32(x) and kernels_compute()
 
 
 def _are_plain(layers, kinds):
@@ -191,7 +195,7 @@ def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
         ValueError: ``gamma`` is not > 0.
     """
     _check_positive("gamma", gamma)
-    u = paddle.clip(t / gamma + 0.5, 0.0, 1.0)
+    u = paddle.clip(t * (1.0 / gamma) + 0.5, 0.0, 1.0)  # Paddle's graphs divide by a number in different ways
     return u * u * (3.0 - 2.0 * u)
 
 
@@ -823,7 +827,8 @@ class SparseMixture(nn.Layer):
             return False
         if len(self.experts) < 2 or self.per_example or not _are_plain(self.gates, [DSelectKGate] * len(self.gates)):
             return False
-        return len({(gate.top_k, gate.gamma) for gate in self.gates}) == 1
+        alike = {(gate.top_k, gate.gamma, _is_float32(gate.selector_logits)) for gate in self.gates}
+        return len(alike) == 1 and all(is_float32 for _, _, is_float32 in alike)
 
     def _gate_by_kernels(self):
         tensors = [tensor for gate in self.gates for tensor in (gate.selector_logits, gate.mixing_logits)]
@@ -844,7 +849,7 @@ class SparseMixture(nn.Layer):
             return False
         if any(len(w.shape) == 2 for w in weights):  # of a user's gate
             return False
-        return len(x.shape) == 2 if type(self.experts[0]) is MLP else x.stop_gradient
+        return type(self.experts[0]) is MLP or x.stop_gradient
 
     def _mix_by_kernels(self, x, weights, towers):
         _check_weights(weights, len(self.experts))
@@ -854,13 +859,14 @@ class SparseMixture(nn.Layer):
             blocks = [tensor for expert in self.experts for tensor in expert.blocks_tensors()]
             x = self.kernels.cnns(x, weights, blocks, self.experts[0].norm, self.experts[0].feature_num)
         else:
+            x = paddle.flatten(x, start_axis=1) if len(x.shape) > 2 else x
             _check_shape("the input of an MLP", x, -1, self.experts[0].in_size)
         layers = [expert.linear_parameters() for expert in self.experts]
-        shapes = [isinstance(tower, MLP) and tower.plain_shape(activate_output=False) for tower in towers]
+        shapes: list = [isinstance(tower, MLP) and tower.plain_shape(activate_output=False) for tower in towers]
         if not all(shape and shape[0] == self.expert_size for shape in shapes):
             outputs = self.kernels.mlps(x, weights, layers, self.expert_size, [])
             return [tower(mixture) for tower, mixture in zip(towers, outputs)]
-        ends = [(tower.linear_parameters(), tower.out_size) for tower in towers]
+        ends = [(tower.linear_parameters(), shape[-1]) for tower, shape in zip(towers, shapes)]
         return self.kernels.mlps(x, weights, layers, self.expert_size, ends)
 
     def _penalties(self, states):
@@ -953,14 +959,28 @@ def _are_plain_blocks(layers, first, second, norm, channels):
     kinds = [nn.Conv2D, *KERNELS_NORMS[norm], MaxPool, nn.ReLU]
     if not _are_plain([layers, first, second, *first, *second], [nn.Sequential] * 3 + kinds * 2):
         return False
-    return [list(block[0].weight.shape) for block in (first, second)] == [[10, channels, 5, 5], [20, 10, 5, 5]]
+    return _is_plain_block(first, norm, [10, channels, 5, 5]) and _is_plain_block(second, norm, [20, 10, 5, 5])
+
+
+def _is_plain_block(block, norm, shape):
+    convolution, *others = block
+    settings = (convolution._padding, convolution._stride, convolution._dilation, convolution._groups)
+    if settings != (0, [1, 1], [1, 1], 1) or list(convolution.weight.shape) != shape:
+        return False
+    if (convolution.bias is None) != (norm == "batch") or not _is_float32(convolution.weight):
+        return False
+    if norm == "none":
+        return True
+    layer, wanted = others[0], {"_epsilon": 1e-5, "_momentum": 0.9, "_num_groups": shape[0] // GROUP_SIZE}
+    has_affine = layer.weight is not None and layer.bias is not None
+    return has_affine and all(getattr(layer, name, value) == value for name, value in wanted.items())
 
 
 def _widths(in_size, linear):
     """The widths of the input and of linear layers with biases; None if they do not fit together."""
     widths = [in_size]
     for layer in linear:
-        if layer.bias is None or layer.weight.shape[0] != widths[-1]:
+        if layer.bias is None or layer.weight.shape[0] != widths[-1] or not _is_float32(layer.weight):
             return None
         widths.append(layer.weight.shape[1])
     return widths
@@ -981,7 +1001,7 @@ class CNN(nn.Layer):
     Args:
         image_shape: [channels, height, width]; height and width at least 16.
         norm: "batch", "group" (of ``GROUP_SIZE`` channels), or "none".
-        kernels: see ``SparseMixture``.
+        kernels: what computes the blocks faster in training: see ``SparseMixture``.
     Raises:
         ValueError: the image is too small, or the norm unknown.
     """

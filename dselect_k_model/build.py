@@ -36,7 +36,7 @@ def build(hyper):
         shape = [bottom.out_size]
     tasks = hyper.task_list
     if hyper.kernels == "auto" and kernels.SUPPORTED and not kernels.load():
-        LOG.info("hyper_parameters.kernels is auto, but there are none (make kernels): Paddle's layers compute")
+        LOG.info("hyper_parameters.kernels is auto, and Paddle's layers compute: %s", kernels.why_none())
     if expert_num(hyper) != hyper.expert_num:
         LOG.info("the gate %s has %d experts; expert_num is ignored", hyper.gate, expert_num(hyper))
     return net.MultiTaskNetwork(
@@ -65,6 +65,6 @@ class NetworkFacts:
         self.parameter_labels = network.parameter_labels()  # parameter's name -> what to call it in a message
         # printed values that describe the network, not a batch: an epoch's is the one at its end
         self.values_at_end = () if network.per_example else ("experts_used",)
-        self.uses_all_cores = network.suits_kernels()  # whether each of its operators does in training
+        self.uses_all_cores = network.suits_kernels()  # whether kernels compute its experts in training
         # of a static program, if there is one: a variable that says which parameters are finite, and their names
         self.finite_parameters = None

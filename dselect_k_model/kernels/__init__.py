@@ -11,7 +11,6 @@ import os
 import pathlib
 import platform
 import re
-import sys
 import tempfile
 
 import paddle
@@ -60,19 +59,26 @@ def build():
 
 
 def chosen(key):
-    """This module if ``hyper_parameters.kernels`` asks for it, which is false, true or auto; otherwise None.
+    """The kernels if ``hyper_parameters.kernels`` asks for them, which is false, true or auto; otherwise None.
 
     Raises:
-        ValueError: it is true, but they are not compiled.
+        ValueError: it is true, but there are none.
     """
     if key and load():
-        return sys.modules[__name__]
+        return Kernels()
     if key is True:
-        raise ValueError(
-            f"hyper_parameters.kernels is true, but {library()} is missing. Run: python -m dselect_k_model.kernels "
-            "(Paddle 3.1.1 or later and a C++ compiler are needed)"
-        )
+        raise ValueError(f"hyper_parameters.kernels is true, but {why_none()}")
     return None
+
+
+def why_none():
+    """Why there are no kernels, and what to do: the end of a sentence."""
+    if library().is_file() and SUPPORTED:
+        return "this process has the operators of another copy of the package. Use one copy in a process"
+    return (
+        f"{library()} is missing. Run: python -m dselect_k_model.kernels "
+        "(Paddle 3.1.1 or later and a C++ compiler are needed)"
+    )
 
 
 @functools.lru_cache
@@ -102,7 +108,7 @@ def gates(tensors, experts, selectors, gamma):
     Returns:
         (weights [T, n], penalties [2]): the sums over the gates of entropy and reachability.
     """
-    return _run("dselect_k_gates", tensors, experts, selectors, gamma)
+    return _run("dselect_k_gates", tensors, experts, selectors, 1.0 / gamma)
 
 
 def cnns(image, weights, tensors, norm, size):
@@ -151,3 +157,9 @@ def update(tensors, rate, method, constants, factors, decays):
         int32 [number of parameters], 1 if a parameter is finite after the step.
     """
     return _run("dselect_k_update", tensors, rate, method, constants, factors, decays, THREADS)[0]
+
+
+class Kernels:
+    """What ``net.py`` takes: an object that can be copied and pickled with a network."""
+
+    gates, cnns, mlps = staticmethod(gates), staticmethod(cnns), staticmethod(mlps)

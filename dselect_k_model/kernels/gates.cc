@@ -16,8 +16,8 @@ namespace {
 #if defined(__GNUC__) && !defined(__clang__)
 __attribute__((optimize("fp-contract=off")))
 #endif
-float position(float t, float gamma) {  // u of smooth_step
-  const float scaled = t * (1 / gamma);
+float position(float t, float inverse) {  // u of smooth_step, for the inverse of gamma
+  const float scaled = t * inverse;
   const float u = scaled + 0.5f;
   return u < 0 ? 0 : u > 1 ? 1 : u;  // NaN stays
 }
@@ -27,7 +27,7 @@ struct Gate {
   int experts, selectors, digits;
   std::vector<float> steps, slopes;  // of the smooth-step: [k][digits][2], for an expert's digit 0 and 1
   std::vector<float> r, w;
-  Gate(const Tensor* tensors, int experts, int selectors, float gamma)
+  Gate(const Tensor* tensors, int experts, int selectors, float inverse)
       : experts(experts),
         selectors(selectors),
         digits(tensors[0].numel() / selectors),
@@ -36,8 +36,8 @@ struct Gate {
     const float *logits = tensors[0].data<float>(), *mixing = tensors[1].data<float>();
     for (int i = 0; i < selectors * digits; i++)
       for (const float sign : {-1.f, 1.f}) {
-        const float u = position(sign * logits[i], gamma);
-        steps.push_back(u * u * (3 - 2 * u)), slopes.push_back(sign * 6 * u * (1 - u) / gamma);
+        const float u = position(sign * logits[i], inverse);
+        steps.push_back(u * u * (3 - 2 * u)), slopes.push_back(sign * 6 * u * (1 - u) * inverse);
       }
     float total = 0;
     for (int s = 0; s < selectors; s++) {
@@ -65,12 +65,12 @@ constexpr float TINY = 1e-6f;  // in the logarithm of selector_entropy
 
 }  // namespace
 
-std::vector<Tensor> GatesForward(const std::vector<Tensor>& tensors, int experts, int selectors, float gamma) {
+std::vector<Tensor> GatesForward(const std::vector<Tensor>& tensors, int experts, int selectors, float inverse) {
   const int tasks = tensors.size() / 2;
   Tensor weights = paddle::zeros({tasks, experts}, paddle::DataType::FLOAT32, paddle::CPUPlace());
   Tensor penalties = paddle::zeros({2}, paddle::DataType::FLOAT32, paddle::CPUPlace());
   for (int t = 0; t < tasks; t++) {
-    const Gate gate(&tensors[2 * t], experts, selectors, gamma);
+    const Gate gate(&tensors[2 * t], experts, selectors, inverse);
     for (int s = 0; s < selectors; s++) {
       for (int i = 0; i < experts; i++) {
         const float r = gate.r[s * experts + i];
@@ -84,12 +84,16 @@ std::vector<Tensor> GatesForward(const std::vector<Tensor>& tensors, int experts
 }
 
 std::vector<Tensor> GatesBackward(const std::vector<Tensor>& tensors, const Tensor& weights_grad,
-                                  const Tensor& penalties_grad, int experts, int selectors, float gamma) {
+                                  const Tensor& penalties_grad, int experts, int selectors, float inverse) {
   std::vector<Tensor> found = zeros_like(tensors);
-  const float of_entropy = penalties_grad.data<float>()[0], of_reach = penalties_grad.data<float>()[1];
+  // Of an output that the loss does not use there is no gradient.
+  const bool has_weights = weights_grad.initialized(), has_penalties = penalties_grad.initialized();
+  const float of_entropy = has_penalties ? penalties_grad.data<float>()[0] : 0;
+  const float of_reach = has_penalties ? penalties_grad.data<float>()[1] : 0;
+  const std::vector<float> no_gradient(experts);
   for (size_t t = 0; t < tensors.size() / 2; t++) {
-    const Gate gate(&tensors[2 * t], experts, selectors, gamma);
-    const float* of_weights = weights_grad.data<float>() + t * experts;
+    const Gate gate(&tensors[2 * t], experts, selectors, inverse);
+    const float* of_weights = has_weights ? weights_grad.data<float>() + t * experts : no_gradient.data();
     float *of_logits = found[2 * t].data<float>(), *of_mixing = found[2 * t + 1].data<float>(), mean = 0;
     for (int s = 0; s < selectors; s++) {
       const float reached = gate.reached(s);
@@ -108,7 +112,7 @@ std::vector<Tensor> GatesBackward(const std::vector<Tensor>& tensors, const Tens
 }
 
 std::vector<std::vector<int64_t>> GatesShapes(const std::vector<std::vector<int64_t>>& tensors, int experts,
-                                              int selectors, float gamma) {
+                                              int selectors, float inverse) {
   return {{int64_t(tensors.size() / 2), experts}, {2}};
 }
 
@@ -119,7 +123,7 @@ std::vector<paddle::DataType> GatesTypes(const std::vector<paddle::DataType>& te
 PD_BUILD_OP(dselect_k_gates)
     .Inputs({paddle::Vec("Tensors")})
     .Outputs({"Weights", "Penalties"})
-    .Attrs({"experts: int", "selectors: int", "gamma: float"})
+    .Attrs({"experts: int", "selectors: int", "inverse: float"})
     .SetKernelFn(PD_KERNEL(GatesForward))
     .SetInferShapeFn(PD_INFER_SHAPE(GatesShapes))
     .SetInferDtypeFn(PD_INFER_DTYPE(GatesTypes));
@@ -127,5 +131,5 @@ PD_BUILD_OP(dselect_k_gates)
 PD_BUILD_GRAD_OP(dselect_k_gates)
     .Inputs({paddle::Vec("Tensors"), paddle::Grad("Weights"), paddle::Grad("Penalties")})
     .Outputs({paddle::Grad(paddle::Vec("Tensors"))})
-    .Attrs({"experts: int", "selectors: int", "gamma: float"})
+    .Attrs({"experts: int", "selectors: int", "inverse: float"})
     .SetKernelFn(PD_KERNEL(GatesBackward));

@@ -3,62 +3,60 @@
 State, names and files stay Paddle's. What they compute is the same, to rounding.
 """
 
-from typing import NamedTuple
-
 import paddle
 
 from dselect_k_model import kernels
 
 
-class _Known(NamedTuple):
-    """What is looked up once for many steps: of each parameter name, state, factor of the learning rate, and decay."""
-
-    parameters: list
-    names: list
-    states: list
-    factors: list
-    decays: list
-
-
 class _AllAtOnce:
     """A mixin in front of one of Paddle's optimizers, which updates all parameters at the end of its own step.
+
+    Parameters that are not float32, and sparse gradients, are left to Paddle's optimizer.
 
     Attributes:
         method: its number in update.cc.
         finite_parameters: after a step, int32 [parameters], 0 for one that is not finite any more, and their names.
     """
 
-    _known = _Known([], [], [], [], [])
+    _known = ([], [], [])  # parameters, their names and their states, which are looked up once for many steps
 
     def append_regularization_ops(self, parameters_and_grads, regularization=None):
         """Add to the gradients what the operator does not: the terms of a parameter's own regularizer, if not L2."""
         return [
-            (p, g if self._adds_own_decay(p) else self._create_regularization_of_grad(p, g, regularization))
+            (
+                p,
+                g
+                if self._is_taken(p, g) and self._adds_decay(p)
+                else self._create_regularization_of_grad(p, g, regularization),
+            )
             for p, g in parameters_and_grads
         ]
 
-    def _adds_own_decay(self, parameter):
+    def _is_taken(self, parameter, gradient):
+        if gradient is None or parameter.stop_gradient or (paddle.in_dynamic_mode() and gradient.is_selected_rows()):
+            return False
+        return str(parameter.dtype).lower().split(".")[-1] == "float32"
+
+    def _adds_decay(self, parameter):
         return isinstance(parameter.regularizer, (type(None), paddle.regularizer.L2Decay))
 
     def _append_optimize_op(self, block, param_and_grad):
-        pass
+        return None if self._is_taken(*param_and_grad) else super()._append_optimize_op(block, param_and_grad)
 
     def _finish_update(self, block, parameters_and_grads):
-        pairs = [(p, g) for p, g in parameters_and_grads if g is not None and not p.stop_gradient]
-        parameters = [p for p, _ in pairs]
-        known = self._known
-        if len(known.parameters) != len(parameters) or any(a is not b for a, b in zip(known.parameters, parameters)):
-            known = self._known = self._look_up(parameters)
-        tensors = [*parameters, *(g for _, g in pairs), *known.states]
-        rate = self._global_learning_rate()
-        finite = kernels.update(tensors, rate, self.method, self._constants(), known.factors, known.decays)
-        self.finite_parameters = finite, known.names
-
-    def _look_up(self, parameters):
-        states = [state for p in parameters for state in self._states(p)]
+        pairs = [(p, g) for p, g in parameters_and_grads if self._is_taken(p, g)]
+        if not pairs:
+            return
+        parameters, (known, names, states) = [p for p, _ in pairs], self._known
+        if len(known) != len(parameters) or any(a is not b for a, b in zip(known, parameters)):
+            names, states = [p.name for p in parameters], [state for p in parameters for state in self._states(p)]
+            self._known = (parameters, names, states)
+        tensors = [*parameters, *(g for _, g in pairs), *states]
         factors = [p.optimize_attr["learning_rate"] for p in parameters]
         decays = [self._decay(p) for p in parameters]
-        return _Known(parameters, [p.name for p in parameters], states, factors, decays)
+        rate = self._global_learning_rate()
+        finite = kernels.update(tensors, rate, self.method, self._constants(), factors, decays)
+        self.finite_parameters = finite, names
 
     def _states(self, parameter):
         return []
@@ -69,7 +67,7 @@ class _AllAtOnce:
     def _decay(self, parameter):
         """The weight of L2: the parameter's own, or the optimizer's."""
         own = parameter.regularizer or self.regularization
-        return own._coeff if own is not None and self._adds_own_decay(parameter) else 0.0
+        return own._coeff if own is not None and self._adds_decay(parameter) else 0.0
 
 
 class SGD(_AllAtOnce, paddle.optimizer.SGD):
@@ -107,8 +105,8 @@ class Adam(_WithMoments, paddle.optimizer.Adam):
 class AdamW(_WithMoments, paddle.optimizer.AdamW):
     method = 3
 
-    def _adds_own_decay(self, parameter):
-        return parameter.regularizer is None or parameter.regularizer._coeff == 0  # this decay is not L2
+    def _adds_decay(self, parameter):
+        return parameter.regularizer is None or getattr(parameter.regularizer, "_coeff", None) == 0  # it is not L2
 
     def _decay(self, parameter):
         spared = self._apply_decay_param_fun is not None and not self._apply_decay_param_fun(parameter.name)

@@ -5,7 +5,6 @@
 #include <exception>
 #include <functional>
 #include <mutex>
-#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -24,9 +23,10 @@ inline void parallel(int number, int threads, const std::function<void(int)>& wo
     }
   };
   std::vector<std::thread> others;
+  others.reserve(threads);
   try {
     while (int(others.size()) + 1 < std::min(threads, number)) others.emplace_back(take);
-  } catch (const std::system_error&) {
+  } catch (const std::exception&) {
   }
   take();
   for (auto& other : others) other.join();

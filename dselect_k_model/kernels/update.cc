@@ -57,7 +57,8 @@ constexpr bool (*UPDATES[])(const Parameter&, const std::vector<float>&, int64_t
 }  // namespace
 
 // Tensors: all parameters, then their gradients, then each parameter's state. They change in place, which is not
-// declared to Paddle. constants: momentum, or beta1, beta2 and epsilon. Gives for each parameter 1 if it is finite.
+// declared to Paddle: a program must read no parameter but for what leads to a gradient. constants: momentum, or beta1,
+// beta2 and epsilon. Gives for each parameter 1 if it is finite.
 std::vector<Tensor> Update(const std::vector<Tensor>& tensors, const Tensor& rate, int method,
                            const std::vector<float>& constants, const std::vector<float>& factors,
                            const std::vector<float>& decays, int threads) {

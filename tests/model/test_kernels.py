@@ -1,5 +1,8 @@
 """The kernels compute what Paddle's layers compute, forward and backward, or are left out."""
 
+import copy
+import pickle
+import shutil
 import types
 
 import numpy as np
@@ -47,7 +50,8 @@ def outputs_and_gradients(network, image, weights):
 
 @needs_kernel
 @pytest.mark.parametrize("norm", kernels.NORMS)
-@pytest.mark.parametrize("size, shape", [(37, [1, 36, 36]), (16, [3, 17, 20]), (1, [1, 28, 28])])
+# Few images: in many windows, two numbers might lie so close that rounding decides which of them is the maximum.
+@pytest.mark.parametrize("size, shape", [(17, [1, 28, 28]), (16, [3, 17, 20]), (1, [1, 36, 36])])
 def test_outputs_gradients_and_statistics_are_those_of_the_layers(norm, size, shape, rng):
     image = paddle.to_tensor(rng.rand(size, *shape).astype("float32"))
     ours, layers = two_networks(shape, norm)
@@ -111,6 +115,35 @@ def test_the_layers_compute_where_a_kernel_would_not_do():
         net.CNN([1, 36, 36], "batch", NeverCalled())(paddle.rand([2, 1, 36, 36]))
     finally:
         paddle.set_default_dtype("float32")
+
+
+def test_the_kernels_are_compiled_where_there_is_a_compiler():
+    """Otherwise most tests of this file would be skipped without a word."""
+    if kernels.SUPPORTED and (shutil.which("g++") or shutil.which("clang++")):
+        assert kernels.load(), "run make kernels"
+
+
+def replaced(block, place, layer):
+    return lambda network: network.blocks[block].__setitem__(str(place), layer)
+
+
+OTHER_BLOCKS = {
+    "epsilon": ("batch", replaced(0, 1, nn.BatchNorm2D(10, epsilon=0.1))),
+    "momentum": ("batch", replaced(1, 1, nn.BatchNorm2D(20, momentum=0.5))),
+    "no scale": ("batch", replaced(0, 1, nn.BatchNorm2D(10, weight_attr=False))),
+    "a bias under batch norm": ("batch", replaced(0, 0, nn.Conv2D(1, 10, 5))),
+    "groups": ("group", replaced(0, 1, nn.GroupNorm(10, 10))),
+    "padding": ("none", replaced(0, 0, nn.Conv2D(1, 10, 5, padding=1))),
+    "float64": ("none", lambda network: network.to(dtype="float64")),
+}
+
+
+@pytest.mark.parametrize("change", OTHER_BLOCKS)
+def test_blocks_with_other_settings_are_computed_by_their_layers(change):
+    norm, replace = OTHER_BLOCKS[change]
+    network = net.CNN([1, 36, 36], norm, NeverCalled())
+    replace(network)
+    network(paddle.ones([3, 1, 36, 36], "float64" if change == "float64" else "float32"))
 
 
 # ------------------------------------------------------------------------------------------ mixtures and towers
@@ -223,6 +256,7 @@ CHANGES = {
     "an expert in evaluation": lambda network: network.experts[1].eval(),
     "a hook on the layers": lambda network: network.experts[0].layers.register_forward_post_hook(lambda *_: None),
     "no bias": lambda network: setattr(network.experts[0].layers[-2], "bias", None),
+    "float64": lambda network: network.to(dtype="float64"),
     "another layer": lambda network: network.experts[0].layers.__setitem__(
         len(network.experts[0].layers) - 1, nn.Silu()
     ),
@@ -235,7 +269,7 @@ def test_a_network_that_a_user_has_changed_is_computed_by_its_layers(kind, chang
     experts, shape, _ = MIXTURES[kind]
     network, _ = mixture(experts, [[0.5, 0.5, 0.0]], NeverCalled())
     CHANGES[change](network)
-    network(paddle.randn([5, *shape]))
+    network(paddle.randn([5, *shape]).astype(network.experts[0].parameters()[0].dtype))
 
 
 def test_sizes_that_do_not_fit_are_refused_before_the_kernels():
@@ -266,12 +300,51 @@ def test_gates_and_towers_that_a_user_has_changed_are_computed_by_their_layers()
 
 
 @needs_kernel
+def test_a_tower_that_a_user_has_made_wider_gives_its_new_width():
+    network, towers = mixture(*MIXTURES["deep"][:1], WEIGHTS, kernels, MIXTURES["deep"][2])
+    towers[0].layers[2] = nn.Linear(9, 4)
+    assert [o.shape[1] for o in network.mix(paddle.randn([5, 70]), towers=towers).outputs] == [4, 3]
+
+
+@needs_kernel
+def test_experts_of_numbers_read_images_too():
+    network, _ = mixture([mlp([12, 4])] * 3, WEIGHTS, kernels)
+    x = paddle.randn([5, 1, 3, 4])
+    np.testing.assert_array_equal(network(x).outputs[0], network(paddle.flatten(x, 1)).outputs[0])
+
+
+@needs_kernel
+def test_a_network_with_kernels_is_copied_and_pickled():
+    network = build.build(HyperParameters.from_config(config(expert_num=4, kernels=True, **ON_TABLE)))
+    assert copy.deepcopy(network).kernels.mlps is kernels.mlps
+    assert pickle.loads(pickle.dumps(network.kernels)).gates is kernels.gates
+
+
+@needs_kernel
+def test_the_number_of_threads_changes_no_bit_of_mixtures_and_steps(monkeypatch, rng):
+    inputs, gradient = rng.randn(300, 70).astype("float32"), rng.randn(100_003).astype("float32")
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(kernels, "THREADS", threads)
+        network, towers = mixture(*MIXTURES["deep"][:1], WEIGHTS, kernels, MIXTURES["deep"][2])
+        paddle.add_n([o.sum() for o in network.mix(paddle.to_tensor(inputs), towers=towers).outputs]).backward()
+        weight = paddle.ones([100_003])
+        states = [paddle.zeros([100_003]), paddle.zeros([100_003]), paddle.full([1], 0.9), paddle.full([1], 0.999)]
+        tensors = [weight, paddle.to_tensor(gradient), *states]
+        kernels.update(tensors, paddle.to_tensor(0.1), 2, [0.9, 0.999, 1e-8], [1.0], [0.1])
+        found.append([p.grad.numpy() for e in list(network.experts)[:2] for p in e.parameters()] + [weight.numpy()])
+    for one, other in zip(*found):
+        np.testing.assert_array_equal(one, other)
+
+
+@needs_kernel
 def test_a_second_copy_of_the_package_uses_the_operators_that_the_process_has(monkeypatch):
     kernels.load.cache_clear()
     assert kernels.load()  # Paddle ends the process where operators are registered twice
     monkeypatch.setattr(paddle, kernels.MARK, "another.so")
     kernels.load.cache_clear()
-    assert not kernels.load()
+    with pytest.raises(ValueError, match="has the operators of another copy of the package"):
+        kernels.chosen(True)
     kernels.load.cache_clear()
 
 
@@ -320,6 +393,26 @@ def test_gates_weights_penalties_and_gradients_are_those_of_the_layers(expert_nu
     for ours, theirs in zip(gradients, their_gradients):
         scale = np.abs(theirs).max(initial=1.0)
         assert_near(ours / scale, theirs / scale, ROUNDING)
+
+
+@needs_kernel
+@pytest.mark.parametrize("gamma", [0.03, 0.12, 0.7])
+def test_at_the_edge_of_the_band_the_same_experts_are_skipped(gamma):
+    """Where gamma is no power of two, its inverse is rounded, in the same way."""
+    edge = np.float32(-gamma / 2)
+    above, below = np.nextafter(edge, np.float32(0)), np.nextafter(edge, np.float32(-1))
+    for logit in (below, edge, above, np.nextafter(above, np.float32(0))):
+        weights = [gated(2, 1, gamma, np.full([1, 1, 1], logit), computing)[0][0] for computing in (kernels, None)]
+        np.testing.assert_array_equal(*[of_way > 0 for of_way in weights])
+
+
+@needs_kernel
+def test_a_loss_without_penalties_or_of_penalties_alone_has_gradients():
+    for part in (lambda mixed: mixed.outputs[0].sum(), lambda mixed: mixed.penalties["entropy"].sum()):
+        gate = net.DSelectKGate(4, 2)
+        network = net.SparseMixture([mlp([3, 2])() for _ in range(4)], [gate], kernels=kernels)
+        part(network(paddle.randn([5, 3]))).backward()
+        assert gate.selector_logits.grad.numpy().any()
 
 
 @needs_kernel
@@ -398,6 +491,23 @@ def test_many_steps_at_once_are_those_of_one_by_one(optimizer, rng, monkeypatch)
 
 
 @needs_kernel
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_sparse_gradients_and_other_dtypes_are_left_to_paddle(optimizer):
+    hyper = HyperParameters.from_config(
+        config(kernels=True, **{f"optimizer__{key}": value for key, value in OPTIMIZERS[optimizer].items()})
+    )
+    table = nn.Embedding(10, 4, sparse=True, weight_attr=paddle.nn.initializer.Constant(1.0))
+    double = paddle.create_parameter([3], "float64", default_initializer=nn.initializer.Constant(1.0))
+    parameters = [table.weight, double] if optimizer == "sgd" else [table.weight]  # Paddle's Adam takes no mixture
+    stepped = training.build_optimizer(types.SimpleNamespace(gates=nn.LayerList()), hyper, 0.1, parameters)
+    (table(paddle.to_tensor([3, 7])).sum() + double.sum().astype("float32")).backward()
+    stepped.step()
+    moved = (table.weight.numpy() != 1).any(axis=1)
+    assert moved.nonzero()[0].tolist() == [3, 7]
+    assert optimizer != "sgd" or (double.numpy() != 1).all()
+
+
+@needs_kernel
 def test_the_update_says_which_parameters_are_not_finite():
     parameters = [paddle.ones([40_000]), paddle.ones([3])]
     gradients = [paddle.zeros([40_000]), paddle.to_tensor([0.0, np.inf, 0.0])]
@@ -434,7 +544,7 @@ def test_kernels_that_are_wanted_and_missing_are_named(monkeypatch, tmp_path, ca
         assert kernels.chosen("auto") is None
         with caplog.at_level("INFO"):
             build.build(HyperParameters.from_config(config(kernels="auto", expert_num=2)))
-        assert "kernels is auto, but there are none" in caplog.text
+        assert "kernels is auto, and Paddle's layers compute" in caplog.text
         with pytest.raises(ValueError, match=r"hyper_parameters.kernels is true, but .*missing.so is missing"):
             kernels.chosen(True)
     finally:

@@ -27,7 +27,7 @@ class DynamicGraph(Graph):
         self.model = self.find_wrapper(package)()
         with user_errors(config["yaml_path"]):
             self.net = self.model.create_model(config)
-        if _is_to_be_compiled(settings.to_static, place, self.facts()):
+        if _is_to_be_compiled(settings.to_static, place, self.facts() if job == "train" else None):
             LOG.info("the network is compiled into a program (runner.to_static)")
             self.net = paddle.jit.to_static(self.net, full_graph=True)
         if job == "train":
