@@ -151,7 +151,7 @@ def test_a_gate_of_ones_own_is_pruned_by_its_weights_in_evaluation(tmp_path, rng
 
 
 @pytest.mark.parametrize("gate,needed", [("random", None), ("shared_bottom", 1), ("single_task", 2)])
-def test_a_fixed_gate_is_exported_with_the_experts_it_needs_alone(gate, needed, tmp_path, rng):
+def test_a_fixed_gate_is_exported_with_the_experts_it_needs_alone(gate, needed, tmp_path, rng, caplog):
     """On a table, two kinds of task; fixed gates have their zeros from the start."""
     tasks = [{"kind": "binary"}, {"kind": "regression"}]
     keys = {**SMALL, "gate": gate, "top_k": 1, "input__dense_size": 5, "expert_norm": "none", "tasks": tasks}
@@ -163,6 +163,7 @@ def test_a_fixed_gate_is_exported_with_the_experts_it_needs_alone(gate, needed, 
     whole = run.outputs(batch)
     folder = exported(run, tmp_path / "model", outputs=["logits1", "value2"])
     served = exported_model.ExportedModel(str(folder), 1).outputs({"dense": batch[0]})
+    assert "oneDNN: off, the model has no convolution" in caplog.text  # without one, oneDNN is slower
     for mine, name in zip(whole, ("logits1", "value2")):
         assert_near(served[name], mine, OUTPUTS_32)
     assert len(experts_in(folder, run)) == needed

@@ -127,11 +127,14 @@ class ExportedModel(EvaluationGraph):
         return {output["name"]: value for output, value in zip(self.signature["outputs"], values)}
 
     def _open(self, inputs):
-        """A predictor: with oneDNN if that runs ``inputs`` to the same outputs as without it."""
+        """A predictor: with oneDNN if the model has convolutions, and that runs ``inputs`` to the same outputs."""
         try:
             plain, expected = self._try(inputs, onednn=False)
         except Exception as error:  # of Paddle's own, under many names
             raise UserError(f"{self.folder}: Paddle {paddle.__version__} cannot run it: {_last_line(error)}") from error
+        if not onednn_pays(self.folder):
+            LOG.info("oneDNN: off, the model has no convolution; threads: %d", self.threads)
+            return plain
         try:
             fast, outputs = self._try(inputs, onednn=True)
             trouble = None if _close(outputs, expected) else "its outputs are not those without it"
@@ -174,6 +177,17 @@ def _file(folder, ending):
     return os.path.join(folder, PREFIX + ending)
 
 
+def onednn_pays(folder):
+    """Whether oneDNN makes an exported model faster: one with convolutions. (``make bench TABLES=table_latency``)"""
+    with open(_program(folder), "rb") as file:
+        return b"conv2d" in file.read()
+
+
+def _program(folder):
+    """Path of the program's file: Paddle 3's, or that of older releases."""
+    return _file(folder, ".json" if os.path.exists(_file(folder, ".json")) else ".pdmodel")
+
+
 def predictor(folder, threads, onednn):
     """Paddle Inference's predictor of an exported folder, on the CPU.
 
@@ -182,8 +196,7 @@ def predictor(folder, threads, onednn):
         threads: of the mathematics.
         onednn: use oneDNN.
     """
-    program = _file(folder, ".json" if os.path.exists(_file(folder, ".json")) else ".pdmodel")
-    config = inference.Config(program, _file(folder, ".pdiparams"))
+    config = inference.Config(_program(folder), _file(folder, ".pdiparams"))
     config.disable_gpu()
     config.disable_glog_info()
     config.set_cpu_math_library_num_threads(threads)
