@@ -28,7 +28,7 @@ LEAST_MAXIMUM = -1e38  # of a window; see MaxPool
 GROUP_SIZE = 5  # channels that group norm takes together
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.Silu}
 NORMS = ("batch", "group", "none")
-KERNELS_NORMS: dict[str, list] = {"batch": [nn.BatchNorm2D], "group": [nn.GroupNorm], "none": []}
+NORM_LAYERS: dict[str, list] = {"batch": [nn.BatchNorm2D], "group": [nn.GroupNorm], "none": []}
 
 # ---------------------------------------------------------------------------- checks of arguments
 
@@ -143,12 +143,13 @@ def kernels_compute() -> bool:
     return paddle.in_dynamic_mode() or paddle.framework.in_pir_mode()
 
 
-def _is_float32(tensor):
+def is_float32(tensor: Tensor) -> bool:
+    """Whether it holds float32, in whatever way this release and graph write that."""
     return str(tensor.dtype).lower().split(".")[-1] == "float32"
 
 
 def _kernels_take(x):
-    return _is_float32(x) and kernels_compute()
+    return is_float32(x) and kernels_compute()
 
 
 def _are_plain(layers, kinds):
@@ -750,7 +751,7 @@ class SparseMixture(nn.Layer):
         rows_are_independent: whether in training an expert's output for an example depends on that
             example alone. Then the experts of a per-example gate run on just the examples that need
             them. None: if the experts have no batch norm. (In evaluation they always do.)
-        kernels: what computes faster in training: an object like the module ``dselect_k_model.kernels``. It is used
+        kernels: what computes faster in training: an object like ``dselect_k_model.kernels.Kernels``. It is used
             for what it can compute: DSelect-k gates, and experts and towers that are plain and of one shape, where
             no gate is per example. None: the layers compute everything.
     Raises:
@@ -827,8 +828,8 @@ class SparseMixture(nn.Layer):
             return False
         if len(self.experts) < 2 or self.per_example or not _are_plain(self.gates, [DSelectKGate] * len(self.gates)):
             return False
-        alike = {(gate.top_k, gate.gamma, _is_float32(gate.selector_logits)) for gate in self.gates}
-        return len(alike) == 1 and all(is_float32 for _, _, is_float32 in alike)
+        are_alike = len({(gate.top_k, gate.gamma) for gate in self.gates}) == 1
+        return are_alike and all(is_float32(gate.selector_logits) for gate in self.gates)
 
     def _gate_by_kernels(self):
         tensors = [tensor for gate in self.gates for tensor in (gate.selector_logits, gate.mixing_logits)]
@@ -956,7 +957,7 @@ def _run_on_image(layers, norm, image, kernels, size):
 
 def _are_plain_blocks(layers, first, second, norm, channels):
     """Whether ``layers`` and the two blocks that they begin with are as ``CNN`` makes them: see ``_are_plain``."""
-    kinds = [nn.Conv2D, *KERNELS_NORMS[norm], MaxPool, nn.ReLU]
+    kinds = [nn.Conv2D, *NORM_LAYERS[norm], MaxPool, nn.ReLU]
     if not _are_plain([layers, first, second, *first, *second], [nn.Sequential] * 3 + kinds * 2):
         return False
     return _is_plain_block(first, norm, [10, channels, 5, 5]) and _is_plain_block(second, norm, [20, 10, 5, 5])
@@ -967,7 +968,7 @@ def _is_plain_block(block, norm, shape):
     settings = (convolution._padding, convolution._stride, convolution._dilation, convolution._groups)
     if settings != (0, [1, 1], [1, 1], 1) or list(convolution.weight.shape) != shape:
         return False
-    if (convolution.bias is None) != (norm == "batch") or not _is_float32(convolution.weight):
+    if (convolution.bias is None) != (norm == "batch") or not is_float32(convolution.weight):
         return False
     if norm == "none":
         return True
@@ -980,7 +981,7 @@ def _widths(in_size, linear):
     """The widths of the input and of linear layers with biases; None if they do not fit together."""
     widths = [in_size]
     for layer in linear:
-        if layer.bias is None or layer.weight.shape[0] != widths[-1] or not _is_float32(layer.weight):
+        if layer.bias is None or layer.weight.shape[0] != widths[-1] or not is_float32(layer.weight):
             return None
         widths.append(layer.weight.shape[1])
     return widths

@@ -5,6 +5,7 @@ State, names and files stay Paddle's. What they compute is the same, to rounding
 
 import paddle
 
+import net
 from dselect_k_model import kernels
 
 
@@ -35,7 +36,7 @@ class _AllAtOnce:
     def _is_taken(self, parameter, gradient):
         if gradient is None or parameter.stop_gradient or (paddle.in_dynamic_mode() and gradient.is_selected_rows()):
             return False
-        return str(parameter.dtype).lower().split(".")[-1] == "float32"
+        return net.is_float32(parameter)
 
     def _adds_decay(self, parameter):
         return isinstance(parameter.regularizer, (type(None), paddle.regularizer.L2Decay))
