@@ -143,3 +143,41 @@ def test_tensors_are_kept_on_a_cpu_unless_the_user_has_set_the_flag(by_user, pla
     before = paddle.get_flags(FLAG)
     executor.keep_tensors(place)
     assert paddle.get_flags(FLAG) == ({FLAG: -1.0} if kept and paddle.framework.use_pir_api() else before)
+
+
+def test_start_up_in_pieces_draws_the_same_values(monkeypatch):
+    paddle.enable_static()
+    startup, started = paddle.static.Program(), []
+    with paddle.static.program_guard(paddle.static.Program(), startup):
+        names = [p.name for _ in range(5) for p in paddle.nn.Linear(3, 4).parameters()]
+    for piece in (4, 10_000):
+        monkeypatch.setattr(executor, "PIECE", piece)
+        paddle.seed(7)
+        with paddle.static.scope_guard(paddle.static.Scope()):
+            executor.run_start_up(startup, paddle.CPUPlace())
+            scope = paddle.static.global_scope()
+            started.append([np.asarray(scope.find_var(name).get_tensor()).tolist() for name in names])
+    assert started[0] == started[1]
+    if paddle.framework.in_pir_mode():
+        monkeypatch.setattr(executor, "PIECE", 4)
+        assert len(executor._pieces(startup)) > 5
+
+
+def test_a_program_is_cut_where_no_value_is_still_needed(run):
+    if not paddle.framework.in_pir_mode():
+        pytest.skip("only under PIR is a start-up program run in pieces")
+    program = paddle.static.Program()
+    with paddle.static.program_guard(program):
+        a, b = paddle.rand([2]), paddle.rand([2])
+        paddle.rand([2]) + a + b
+        paddle.rand([2])
+    operators = program.global_block().ops
+    number = {operator.id(): i for i, operator in enumerate(operators)}
+    crossed = {
+        cut
+        for i, operator in enumerate(operators)
+        for value in operator.operands_source()
+        for cut in range(number[value.get_defining_op().id()] + 1, i + 1)
+    }
+    assert executor._cuts(operators) == [i for i in range(1, len(operators)) if i not in crossed]
+    assert 0 < len(crossed) < len(operators) - 1

@@ -13,6 +13,7 @@ from paddle import nn
 import net
 from dselect_k_model import build, kernels, training
 from dselect_k_model.hyper_parameters import HyperParameters
+from dselect_k_model.kernels import optimizers
 from support.examples import TABLE, TASKS, table_batches
 from support.rounding import GRADIENTS_32, assert_near
 from support.ways import config, make_batches, start
@@ -513,6 +514,24 @@ def test_the_update_says_which_parameters_are_not_finite():
     gradients = [paddle.zeros([40_000]), paddle.to_tensor([0.0, np.inf, 0.0])]
     finite = kernels.update([*parameters, *gradients], paddle.to_tensor(0.1), 0, [0.0, 0.0], [1.0, 1.0], [0.0, 0.0])
     assert finite.tolist() == [1, 0]
+
+
+@needs_kernel
+def test_gradients_are_pruned_as_by_paddle():
+    from paddle.autograd import ir_backward
+
+    paddle.enable_static()
+    with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
+        inputs = [paddle.create_parameter([2], "float32") for _ in range(3)]
+        unused = paddle.create_parameter([2], "float32")
+        output = paddle.concat([*inputs, inputs[0] * inputs[1]]).sum()
+        theirs = ir_backward.prepare_backward_prune_set([*inputs, unused], [output])
+        with optimizers._linear_pruning():
+            ours = ir_backward.prepare_backward_prune_set([*inputs, unused], [output])
+        assert ir_backward.prepare_backward_prune_set.__module__ == ir_backward.__name__
+        assert [{value._value.hash() for value in values._set} for values in ours] == [
+            {value._value.hash() for value in values._set} for values in theirs
+        ]
 
 
 # ------------------------------------------------------------------------------------------- whole trainings

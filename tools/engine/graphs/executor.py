@@ -13,6 +13,7 @@ LOG = logging.getLogger("engine")
 KEEP_FLAG = "FLAGS_eager_delete_tensor_gb"  # gigabytes of dead tensors before a run frees them; negative: never
 IN_ORDER_FLAG = "FLAGS_new_executor_serial_run"
 TRIED = ((3, 0), (3, 4))  # ``unchanging`` was tried with releases from the first to below the second
+PIECE = 2000  # operators of a start-up program that run at once
 CPU_DEVICE = (1, 0)  # DLPack's kind and number
 
 
@@ -42,6 +43,47 @@ def in_order(wanted):
         yield
     finally:
         paddle.set_flags({IN_ORDER_FLAG: False})
+
+
+def run_start_up(program, place):
+    """Run a start-up program: in pieces under PIR, for the executor's preparation takes the square of its length."""
+    run = paddle.static.Executor(place).run  # an executor keeps what it has run, so not the one of the training
+    for piece in _pieces(program) if paddle.framework.in_pir_mode() else [program]:
+        run(piece)
+
+
+def _pieces(program):
+    """Programs that together are this one, in its order, of some ``PIECE`` operators where it can be cut so short."""
+    operators = program.global_block().ops
+    length, cuts = len(operators), _cuts(operators)
+    if length <= PIECE or not cuts:
+        return [program]
+    middle = min(cuts, key=lambda cut: abs(cut - length / 2))
+    parts = _part(program, range(middle)), _part(program, range(middle, length))
+    return [piece for part in parts for piece in _pieces(part)]
+
+
+def _cuts(operators):
+    """Where no value is made before that is used after: numbers of operators before a cut."""
+    if any(operator.num_regions() for operator in operators):  # what a branch uses is not among its inputs
+        return []
+    numbers = {operator.id(): i for i, operator in enumerate(operators)}
+    last_use = list(range(len(operators)))
+    for i, operator in enumerate(operators):
+        for maker in (value.get_defining_op() for value in operator.operands_source()):
+            if maker is not None:  # an input that may be left out, and is
+                last_use[numbers[maker.id()]] = i
+    reached = itertools.accumulate(last_use, max)
+    return [i + 1 for i, last in enumerate(reached) if last == i][:-1]
+
+
+def _part(program, kept):
+    part = program.clone()
+    block = part.global_block()
+    for i, operator in reversed(list(enumerate(block.ops))):
+        if i not in kept:
+            block.remove_op(operator)
+    return part
 
 
 def unchanging(program):

@@ -31,7 +31,7 @@ class StaticGraph(Graph):
         self.scope = paddle.static.global_scope()
         self.executor = paddle.static.Executor(place)
         paddle.seed(settings.seed)  # again, for the building may have drawn
-        self.executor.run(paddle.static.default_startup_program())
+        executor.run_start_up(paddle.static.default_startup_program(), place)
         self.program = paddle.static.default_main_program()
         self.to_run = executor.unchanging(self.program) if settings.tune_process else self.program
         self.auc_states = _auc_states(self.program)
