@@ -94,9 +94,10 @@ class DygraphModel:
         if self.facts.per_example:
             means = [w.numpy().mean(axis=0) for w in gate_weights]
             self.mean_weights.count(means, len(labels[0]), training)
+        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype)
         if training:
-            losses = tasks.losses(self.tasks, outputs, labels, penalty, self.log_variances)
+            losses = tasks.losses(self.tasks, outputs, masked, penalty, self.log_variances)
         else:
-            losses = tasks.losses(self.tasks, outputs, labels)
+            losses = tasks.losses(self.tasks, outputs, masked)
         self.epoch_metrics.update(outputs, labels, losses.by_label, float(losses.penalty) if training else 0.0)
         return {**losses.named, "experts_used": net.experts_used(gate_weights)}

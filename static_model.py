@@ -16,7 +16,7 @@ class Built(NamedTuple):
 
     fetches: dict[str, Any]  # printed after a step
     observed: dict[str, Any]  # read by ``update_metrics``
-    outputs: dict[str, Any]  # offered by an exported model
+    outputs: dict[str, Any]  # offered by an exported model; none in a training
 
 
 class StaticModel:
@@ -61,10 +61,11 @@ class StaticModel:
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
         outputs, gate_weights, penalty = self.network(*inputs, details=True)
+        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype)
         if is_infer:
-            losses = tasks.losses(self.tasks, outputs, labels)
+            losses = tasks.losses(self.tasks, outputs, masked)
         else:
-            losses = tasks.losses(self.tasks, outputs, labels, penalty, self.network.log_variances)
+            losses = tasks.losses(self.tasks, outputs, masked, penalty, self.network.log_variances)
         self.loss = losses.named["loss"]
         observed = dict(zip(self.observed_outputs(), outputs))
         observed.update((f"losses{task.suffix}", value) for task, value in zip(self.tasks, losses.by_label))
@@ -73,9 +74,10 @@ class StaticModel:
         if self.facts.per_example:
             for t, weights in enumerate(gate_weights):
                 observed[f"mean_weights.{t}"] = paddle.mean(weights, axis=0)
-        fetches = tasks.batch_metrics(self.tasks, outputs, labels)
-        fetches.update(losses.named, experts_used=net.experts_used(gate_weights))
-        return Built(fetches, observed, self._offered(outputs, gate_weights))
+        fetches = tasks.batch_metrics(self.tasks, outputs, masked)
+        experts_used = net.experts_used(gate_weights)
+        fetches.update(losses.named, experts_used=experts_used)
+        return Built(fetches, observed, self._offered(outputs, gate_weights, experts_used) if is_infer else {})
 
     def net(self, input, is_infer=False):
         """``build`` as PaddleRec's tools ask for it: {printed name: Variable}."""
@@ -143,10 +145,11 @@ class StaticModel:
         if not self.facts.per_example:
             weights = self._constant_weights(parameters)
             outputs = self.network.forward_settled(weights, *inputs)
-            return self._offered(outputs, [paddle.assign(w) for w in weights])
+            weights = [paddle.assign(w) for w in weights]
+            return self._offered(outputs, weights, net.experts_used(weights))
         self.network.branch = True  # oneDNN, which Paddle Inference uses, refuses an empty batch
         outputs, gate_weights, _ = self.network(*inputs, details=True)
-        return self._offered(outputs, gate_weights)
+        return self._offered(outputs, gate_weights, net.experts_used(gate_weights))
 
     def export_tasks(self):
         """What an exported model's signature says of its tasks: a list of dicts."""
@@ -183,9 +186,9 @@ class StaticModel:
         self.network = build.build(self.hyper)
         self.facts = build.NetworkFacts(self.network)
 
-    def _offered(self, outputs, gate_weights):
+    def _offered(self, outputs, gate_weights, experts_used):
         """The outputs that an exported model may have, by plain names."""
-        offered = {"experts_used": net.experts_used(gate_weights)}
+        offered = {"experts_used": experts_used}
         for task, output, weights in zip(self.tasks, outputs, gate_weights):
             offered.update(task.named({**task.kind.export(output), "gate_weights": weights}))
         return offered

@@ -23,6 +23,7 @@ KEYS = {  # of every task, beside those of its kind
     "tower_sizes": Key("sizes", None, "The widths of the tower's hidden layers.", high=65536, decides=NETWORK),
     "metrics": Key("texts", None, f"The metrics to report: {', '.join(METRICS)}, or module.name of your own."),
 }
+LEAST_SHARE = 1e-9  # below that of one label in any batch
 TRAINING_KEYS = ("weight", "metrics")  # they shape the training or the log alone: a checkpoint fits other values
 
 
@@ -120,11 +121,20 @@ def _metrics(kind, kind_name, names, where):
 # ------------------------------------------------------------------------------------- the loss
 
 
-def _masked(task, label, dtype):
-    """(label with 0 where it is missing, label mask in ``dtype``), both [B, label_size]."""
-    label = paddle.reshape(paddle.cast(label, task.kind.label_dtype or dtype), [-1, task.kind.label_size])
-    mask = paddle.cast(task.kind.is_labelled(label), dtype)
-    return paddle.where(mask > 0, label, paddle.zeros_like(label)), mask
+def mask_missing(tasks, labels, dtype):
+    """By task (label with 0 where it is missing, label mask in ``dtype``), both [B, label_size].
+
+    Args:
+        tasks: list of Task.
+        labels: by task, [B], [B, 1] or [B, label_size].
+        dtype: of the outputs.
+    """
+    found = []
+    for task, label in zip(tasks, labels):
+        label = paddle.reshape(paddle.cast(label, task.kind.label_dtype or dtype), [-1, task.kind.label_size])
+        mask = task.kind.is_labelled(label)
+        found.append((paddle.where(mask, label, paddle.zeros_like(label)), paddle.cast(mask, dtype)))
+    return found
 
 
 class Losses(NamedTuple):
@@ -135,7 +145,7 @@ class Losses(NamedTuple):
     penalty: Any  # the part of the loss beside the tasks' weighted losses, a scalar
 
 
-def losses(tasks, outputs, labels, penalty=None, log_variances=None):
+def losses(tasks, outputs, masked, penalty=None, log_variances=None):
     """What training minimizes, and each task's part of it.
 
     A task's loss is the mean over its labels, 0 if all are missing. They are summed by the tasks' weights or, with
@@ -145,20 +155,19 @@ def losses(tasks, outputs, labels, penalty=None, log_variances=None):
     Args:
         tasks: list of Task.
         outputs: by task, [B, C].
-        labels: by task, [B], [B, 1] or [B, label_size].
+        masked: the labels, as ``mask_missing`` gives them.
         penalty: scalar, the gates' terms; None: without.
         log_variances: [T], trained; None: fixed weights.
     Returns:
         Losses.
     """
     by_label, task_losses = [], []
-    for task, output, label in zip(tasks, outputs, labels):
-        label, mask = _masked(task, label, output.dtype)
+    for task, output, (label, mask) in zip(tasks, outputs, masked):
         by_label.append(paddle.reshape(task.kind.losses(output, label), [-1, task.kind.label_size]))
         task_losses.append(_masked_mean(by_label[-1], mask))
-    if log_variances is None:
-        parts = [task.weight * loss for task, loss in zip(tasks, task_losses)]
-    else:
+    weighted = [task.weight * loss for task, loss in zip(tasks, task_losses)]
+    parts = weighted
+    if log_variances is not None:
         parts = []
         for t, (task, loss) in enumerate(zip(tasks, task_losses)):
             factor = task.weight * task.kind.loss_factor
@@ -167,22 +176,23 @@ def losses(tasks, outputs, labels, penalty=None, log_variances=None):
     if penalty is not None:
         total = total + penalty
     named = {"loss": total, **{f"loss{task.suffix}": loss for task, loss in zip(tasks, task_losses)}}
-    rest = total - paddle.add_n([task.weight * loss for task, loss in zip(tasks, task_losses)])
+    rest = total - paddle.add_n(weighted)
     return Losses(named, by_label, rest)
 
 
 def _masked_mean(values, mask):
     """Mean of the values where the mask is 1, not 0; 0 if it is 0 everywhere."""
     # means, not sums: the legacy programs of Paddle 3.x build no sum
-    share = paddle.mean(mask)
-    return paddle.mean(values * mask) / (share + paddle.cast(share == 0, share.dtype))
+    return paddle.mean(values * mask) / paddle.clip(paddle.mean(mask), min=LEAST_SHARE)
 
 
-def batch_metrics(tasks, outputs, labels):
-    """Metrics of this batch alone, for tools that keep none over an epoch: printed name -> scalar."""
+def batch_metrics(tasks, outputs, masked):
+    """Metrics of this batch alone, for tools that keep none over an epoch: printed name -> scalar.
+
+    For the arguments see ``losses``.
+    """
     found = {}
-    for task, output, label in zip(tasks, outputs, labels):
-        label, mask = _masked(task, label, output.dtype)
+    for task, output, (label, mask) in zip(tasks, outputs, masked):
         values = task.kind.batch_metrics(output, label)
         found.update(task.named({name: _masked_mean(value, mask) for name, value in values.items()}))
     return found

@@ -20,7 +20,7 @@ NAME = "dselect_k_kernels"
 MARK = "_dselect_k_kernels"  # attribute of paddle: the file whose operators this process has
 # from here on an operator of one's own may give a tensor without rows
 SUPPORTED = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]] >= [3, 1, 1]
-FLAGS = ["-O3", "-march=native", *["-mprefer-vector-width=512"] * (platform.machine() in ("x86_64", "AMD64"))]
+FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", *["-mprefer-vector-width=512"] * (platform.machine() in ("x86_64", "AMD64"))]
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 NORMS = ("none", "batch", "group")  # numbered as in blocks.h
 
@@ -142,8 +142,10 @@ def mlps(x, weights, experts, size, towers):
     tensors = [x, weights, *itertools.chain(*experts), *itertools.chain(*[parameters for parameters, _ in towers])]
     layers, tower_layers = len(experts[0]) // 2, [len(parameters) // 2 for parameters, _ in towers]
     sizes = [width for _, width in towers] or [size] * weights.shape[0]
-    outputs = _run("dselect_k_mlps", tensors, layers, size, tower_layers, sum(sizes), THREADS)[0]
-    return paddle.split(outputs, sizes, axis=1) if len(sizes) > 1 else [outputs]
+    outputs = _run("dselect_k_mlps", tensors, layers, size, tower_layers, max(sizes), THREADS)[0]
+    return [
+        output if width == max(sizes) else output[:, :width] for output, width in zip(paddle.unbind(outputs), sizes)
+    ]
 
 
 def _run(name, *arguments):

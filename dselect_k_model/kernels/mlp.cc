@@ -39,18 +39,20 @@ struct Chain {
 
   // `saved`: the size of what the chains so far save, and then with this one.
   Chain(const Tensor* tensors, int layers, bool is_expert, int rows, int64_t& saved)
-      : tensors(tensors), sizes{int(tensors[0].shape()[0])}, is_expert(is_expert) {
+      : tensors(tensors),
+        sizes{int(tensors[0].shape()[0])},
+        is_expert(is_expert),
+        matrices(layers),
+        biases(layers) {
     for (int l = 0; l < layers; l++) {
       sizes.push_back(tensors[2 * l].shape()[1]);
       outputs.push_back(saved);
       saved += int64_t(rows) * padded(sizes[l + 1]);
     }
   }
-  void copy_parameters(bool transposed) {
-    for (int l = 0; l < layers(); l++) {
-      matrices.push_back(copied(tensors[2 * l].data<float>(), sizes[l], sizes[l + 1], transposed));
-      biases.push_back(copied(tensors[2 * l + 1].data<float>(), 1, sizes[l + 1], false));
-    }
+  void copy_parameters(int l, bool transposed) {
+    matrices[l] = copied(tensors[2 * l].data<float>(), sizes[l], sizes[l + 1], transposed);
+    biases[l] = copied(tensors[2 * l + 1].data<float>(), 1, sizes[l + 1], false);
   }
   // A layer's outputs in `saved`, or the gradients of them in an array like it.
   Matrix output(float* saved, int layer, int row) const {
@@ -102,14 +104,13 @@ struct Mixture {
   float* x;
   const float* gates;
   bool shares_x;
-  int rows, inputs, tasks, experts, size, width = 0;
+  int rows, inputs, tasks, experts, size;
   int64_t saved = 0;
   std::vector<int> used;              // experts
   std::vector<Chain> chains, towers;  // of the experts in use; of the tasks, or none
   std::vector<int64_t> mixtures;      // where each task's is among all that is saved: [rows][padded size]
   std::vector<int> tower_begins;      // of each tower in the tensors
-  Mixture(const std::vector<Tensor>& tensors, int layers, int size, const std::vector<int>& tower_layers,
-          bool transposed)
+  Mixture(const std::vector<Tensor>& tensors, int layers, int size, const std::vector<int>& tower_layers)
       : x(const_cast<float*>(tensors[0].data<float>())),
         gates(tensors[1].data<float>()),
         shares_x(tensors[0].shape().size() == 2),
@@ -127,9 +128,14 @@ struct Mixture {
       towers.emplace_back(&tensors[at], tower_layers[t], false, rows, saved);
       at += 2 * tower_layers[t];
     }
+  }
+  // What is to be done before the layers can be computed, in any order.
+  std::vector<std::function<void()>> preparations(bool transposed) {
+    std::vector<std::function<void()>> found;
     for (auto* some : {&chains, &towers})
-      for (Chain& chain : *some) chain.copy_parameters(transposed);
-    for (int t = 0; t < tasks; t++) width += width_of(t);
+      for (Chain& chain : *some)
+        for (int l = 0; l < chain.layers(); l++) found.push_back([=, &chain] { chain.copy_parameters(l, transposed); });
+    return found;
   }
   float weight(int t, size_t u) const { return gates[t * experts + used[u]]; }
   int width_of(int t) const { return towers.empty() ? size : towers[t].sizes.back(); }
@@ -146,13 +152,14 @@ struct Mixture {
 
 std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layers, int size,
                                    const std::vector<int>& tower_layers, int width, int threads) {
-  const Mixture m(tensors, layers, size, tower_layers, false);
-  Tensor outputs = make({m.rows, m.width}), kept = make({std::max<int64_t>(1, m.saved)});
+  Mixture m(tensors, layers, size, tower_layers);
+  in_parallel(m.preparations(false), threads);
+  Tensor outputs = make({m.tasks, m.rows, width}), kept = make({std::max<int64_t>(1, m.saved)});
   float *to = outputs.data<float>(), *saved = kept.data<float>();
   parallel(m.chunks(), threads, [&](int chunk) {
     const Rows rows = m.chunk(chunk);
     for (size_t u = 0; u < m.used.size(); u++) m.chains[u].forward(m.input(u, rows.first), rows, saved);
-    for (int t = 0, column = 0; t < m.tasks; column += m.width_of(t++)) {
+    for (int t = 0; t < m.tasks; t++) {
       const Matrix mixture = m.mixture(saved, t, rows.first);
       float* sums = mixture.data;
       std::fill(sums, sums + rows.number * mixture.row, 0.f);
@@ -165,9 +172,12 @@ std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layer
         m.towers[t].forward(mixture, rows, saved);
         result = m.towers[t].output(saved, tower_layers[t] - 1, rows.first).data;
       }
-      for (int r = 0; r < rows.number; r++)
-        std::copy_n(result + int64_t(r) * padded(m.width_of(t)), m.width_of(t),
-                    to + int64_t(rows.first + r) * m.width + column);
+      const int own = m.width_of(t);
+      for (int r = 0; r < rows.number; r++) {
+        float* row = to + (int64_t(t) * m.rows + rows.first + r) * width;
+        std::copy_n(result + int64_t(r) * padded(own), own, row);
+        std::fill(row + own, row + width, 0.f);
+      }
     }
   });
   return {outputs, kept};
@@ -176,9 +186,16 @@ std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layer
 std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Tensor& kept, const Tensor& outputs_grad,
                                     int layers, int size, const std::vector<int>& tower_layers, int width,
                                     int threads) {
-  const Mixture m(tensors, layers, size, tower_layers, true);
+  Mixture m(tensors, layers, size, tower_layers);
   const int wide = padded(size), pairs = m.tasks * m.used.size();
-  std::vector<Tensor> found = zeros_like(tensors);
+  std::vector<Tensor> found;
+  std::vector<std::function<void()>> preparations = m.preparations(true);
+  for (const Tensor& tensor : tensors) {
+    found.push_back(make(tensor.shape()));
+    float* gradient = found.back().data<float>();
+    preparations.push_back([gradient, size = tensor.numel()] { std::fill_n(gradient, size, 0.f); });
+  }
+  in_parallel(preparations, threads);
   Tensor of_saved = make({std::max<int64_t>(1, m.saved)});
   float *saved = const_cast<float*>(kept.data<float>()), *gradients = of_saved.data<float>();
   float* of_all_x = found[0].data<float>();
@@ -186,12 +203,13 @@ std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Te
   std::vector<double> of_gates(m.chunks() * pairs);
   parallel(m.chunks(), threads, [&](int chunk) {
     const Rows rows = m.chunk(chunk);
-    for (int t = 0, column = 0; t < m.tasks; column += m.width_of(t++)) {
+    for (int t = 0; t < m.tasks; t++) {
       const Matrix mixture = m.mixture(gradients, t, rows.first);
       const Matrix end = m.towers.empty() ? mixture : m.towers[t].output(gradients, tower_layers[t] - 1, rows.first);
       std::fill_n(mixture.data, rows.number * mixture.row, 0.f), std::fill_n(end.data, rows.number * end.row, 0.f);
       for (int r = 0; r < rows.number; r++)
-        std::copy_n(of_all_outputs + int64_t(rows.first + r) * m.width + column, m.width_of(t), end.data + r * end.row);
+        std::copy_n(of_all_outputs + (int64_t(t) * m.rows + rows.first + r) * width, m.width_of(t),
+                    end.data + r * end.row);
       if (!m.towers.empty()) m.towers[t].backward(rows, saved, gradients, mixture.data);
     }
     std::vector<float> of_x(size_t(rows.number) * padded(m.inputs));
@@ -228,7 +246,7 @@ std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Te
   };
   for (size_t u = 0; u < m.used.size(); u++) add(m.chains[u], m.input(u, 0), &found[2 + 2 * layers * m.used[u]]);
   for (size_t t = 0; t < m.towers.size(); t++) add(m.towers[t], m.mixture(saved, t, 0), &found[m.tower_begins[t]]);
-  parallel(parts.size(), threads, [&](int part) { parts[part](); });
+  in_parallel(parts, threads);
   for (int pair = 0; pair < pairs; pair++) {
     double total = 0;
     for (int chunk = 0; chunk < m.chunks(); chunk++) total += of_gates[chunk * pairs + pair];
@@ -240,7 +258,7 @@ std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Te
 
 std::vector<std::vector<int64_t>> MixtureShapes(const std::vector<std::vector<int64_t>>& tensors, int layers, int size,
                                                 const std::vector<int>& tower_layers, int width) {
-  return {{tensors[0][tensors[0].size() - 2], width}, {-1}};
+  return {{tensors[1][0], tensors[0][tensors[0].size() - 2], width}, {-1}};
 }
 
 std::vector<paddle::DataType> MixtureTypes(const std::vector<paddle::DataType>& tensors) {

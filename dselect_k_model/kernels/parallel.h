@@ -2,15 +2,75 @@
 #pragma once
 #include <algorithm>
 #include <atomic>
+#include <condition_variable>
 #include <exception>
 #include <functional>
 #include <mutex>
 #include <thread>
 #include <vector>
+#ifndef _WIN32
+#include <pthread.h>
+#endif
 
-// Calls work(i) for i in 0 ... number - 1 on several threads, or fewer where the system gives no more. What one of them
-// throws, this throws.
+// Threads that help the calling one. They wait from call to call, for to start a thread takes longer than to wake it.
+class Helpers {
+ public:
+  // Calls take() in this thread and in up to `number` helpers. One that has not begun when this thread ends is left out.
+  void run(int number, const std::function<void()>& take) {
+    {
+      std::lock_guard<std::mutex> guard(mutex_);
+      while (started_ < number && start()) started_++;
+      take_ = &take, wanted_ = std::min(number, started_), at_work_ = 0;
+    }
+    wake_.notify_all();
+    take();
+    std::unique_lock<std::mutex> guard(mutex_);
+    wanted_ = 0;
+    done_.wait(guard, [&] { return !at_work_; });
+  }
+
+ private:
+  bool start() {  // false: the system gives no more
+    try {
+      std::thread([this] { help(); }).detach();
+      return true;
+    } catch (const std::exception&) {
+      return false;
+    }
+  }
+  void help() {
+    std::unique_lock<std::mutex> guard(mutex_);
+    for (;;) {
+      wake_.wait(guard, [&] { return wanted_ > 0; });
+      wanted_--, at_work_++;
+      guard.unlock();
+      (*take_)();
+      guard.lock();
+      if (!--at_work_) done_.notify_one();
+    }
+  }
+  std::mutex mutex_;
+  std::condition_variable wake_, done_;
+  const std::function<void()>* take_ = nullptr;
+  int started_ = 0, wanted_ = 0, at_work_ = 0;
+};
+
+// The process's helpers. They are never freed, for at the process's end they still wait, and a process that forks gets
+// new ones, for threads are not copied.
+inline Helpers*& helpers() {
+  static Helpers* found = [] {
+#ifndef _WIN32
+    pthread_atfork(nullptr, nullptr, [] { helpers() = new Helpers; });
+#endif
+    return new Helpers;
+  }();
+  return found;
+}
+
+// Calls work(i) for i in 0 ... number - 1 on several threads, or in this one alone while another uses the helpers. What
+// one of them throws, this throws.
 inline void parallel(int number, int threads, const std::function<void(int)>& work) {
+  static std::atomic<bool> used{false};
   std::atomic<int> next{0};
   std::exception_ptr thrown;
   std::mutex mutex;
@@ -22,13 +82,16 @@ inline void parallel(int number, int threads, const std::function<void(int)>& wo
       thrown = std::current_exception();
     }
   };
-  std::vector<std::thread> others;
-  others.reserve(threads);
-  try {
-    while (int(others.size()) + 1 < std::min(threads, number)) others.emplace_back(take);
-  } catch (const std::exception&) {
+  const int others = std::min(threads, number) - 1;
+  if (others > 0 && !used.exchange(true)) {
+    helpers()->run(others, take);
+    used = false;
+  } else {
+    take();
   }
-  take();
-  for (auto& other : others) other.join();
   if (thrown) std::rethrow_exception(thrown);
+}
+
+inline void in_parallel(const std::vector<std::function<void()>>& parts, int threads) {
+  parallel(parts.size(), threads, [&](int i) { parts[i](); });
 }
