@@ -28,6 +28,7 @@ LEAST_MAXIMUM = -1e38  # of a window; see MaxPool
 GROUP_SIZE = 5  # channels that group norm takes together
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.Silu}
 NORMS = ("batch", "group", "none")
+INT_MAX = 2**31 - 1  # what an attribute of a kernel holds
 NORM_LAYERS: dict[str, list] = {"batch": [nn.BatchNorm2D], "group": [nn.GroupNorm], "none": []}
 
 # ---------------------------------------------------------------------------- checks of arguments
@@ -1162,6 +1163,7 @@ class TableInput(nn.Layer):
         embedding_size: width of an embedding.
         sparse_gradients: where the network runs line by line (see ``runs_line_by_line``), the embeddings' gradient has
             the rows of a batch's ids alone, for an optimizer that leaves the other rows as they are.
+        kernels: see ``SparseMixture``.
     Raises:
         ValueError: there is neither a feature nor a field, or a size is out of its range.
     """
@@ -1172,6 +1174,7 @@ class TableInput(nn.Layer):
         vocabulary_sizes: Sequence[int] = (),
         embedding_size: int = 8,
         sparse_gradients: bool = False,
+        kernels: Any = None,
     ) -> None:
         super().__init__()
         _check_whole("dense_size", dense_size, 0 if vocabulary_sizes else 1)
@@ -1179,9 +1182,9 @@ class TableInput(nn.Layer):
             _check_whole("a vocabulary's size", size, 1)
         _check_whole("embedding_size", embedding_size, 1)
         self.dense_size, self.field_num = dense_size, len(vocabulary_sizes)
-        self.sparse_gradients = sparse_gradients
+        self.sparse_gradients, self.kernels = sparse_gradients, kernels
         # One table for all fields, each with its own range of rows: one lookup instead of one a field.
-        self.offsets = np.concatenate([[0], np.cumsum(vocabulary_sizes)[:-1]]).astype("int64")
+        self.ends = np.cumsum(vocabulary_sizes).astype("int64")
         self.out_size = dense_size + self.field_num * embedding_size
         if self.field_num:
             init = nn.initializer.Normal(std=1.0 / math.sqrt(embedding_size))
@@ -1204,10 +1207,18 @@ class TableInput(nn.Layer):
             joined.append(parts[0])
         if self.field_num:
             _check_shape("the ids", parts[-1], -1, self.field_num)
-            rows, sparse = parts[-1] + paddle.assign(self.offsets), self.sparse_gradients and paddle.in_dynamic_mode()
+            sparse = self.sparse_gradients and paddle.in_dynamic_mode()
+            if self.dense_size and not sparse and self._joins_by_kernel(parts[0]):
+                return self.kernels.join(*parts, self.embedding.weight, self.ends.tolist())
+            rows = parts[-1] + paddle.assign(np.concatenate([[0], self.ends[:-1]]))
             vectors = F.embedding(rows, self.embedding.weight, sparse=sparse)  # [B, fields, embedding_size]
             joined.append(paddle.flatten(vectors, start_axis=1))
         return paddle.concat(joined, axis=1)
+
+    def _joins_by_kernel(self, dense):
+        if self.kernels is None or not self.training or not dense.stop_gradient or self.ends[-1] > INT_MAX:
+            return False
+        return is_float32(dense) and _kernels_take(self.embedding.weight)
 
     def extra_repr(self):
         return f"dense_size={self.dense_size}, field_num={self.field_num}, out_size={self.out_size}"

@@ -25,7 +25,11 @@ def build(hyper):
     shape = list(hyper.input_image)
     if hyper.is_table:
         inputs = net.TableInput(
-            hyper.input_dense_size, hyper.input_vocabulary_sizes, hyper.input_embedding_size, hyper.sparse_gradients
+            hyper.input_dense_size,
+            hyper.input_vocabulary_sizes,
+            hyper.input_embedding_size,
+            hyper.sparse_gradients,
+            kernels.chosen(hyper.kernels),
         )
         shape = [inputs.out_size]
     if hyper.bottom == "cnn":

@@ -1,4 +1,4 @@
-"""Our own kernels for training on a CPU: gates, experts, towers, and the step of the optimizer.
+"""Our own kernels for training on a CPU: inputs, gates, experts, towers, and the step of the optimizer.
 
 They are compiled once for a machine and a release of Paddle, by ``python -m dselect_k_model.kernels``
 (``make kernels``), with a C++ compiler. Without them the same numbers come from Paddle's layers, to rounding.
@@ -20,7 +20,10 @@ NAME = "dselect_k_kernels"
 MARK = "_dselect_k_kernels"  # attribute of paddle: the file whose operators this process has
 # from here on an operator of one's own may give a tensor without rows
 SUPPORTED = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]] >= [3, 1, 1]
-FLAGS = ["-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", *["-mprefer-vector-width=512"] * (platform.machine() in ("x86_64", "AMD64"))]
+# without the second and third, a square root is not computed by vectors; neither changes a number
+FLAGS = ["-march=native", "-fno-math-errno", "-fno-trapping-math", "-O3"]
+if platform.machine() in ("x86_64", "AMD64"):
+    FLAGS.append("-mprefer-vector-width=512")
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 NORMS = ("none", "batch", "group")  # numbered as in blocks.h
 
@@ -53,7 +56,7 @@ def build():
     path = library()
     path.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:  # a library that is there is whole
-        sources = [str(HERE / name) for name in ("gates.cc", "cnn.cc", "mlp.cc", "update.cc")]
+        sources = [str(HERE / name) for name in ("gates.cc", "table.cc", "cnn.cc", "mlp.cc", "update.cc")]
         cpp_extension.load(NAME, sources, extra_cxx_cflags=FLAGS, build_directory=folder)
         os.replace(os.path.join(folder, NAME, f"{NAME}.so"), path)
 
@@ -111,6 +114,20 @@ def gates(tensors, experts, selectors, gamma):
     return _run("dselect_k_gates", tensors, experts, selectors, 1.0 / gamma)
 
 
+def join(dense, ids, embedding, ends):
+    """Dense features and embeddings side by side: see ``net.TableInput``.
+
+    Args:
+        dense: float32 [B, D], without gradient.
+        ids: int64 [B, number of fields], each from 0 to its vocabulary's size - 1.
+        embedding: float32 [sum of the vocabularies' sizes, E], a field's rows after those of the field before.
+        ends: by field, the number of rows up to its last one.
+    Returns:
+        float32 [B, D + number of fields * E].
+    """
+    return _run("dselect_k_join", dense, ids, embedding, ends, THREADS)[0]
+
+
 def cnns(image, weights, tensors, norm, size):
     """The two blocks of convolution, norm, max-pooling and ReLU of each expert in use.
 
@@ -164,4 +181,4 @@ def update(tensors, rate, method, constants, factors, decays):
 class Kernels:
     """What ``net.py`` takes: an object that can be copied and pickled with a network."""
 
-    gates, cnns, mlps = staticmethod(gates), staticmethod(cnns), staticmethod(mlps)
+    gates, join, cnns, mlps = staticmethod(gates), staticmethod(join), staticmethod(cnns), staticmethod(mlps)

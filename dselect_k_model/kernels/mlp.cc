@@ -39,11 +39,7 @@ struct Chain {
 
   // `saved`: the size of what the chains so far save, and then with this one.
   Chain(const Tensor* tensors, int layers, bool is_expert, int rows, int64_t& saved)
-      : tensors(tensors),
-        sizes{int(tensors[0].shape()[0])},
-        is_expert(is_expert),
-        matrices(layers),
-        biases(layers) {
+      : tensors(tensors), sizes{int(tensors[0].shape()[0])}, is_expert(is_expert), matrices(layers), biases(layers) {
     for (int l = 0; l < layers; l++) {
       sizes.push_back(tensors[2 * l].shape()[1]);
       outputs.push_back(saved);

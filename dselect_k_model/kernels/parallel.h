@@ -15,7 +15,8 @@
 // Threads that help the calling one. They wait from call to call, for to start a thread takes longer than to wake it.
 class Helpers {
  public:
-  // Calls take() in this thread and in up to `number` helpers. One that has not begun when this thread ends is left out.
+  // Calls take() in this thread and in up to `number` helpers. One that has not begun when this thread ends is left
+  // out.
   void run(int number, const std::function<void()>& take) {
     {
       std::lock_guard<std::mutex> guard(mutex_);

@@ -51,7 +51,9 @@ class Binary(Kind):
         return output[:, 0]
 
     def log_probabilities(self, output):
-        return -np.logaddexp(0, output[:, :1] * [1, -1])  # log(1 - p), log(p)
+        logit = output[:, :1]
+        rest = np.log1p(np.exp(-np.abs(logit)))
+        return np.concatenate([np.minimum(-logit, 0), np.minimum(logit, 0)], axis=1) - rest  # log(1 - p), log(p)
 
     def export(self, output):
         # e to the log of the sigmoid: the legacy programs of Paddle 3.x build no sigmoid

@@ -1,6 +1,8 @@
 """The kernels compute what Paddle's layers compute, forward and backward, or are left out."""
 
+import concurrent.futures
 import copy
+import os
 import pickle
 import shutil
 import types
@@ -424,7 +426,76 @@ def test_a_logit_that_is_not_a_number_is_not_lost():
     assert np.isnan(weights[0]).all() and np.isnan(penalties["entropy"])
 
 
-# ----------------------------------------------------------------------------------------------- the optimizer
+# --------------------------------------------------------------------------------------------------- inputs
+
+
+def joined(fields, width, computing, rng, **keys):
+    """(output, the embeddings' gradient) of a ``TableInput``."""
+    layer = net.TableInput(3, fields, width, kernels=computing, **keys)
+    layer.embedding.weight.set_value(rng.randn(sum(fields), width).astype("float32"))
+    ids = np.stack([rng.randint(0, size, 300) for size in fields], axis=1)
+    output = layer(paddle.to_tensor(rng.randn(300, 3).astype("float32")), paddle.to_tensor(ids))
+    (output * paddle.to_tensor(rng.randn(*output.shape).astype("float32"))).sum().backward()
+    gradient = layer.embedding.weight.grad
+    return output.numpy(), gradient.numpy() if isinstance(gradient, paddle.Tensor) else gradient
+
+
+@needs_kernel
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize(("fields", "width"), [([5], 1), ([4, 1, 9], 3), (range(1, 21), 8), ([1000, 2], 5)])
+def test_joined_inputs_and_the_embeddings_gradient_are_those_of_the_layers(fields, width, threads, monkeypatch):
+    monkeypatch.setattr(kernels, "THREADS", threads)
+    found = [joined(list(fields), width, computing, np.random.RandomState(0)) for computing in (kernels, None)]
+    for ours, theirs in zip(*found):  # both add in the batch's order
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_kernel
+@pytest.mark.parametrize("id", [-1, 4])
+def test_an_id_out_of_its_fields_range_is_named(id):
+    layer = net.TableInput(1, [3, 4, 5], 2, kernels=kernels)
+    with pytest.raises(Exception, match=f"the id {id} of sparse field 1 is not from 0 to 3"):
+        layer(paddle.zeros([2, 1]), paddle.to_tensor([[0, 0, 0], [1, id, 0]]))
+
+
+@pytest.mark.parametrize("reason", ["evaluation", "dense gradient", "sparse", "float64"])
+def test_inputs_that_the_kernel_does_not_take_are_joined_by_paddle(reason):
+    layer = net.TableInput(1, [3], 2, sparse_gradients=reason == "sparse", kernels=NeverCalled())
+    dense, ids = paddle.zeros([2, 1]), paddle.zeros([2, 1], "int64")
+    dense.stop_gradient = reason != "dense gradient"
+    if reason == "evaluation":
+        layer.eval()
+    if reason == "float64":
+        layer, dense = layer.to(dtype="float64"), dense.astype("float64")
+    assert layer(dense, ids).shape == [2, 3]
+
+
+# -------------------------------------------------------------------------------------------------- threads
+
+
+@needs_kernel
+def test_kernels_run_in_several_threads_and_in_a_forked_process():
+    """The helping threads are one set for a process, and a fork has none of its parent's."""
+    size = 300_000
+
+    def stepped(_):
+        weight = paddle.full([size], 2.0)
+        for _ in range(5):
+            kernels.update([weight, paddle.ones([size])], paddle.to_tensor(0.1), 0, [0.0, 0.0], [1.0], [0.0])
+        return float(weight.min()), float(weight.max())
+
+    one = stepped(None)
+    assert one == pytest.approx((1.5, 1.5), rel=1e-6)
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(stepped, range(8))) == [one] * 8
+    if hasattr(os, "fork"):
+        child = os.fork()
+        if not child:
+            os._exit(0 if stepped(None) == one else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+# --------------------------------------------------------------------------------------------- the optimizer
 
 OPTIMIZERS = {
     "sgd": {"class": "sgd", "momentum": 0.0},
