@@ -134,7 +134,7 @@ class ExportedModel:
     def __init__(self, case, pruned, threads):
         with tempfile.TemporaryDirectory() as folder:
             (_export_by_tool if pruned else _export_dense)(case, folder)
-            self.predictor = predictor(folder, threads, onednn=onednn_pays(folder))
+            self.predictor = predictor(folder, threads, onednn=onednn_pays(folder, len(case.batch[0])))
         handles = [self.predictor.get_input_handle(name) for name in self.predictor.get_input_names()]
         self.inputs = list(zip(handles, case.inputs))
         self.outputs = [self.predictor.get_output_handle(name) for name in self.predictor.get_output_names()]

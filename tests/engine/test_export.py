@@ -163,7 +163,7 @@ def test_a_fixed_gate_is_exported_with_the_experts_it_needs_alone(gate, needed, 
     whole = run.outputs(batch)
     folder = exported(run, tmp_path / "model", outputs=["logits1", "value2"])
     served = exported_model.ExportedModel(str(folder), 1).outputs({"dense": batch[0]})
-    assert "oneDNN: off, the model has no convolution" in caplog.text  # without one, oneDNN is slower
+    assert "oneDNN: off, without it this model is faster" in caplog.text  # it has no convolution
     for mine, name in zip(whole, ("logits1", "value2")):
         assert_near(served[name], mine, OUTPUTS_32)
     assert len(experts_in(folder, run)) == needed
@@ -319,6 +319,11 @@ def test_onednn_with_other_numbers_is_not_used(routed, caplog, monkeypatch, rng)
     monkeypatch.setattr(exported_model, "_close", lambda outputs, expected: False)
     outputs_of(routed[1], rng.rand(2, 1, 36, 36).astype("float32"))
     assert "oneDNN: off" in caplog.text and "not those without it" in caplog.text
+
+
+def test_one_image_at_a_time_is_computed_without_onednn(routed, caplog, rng):
+    outputs_of(routed[1], rng.rand(1, 1, 36, 36).astype("float32"))
+    assert "oneDNN: off, without it this model is faster at this batch size" in caplog.text
 
 
 @pytest.mark.parametrize("counts,expected", [([2, 2], 2), ([2, 3], [2, 3])])

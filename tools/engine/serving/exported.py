@@ -127,13 +127,13 @@ class ExportedModel(EvaluationGraph):
         return {output["name"]: value for output, value in zip(self.signature["outputs"], values)}
 
     def _open(self, inputs):
-        """A predictor: with oneDNN if the model has convolutions, and that runs ``inputs`` to the same outputs."""
+        """A predictor: with oneDNN if that is faster, and runs ``inputs`` to the same outputs."""
         try:
             plain, expected = self._try(inputs, onednn=False)
         except Exception as error:  # of Paddle's own, under many names
             raise UserError(f"{self.folder}: Paddle {paddle.__version__} cannot run it: {_last_line(error)}") from error
-        if not onednn_pays(self.folder):
-            LOG.info("oneDNN: off, the model has no convolution; threads: %d", self.threads)
+        if not onednn_pays(self.folder, min(map(len, inputs.values()))):
+            LOG.info("oneDNN: off, without it this model is faster at this batch size; threads: %d", self.threads)
             return plain
         try:
             fast, outputs = self._try(inputs, onednn=True)
@@ -177,8 +177,13 @@ def _file(folder, ending):
     return os.path.join(folder, PREFIX + ending)
 
 
-def onednn_pays(folder):
-    """Whether oneDNN makes an exported model faster: one with convolutions. (``make bench TABLES=table_latency``)"""
+def onednn_pays(folder, examples):
+    """Whether oneDNN makes an exported model faster: one with convolutions, for batches of several ``examples``.
+
+    ``make bench TABLES="latency table_latency"`` measures it.
+    """
+    if examples < 2:
+        return False
     path = _program(folder)
     # the older format also lists operators that the program has not, but only convolutions have an input "Filter"
     mark = b"conv2d" if path.endswith(".json") else b"Filter"
