@@ -23,8 +23,8 @@ LIBRARIES = {"torch-rechub": "torch-rechub", "deepctr-torch": "DeepCTR-Torch"}  
 MEASURED_ELSEWHERE = 0.87  # examples a second of PaddleRec's own step over those of the baseline
 READ_THE_ROWS = """
 `eager`, `to_static` and `static` are this package: in the dynamic graph, there with `runner.to_static`, and in the
-static graph; `exported` is its exported model in Paddle Inference, with oneDNN for batches of images. *Plain Paddle, dense*
-computes every expert: one convolution per expert, ReLU before pooling. PyTorch's *grouped* computes the experts as one
+static graph; `exported` is its exported model in Paddle Inference, with oneDNN for batches of images. *Plain Paddle,
+dense* computes every expert: one convolution per expert, ReLU before pooling. PyTorch's *grouped* computes the experts as one
 network, *compiled* is `torch.compile` (at inference with frozen weights), *skipping* looks at every step for the
 experts that have weight, and *fixed* has only the two experts in use.
 
@@ -110,7 +110,8 @@ def kept(tables):
 
 def _measured(promise, row, base):
     if "column" in promise:
-        return row[promise["column"]] / (base[promise["column"]] if base else 1)
+        value = row[promise["column"]]
+        return (value[0] if isinstance(value, (list, tuple)) else value) / (base[promise["column"]] if base else 1)
     slow, fast = (base, row) if "at_least" in promise else (row, base)
     return ratio(slow["seconds"], fast["seconds"]).median
 

@@ -274,16 +274,17 @@ def _data(bench):
 
 
 def start(bench):
-    """From the start of a process to its first training step, with 8 experts."""
-    seconds = {name: [] for name in ("import paddle", *TRAINERS)}
-    for _ in range(bench.sizes.starts):
+    """From the start of a process to its first training step."""
+    sizes, seconds = bench.sizes, collections.defaultdict(list)
+    for _ in range(sizes.starts):
         seconds["import paddle"].append(_seconds_until("imported", "-c", "import paddle, sys; print('imported')"))
-        for tool in TRAINERS:
+        for tool, n in itertools.product(TRAINERS, sizes.start_experts):
             output = bench.path("output")
             os.mkdir(output)
-            options = ["runner.print_interval=1", f"runner.train_batch_size={bench.sizes.epoch_batch}"]
+            options = ["runner.print_interval=1", f"runner.train_batch_size={sizes.epoch_batch}"]
+            options += [f"hyper_parameters.expert_num={n}", f"runner.model_save_path={output}"]
             command = [str(ROOT / tool), "-m", str(ROOT / "config.yaml"), "-o", *options]
-            seconds[tool].append(_seconds_until("batch_id: 0", *command, f"runner.model_save_path={output}"))
+            seconds[f"{tool}, {n} experts"].append(_seconds_until("batch_id: 0", *command))
     return [  # here a ratio says how many times as long it takes
         {"variant": name, "s": spread(values), "against import paddle": ratio(values, seconds["import paddle"])}
         for name, values in seconds.items()
@@ -394,11 +395,7 @@ Table = collections.namedtuple("Table", "title measure sizes", defaults=(lambda 
 TABLES = {
     "step": Table("training step, 8 experts, batch {batch}", training_steps),
     "settings": Table("the tools' settings, training, 2 of 8 experts, batch {batch}", settings),
-    "growth": Table(
-        "training step by number of experts, k = 2, batch {batch}",
-        growth,
-        lambda sizes: sizes._replace(rounds=max(sizes.rounds - 2, 1)),
-    ),
+    "growth": Table("training step by number of experts, k = 2, batch {batch}", growth, with_fewer_rounds),
     "inference": Table("inference, 8 experts, batch {batch}", inference),
     "latency": Table("latency, 8 experts, batch {latency_batches}, {latency_turns} x {latency_calls} calls", latency),
     "rows_inference": Table("per-example gate at inference, k = 2 of {row_experts}, batch {batch}", rows_inference),
@@ -408,6 +405,7 @@ TABLES = {
         without_batch_norm,
     ),
     "table_step": Table("training step on a table, 8 experts, batch {batch}", training_steps, on_table),
+    "table_growth": Table("training step on a table by number of experts, k = 2, batch {batch}", growth, on_table),
     "table_inference": Table("inference on a table, 8 experts, batch {batch}", inference, on_table),
     "table_latency": Table(
         "latency on a table, 8 experts, batch {latency_batches}, {latency_turns} x {latency_calls} calls",
@@ -424,7 +422,7 @@ TABLES = {
         "training step on a table, {ids} ids in a field, 2 of 8 experts, batch {batch}", embeddings, on_large_vocabulary
     ),
     "reader": Table("reader, batch {batch}", reader),
-    "start": Table("start to first training step, 8 experts", start),
+    "start": Table("start to first training step, batch {epoch_batch}", start),
     "memory": Table("peak memory of {memory_steps} training steps, batch {batch}", memory),
     "long_run": Table("{epochs} epochs of {epoch_steps} steps, 2 of 8 experts, batch {epoch_batch}", long_run),
 }

@@ -16,6 +16,7 @@ from paddle.base.data_feeder import convert_dtype
 
 import net
 from dygraph_model import DygraphModel
+from engine.graphs import executor
 from static_model import StaticModel
 from support import oracles
 from support.rounding import assert_near
@@ -140,7 +141,7 @@ class StaticRun:
             self.names = {key: tensor.name for key, tensor in self.wrapper.network.state_dict().items()}
             self.executor = paddle.static.Executor(paddle.CPUPlace())
             paddle.seed(seeded(seed))
-            self.executor.run(startup)
+            executor.run_start_up(startup, paddle.CPUPlace())
 
     @contextlib.contextmanager
     def on(self):

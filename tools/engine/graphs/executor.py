@@ -1,5 +1,6 @@
 """Spares Paddle's executor work that it repeats at every run. `make bench TABLES=settings` measures it."""
 
+import contextlib
 import itertools
 import logging
 import os
@@ -27,20 +28,21 @@ def keep_tensors(place):
         LOG.info("process: %s=-1, programs keep their tensors from run to run", KEEP_FLAG)
 
 
-class InOrder:
-    """Whether the operators of the next programs run one after another, in the calling thread.
+@contextlib.contextmanager
+def in_order(wanted):
+    """Within this context a program's operators run one after another, in the calling thread.
 
     Otherwise the executor's threads look for operators that could run side by side, and take the cores from one that
     uses them all. A setting of the user's wins.
     """
-
-    now = False
-
-    @classmethod
-    def set(cls, wanted):
-        if wanted != cls.now and IN_ORDER_FLAG not in os.environ:
-            paddle.set_flags({IN_ORDER_FLAG: wanted})
-            cls.now = wanted
+    if not wanted or IN_ORDER_FLAG in os.environ:
+        yield
+        return
+    paddle.set_flags({IN_ORDER_FLAG: True})
+    try:
+        yield
+    finally:
+        paddle.set_flags({IN_ORDER_FLAG: False})
 
 
 def run_start_up(program, place):

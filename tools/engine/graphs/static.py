@@ -140,8 +140,8 @@ class StaticGraph(Graph):
         """(Step, number of examples, function that counts the batch for the epoch)."""
         feed = self._feed(batch)
         fetches = [*self.fetches.values(), *self.observed.values(), *([self.finite[0]] if self.finite else [])]
-        executor.InOrder.set(self.in_order)
-        values = self.executor.run(self.to_run, feed=feed, fetch_list=fetches, scope=self.scope)
+        with executor.in_order(self.in_order):
+            values = self.executor.run(self.to_run, feed=feed, fetch_list=fetches, scope=self.scope)
         values = [np.asarray(value) for value in values]
         if self.finite:
             self.finite_now = {name for name, is_finite in zip(self.finite[1], values.pop()) if is_finite}
