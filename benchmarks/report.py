@@ -24,8 +24,8 @@ MEASURED_ELSEWHERE = 0.87  # examples a second of PaddleRec's own step over thos
 READ_THE_ROWS = """
 `eager`, `to_static` and `static` are this package: in the dynamic graph, there with `runner.to_static`, and in the
 static graph; `exported` is its exported model in Paddle Inference, with oneDNN for batches of images. *Plain Paddle,
-dense* computes every expert: one convolution per expert, ReLU before pooling. PyTorch's *grouped* computes the experts as one
-network, *compiled* is `torch.compile` (at inference with frozen weights), *skipping* looks at every step for the
+dense* computes every expert: one convolution per expert, ReLU before pooling. PyTorch's *grouped* computes the experts
+as one network, *compiled* is `torch.compile` (at inference with frozen weights), *skipping* looks at every step for the
 experts that have weight, and *fixed* has only the two experts in use.
 
 """
