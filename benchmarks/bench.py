@@ -15,7 +15,7 @@ import tempfile
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "scripts")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "scripts"), str(ROOT / "examples" / "census")]
 
 import machine_facts  # noqa: E402  (the path is set above)
 import report  # noqa: E402

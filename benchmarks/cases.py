@@ -6,6 +6,8 @@
 import dataclasses
 import pickle
 
+import numpy as np
+
 
 @dataclasses.dataclass
 class Case:
@@ -32,6 +34,19 @@ class Case:
     def batch(self):
         """What a reader would return."""
         return [*self.inputs, *self.labels]
+
+    def rows(self, chosen):
+        """The case of some of its rows."""
+        inputs, labels = ([item[chosen] for item in items] for items in (self.inputs, self.labels))
+        return dataclasses.replace(self, inputs=inputs, labels=labels)
+
+    def batches(self, size, epochs, seed):
+        """Cases of ``size`` rows, in an order that only the seed decides; what is left of an epoch is dropped."""
+        rng = np.random.RandomState(seed)
+        for _ in range(epochs):
+            order = rng.permutation(len(self.labels[0]))
+            for begin in range(0, len(order) - size + 1, size):
+                yield self.rows(order[begin : begin + size])
 
 
 def read(path):

@@ -198,7 +198,7 @@ class Bench:
             | columns(name, seconds, self.sizes.batch, against)
             for name in self.workers
         ]
-        return found + self._absent_rows()
+        return found + self.absent_rows()
 
     def latencies(self):
         """Let the variants take short turns; returns a row for each with the percentiles of all its calls."""
@@ -209,9 +209,10 @@ class Bench:
         found = [
             {"variant": name, "process": self.processes[name], **percentiles(seconds[name])} for name in self.workers
         ]
-        return found + self._absent_rows()
+        return found + self.absent_rows()
 
-    def _absent_rows(self):
+    def absent_rows(self):
+        """A row for each variant that cannot run here, with its reason."""
         return [{"variant": name, "process": f"absent: {why}"} for name, why in self.absent.items()]
 
 

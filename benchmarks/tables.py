@@ -8,13 +8,15 @@ import dataclasses
 import itertools
 import os
 import pathlib
+import statistics
 import subprocess
 import sys
 import time
 
 import cases
+import census_data
 import yaml
-from measuring import ProcessSettings, WorkerError, clean_environment, ratio, spread
+from measuring import ProcessSettings, WorkerError, clean_environment, columns, ratio, spread
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODES = ("eager", "to_static", "static")
@@ -49,6 +51,9 @@ TORCH_LIBRARIES = {
     "DeepCTR-Torch, MMoE": "DeepCTRMMoE",
     "DeepCTR-Torch, PLE": "DeepCTRPLE",
 }
+CENSUS = {"static, DSelect-k": "dselect_k", "static, MMoE": "softmax"}  # our variants on Census-Income -> gate
+# of 1 to 4 epochs at 0.001 or 0.003 the best on validation for every network of that table, by the mean of both AUCs
+CENSUS_EPOCHS, CENSUS_RATE = 2, {"optimizer__learning_rate": 0.003}
 NO_NETWORK = (("https_proxy", "http://localhost:9"),)  # when imported, DeepCTR-Torch asks PyPI for its newest version
 # compile without helper processes, which would run on; at inference treat weights as constants
 COMPILER = (("TORCHINDUCTOR_COMPILE_THREADS", "1"), ("TORCHINDUCTOR_FREEZING", "1"))
@@ -82,6 +87,12 @@ def on_large_vocabulary(sizes):
     sizes = on_table(sizes)
     fields = [sizes.ids, *TABLE["input__vocabulary_sizes"][1:]]
     return sizes._replace(hyper={**sizes.hyper, "input__vocabulary_sizes": fields})
+
+
+def on_census(sizes):
+    """A round is a training with another seed."""
+    limits = {"rounds": min(sizes.rounds, 3), "epochs": CENSUS_EPOCHS}
+    return sizes._replace(hyper={**TABLE, **CENSUS_RATE, **sizes.hyper}, paddlerec=None, **limits)
 
 
 def without_batch_norm(sizes):
@@ -360,6 +371,50 @@ def long_run(bench):
     ]
 
 
+def census(bench):
+    """Training on Census-Income, on the same rows in the same order for every network, and AUCs on its test rows."""
+    folder = census_data.folder(full=bench.sizes.repeat > 1)
+    if not folder.is_dir():
+        why = "the whole file of Census-Income was not made (examples/census/README.md)"
+        bench.absent.update(dict.fromkeys([*CENSUS, *TORCH_LIBRARIES], why))
+        return bench.absent_rows(), []
+    hyper, train = {"expert_num": 8, "top_k": 2, **bench.sizes.hyper}, {}
+    test = census_data.write(bench.path(".case"), folder, "test", hyper)
+    for gate in CENSUS.values():
+        train[gate] = census_data.write(bench.path(".case"), folder, "train", {**hyper, "gate": gate})
+    runs = collections.defaultdict(list)
+    for seed in range(bench.sizes.rounds):
+        for name, gate in CENSUS.items():
+            bench.add(name, MODEL, "rate", train[gate], mode="static", seed=seed)
+        _add_torch_libraries(bench, train["softmax"], words="", seed=seed)
+        for name in list(bench.workers):
+            runs[name].append(_census_run(bench, name, test, seed))
+    return census_rows(bench, runs), ["a row's experts in use are those after the last step, seed by seed"]
+
+
+def _census_run(bench, name, test, seed):
+    """(seconds a step, experts in use after the last, AUCs) of a variant, whose process is ended."""
+    worker = bench.workers.pop(name)
+    seconds, used = worker.ask("train", bench.sizes.batch, bench.sizes.epochs, seed)
+    aucs = census_data.aucs(worker.ask("scores", test), cases.read(test).labels)
+    worker.close()
+    return statistics.fmean(seconds[1:]), used, aucs  # the first prepares much
+
+
+def census_rows(bench, runs):
+    """A row for each variant: means and standard deviations of its AUCs, and its speed."""
+    seconds, found = {name: [run[0] for run in of_name] for name, of_name in runs.items()}, []
+    for name, of_name in runs.items():
+        _, used, aucs = zip(*of_name)
+        row = {"variant": name, "process": bench.processes[name], "aucs": aucs}
+        for task, values in zip(census_data.TASKS, zip(*aucs)):
+            row[f"AUC {task}"] = f"{statistics.fmean(values):.4f} +- {statistics.stdev(values):.4f}"
+        row["experts in use"] = "all" if None in used else ", ".join(map(str, used))
+        row.update(seconds=seconds[name], **columns(name, seconds, bench.sizes.batch, list(CENSUS)[:1]))
+        found.append(row)
+    return found + bench.absent_rows()
+
+
 def _add_torch(bench, job, case, forms=TORCH, threads=2):
     for name, options in forms.items():
         process = _torch_process(bench, name, threads)
@@ -373,13 +428,13 @@ def _add_torch(bench, job, case, forms=TORCH, threads=2):
         bench.add(name, "torch_model.TorchModel", job, case, process, **options, threads=threads)
 
 
-def _add_torch_libraries(bench, case):
+def _add_torch_libraries(bench, case, words=UNCHECKED, **options):
     """Their networks are others than ours, so there is nothing to check their answers against."""
     for name, kind in TORCH_LIBRARIES.items():
         process = _torch_process(bench, name)
         if process is not None:
             process = dataclasses.replace(process, environment=NO_NETWORK)
-            bench.add(name, f"torch_libraries.{kind}", "rate", case, process, UNCHECKED, threads=2)
+            bench.add(name, f"torch_libraries.{kind}", "rate", case, process, words, threads=2, **options)
 
 
 def _torch_process(bench, name, threads=2):
@@ -421,6 +476,7 @@ TABLES = {
     "embeddings": Table(
         "training step on a table, {ids} ids in a field, 2 of 8 experts, batch {batch}", embeddings, on_large_vocabulary
     ),
+    "census": Table("Census-Income, {epochs} epochs, {rounds} seeds, batch {batch}", census, on_census),
     "reader": Table("reader, batch {batch}", reader),
     "start": Table("start to first training step, batch {epoch_batch}", start),
     "memory": Table("peak memory of {memory_steps} training steps, batch {batch}", memory),

@@ -14,25 +14,42 @@ class _Library:
     Args:
         case: cases.Case, of which the sizes and the batch are used; the initial weights are the library's.
         threads: of PyTorch.
+        seed: of the initial weights.
     """
 
-    def __init__(self, case, threads):
+    def __init__(self, case, threads, seed=0):
         torch.set_num_threads(threads)
-        self.numeric, self.ids = (torch.from_numpy(item) for item in case.inputs)
-        self.labels = [torch.from_numpy(label) for label in case.labels]
-        self.hyper = case.hyper
+        torch.manual_seed(seed)
+        self.hyper, self.seed = case.hyper, seed
+        self.numeric_size, self.task_num = case.inputs[0].shape[1], len(case.labels)
         self.expert_sizes = [*case.hyper["expert_hidden_sizes"], case.hyper["expert_size"]]
-        self.net, self.input = self.build()
-        self.net.train()
+        self.net = self.build()
+        self.take(case)
         rate = case.hyper.get("optimizer__learning_rate", 0.001)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=rate)
 
     def build(self):
-        """(the library's network, the batch in the form that it takes)."""
+        """The library's network."""
         raise NotImplementedError
+
+    def form(self, numeric, ids):
+        """A batch in the form that the network takes."""
+        raise NotImplementedError
+
+    def take(self, case):
+        """Go on with the batch of another case."""
+        self.input = self.form(*(torch.from_numpy(item) for item in case.inputs))
+        self.labels = [torch.from_numpy(label) for label in case.labels]
+
+    @torch.no_grad()
+    def predict(self):
+        """Probabilities of each task."""
+        self.net.eval()
+        return [probabilities.numpy() for probabilities in self.net(self.input).unbind(1)]
 
     def step(self):
         """One training step; returns the loss before it."""
+        self.net.train()
         probabilities = self.net(self.input)  # [B, T]
         loss = sum(F.binary_cross_entropy(*task) for task in zip(probabilities.unbind(1), self.labels))
         self.optimizer.zero_grad()
@@ -49,18 +66,19 @@ class RecHubMMoE(_Library):
         from torch_rechub.models.multi_task import MMOE
 
         size = self.hyper["input__embedding_size"]
-        numeric = DenseFeature("numeric", self.numeric.shape[1])
+        numeric = DenseFeature("numeric", self.numeric_size)
         fields = [SparseFeature(f"id{i}", n, size) for i, n in enumerate(self.hyper["input__vocabulary_sizes"])]
         tower = {"dims": [self.hyper["tower_size"]]}
-        net = MMOE(
+        return MMOE(
             [*fields, numeric],
-            task_types=["classification"] * len(self.labels),
+            task_types=["classification"] * self.task_num,
             n_expert=self.hyper["expert_num"],
             expert_params={"dims": self.expert_sizes},
-            tower_params_list=[tower] * len(self.labels),
+            tower_params_list=[tower] * self.task_num,
         )
-        ids = {field.name: column for field, column in zip(fields, self.ids.unbind(1))}
-        return net, {**ids, "numeric": self.numeric}
+
+    def form(self, numeric, ids):
+        return {**{f"id{i}": column for i, column in enumerate(ids.unbind(1))}, "numeric": numeric}
 
 
 class _DeepCTR(_Library):
@@ -71,16 +89,19 @@ class _DeepCTR(_Library):
 
         size = self.hyper["input__embedding_size"]
         fields = [SparseFeat(f"id{i}", n, size) for i, n in enumerate(self.hyper["input__vocabulary_sizes"])]
-        numeric = DenseFeat("numeric", self.numeric.shape[1])
-        net = self.network(
+        numeric = DenseFeat("numeric", self.numeric_size)
+        return self.network(
             [*fields, numeric],
             expert_dnn_hidden_units=self.expert_sizes,
             gate_dnn_hidden_units=(),
             tower_dnn_hidden_units=(self.hyper["tower_size"],),
-            task_types=["binary"] * len(self.labels),
-            task_names=[f"task{t}" for t in range(len(self.labels))],
+            task_types=["binary"] * self.task_num,
+            task_names=[f"task{t}" for t in range(self.task_num)],
+            seed=self.seed,
         )
-        return net, torch.cat([self.ids.float(), self.numeric], dim=1)  # one matrix, as its own loop makes it
+
+    def form(self, numeric, ids):
+        return torch.cat([ids.float(), numeric], dim=1)  # one matrix, as its own loop makes it
 
     def network(self, columns, **arguments):
         """The library's network of these columns."""
@@ -102,6 +123,6 @@ class DeepCTRPLE(_DeepCTR):
     def network(self, columns, **arguments):
         from deepctr_torch.models import PLE
 
-        own = (self.hyper["expert_num"] - 1) // len(self.labels)  # the most that leave a shared one
-        shared = self.hyper["expert_num"] - own * len(self.labels)
+        own = (self.hyper["expert_num"] - 1) // self.task_num  # the most that leave a shared one
+        shared = self.hyper["expert_num"] - own * self.task_num
         return PLE(columns, shared_expert_num=shared, specific_expert_num=own, num_levels=1, **arguments)

@@ -43,10 +43,11 @@ class PackageModel:
         dense: compute all experts, whatever their weights, by Paddle's layers.
         tune: as under ``runner.tune_process``.
         kernels: as ``hyper_parameters.kernels``.
+        seed: of the initial weights, where the case has none.
     """
 
-    def __init__(self, case, mode, dense=False, tune=True, kernels="auto"):
-        self.case, self.in_training = case, False
+    def __init__(self, case, mode, dense=False, tune=True, kernels="auto", seed=0):
+        self.case, self.in_training, self.seed = case, False, seed
         self.network = dense_network if dense else contextlib.nullcontext
         executor.keep_tensors(paddle.CPUPlace())
         flat = ways.config(**case.hyper, kernels=False if dense else kernels)
@@ -61,7 +62,7 @@ class PackageModel:
         run, kind = self.run, StaticGraph if mode == "static" else DynamicGraph
         keys = {key: value for key, value in load_config(CONFIG).items() if not key.startswith("hyper_parameters.")}
         settings = read_settings(keys, "train")
-        settings.to_static, settings.tune_process = mode == "to_static", tune
+        settings.to_static, settings.tune_process, settings.seed = mode == "to_static", tune, self.seed
         with self.scope(), paddle.utils.unique_name.guard():  # so that parameters have the same names as the run's
             with paddle.static.program_guard(paddle.static.Program(), paddle.static.Program()):
                 graph = kind(Package(str(ROOT)), {**keys, **flat}, settings, "train", paddle.CPUPlace())
@@ -70,6 +71,10 @@ class PackageModel:
         elif tune:
             run.inference.program = executor.unchanging(run.inference.program)
         return graph
+
+    def take(self, case):
+        """Go on with the batch of another case."""
+        self.case = case
 
     def predict(self):
         """Logits of each task."""

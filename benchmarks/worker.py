@@ -71,6 +71,25 @@ class Runner:
             raise Disagreement(f"{answer[1]} experts were in use, not {len(self.case.active)}")
         return seconds
 
+    def train(self, size, epochs, seed):
+        """Train on all rows of the case.
+
+        Returns:
+            (seconds of each step, the making of its batch included; experts in use at the last, None: all).
+        """
+        seconds, began = [], time.perf_counter()
+        for batch in self.case.batches(size, epochs, seed):
+            self.variant.take(batch)
+            answer = self.step()
+            seconds.append(time.perf_counter() - began)
+            began = time.perf_counter()
+        return seconds, answer[1] if isinstance(answer, tuple) else None
+
+    def scores(self, path):
+        """What is predicted for the rows of another case: a list for each task."""
+        self.variant.take(importlib.import_module("cases").read(path))
+        return [scores.reshape(-1).tolist() for scores in self.variant.predict()]
+
     def peak_bytes(self):
         """Peak memory of the process."""
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,6 +6,7 @@ import sys
 
 import bench
 import cases
+import census_data
 import measuring
 import numpy as np
 import paddle
@@ -78,6 +79,30 @@ def test_percentiles_are_of_all_calls_but_the_first_of_a_turn(tmp_path):
         "p99, ms": pytest.approx(3),
     }
     assert absent == {"variant": "other", "process": "absent: not here"}
+
+
+def test_every_variant_of_the_census_gets_the_same_rows_in_the_same_order():
+    """Inputs and labels stay together; an epoch has no row twice, and drops what does not fill a batch."""
+    numbers = np.arange(10)
+    case = cases.Case({}, [numbers, -numbers], [numbers + 0.5], {}, [], [], [])
+    first, second, other = (list(case.batches(4, 2, seed)) for seed in (0, 0, 1))
+    order, again, of_other = (np.concatenate([one.inputs[0] for one in found]) for found in (first, second, other))
+    assert len(order) == 16 and np.array_equal(order, again) and not np.array_equal(order, of_other)
+    assert len(set(order[:8])) == len(set(order[8:])) == 8 and list(order[:8]) != list(order[8:])
+    assert all(np.array_equal(one.inputs[0], one.labels[0] - 0.5) for one in first)
+    assert all(np.array_equal(one.inputs[0], -one.inputs[1]) for one in first)
+    assert census_data.aucs([[1, 2, 3, 3], [1, 2, 3, 4]], [np.array([0, 0, 1, 0]), np.array([1, 1, 0, 0])]) == [
+        pytest.approx(2.5 / 3),
+        0.0,
+    ]
+
+
+def test_the_census_is_absent_without_its_data(tmp_path, monkeypatch):
+    monkeypatch.setattr(census_data, "folder", lambda full: tmp_path / "none")
+    with measuring.Bench(tables.on_census(tables.SMALL), tmp_path) as of_table:
+        found, _ = tables.census(of_table)
+    assert {row["variant"] for row in found} == {*tables.CENSUS, *tables.TORCH_LIBRARIES}
+    assert all("absent: the whole file" in row["process"] for row in found)
 
 
 def row(variant, *seconds):
@@ -165,6 +190,7 @@ TABLES = {
     "table_rows_inference": ("exported, rows routed", 0),
     "table_rows_training": ("static, rows routed", 1),
     "embeddings": ("eager, lazy_adam", 1),
+    "census": ("static, MMoE", 0),
     "reader": ("engine's Batches", 1),
     "start": ("tools/static_trainer.py, 8 experts", 0),
     "memory": ("static, 2 of 4", 0),
@@ -194,7 +220,10 @@ def test_the_tables_run(names, tmp_path):
             assert records["step"]["difference"] < 1e-4
             assert rows[variant]["ms"][0] > 0 and "not checked" in rows[variant]["process"]
             assert rows.keys() >= set(tables.TORCH) and "absent" in rows["PyTorch, dense"]["process"]
-        assert (rows.keys() >= set(tables.TORCH_LIBRARIES)) == (name == "table_step"), name
+        assert (rows.keys() >= set(tables.TORCH_LIBRARIES)) == (name in ("table_step", "census")), name
+        if name == "census":
+            assert all(0.8 < auc < 1 for one in tables.CENSUS for auc in np.ravel(rows[one]["aucs"]))
+            assert rows[variant]["aucs"][0] != rows[variant]["aucs"][1], "the seed decides nothing"
         if name.endswith("latency"):
             assert records[name]["difference"] < 1e-4 and rows[variant]["p99, ms"] >= rows[variant]["p50, ms"] > 0
             assert {"tuned, 1 thread", "tuned, 2 threads"} < {row["process"] for row in rows.values()}
@@ -274,6 +303,29 @@ def test_a_page_has_latencies_by_batch_size_once_they_are_measured():
         "| exported, one thread | tuned | 0.333 | 1 | 5.33 | 16 |",
     ]
     assert found[9] == ""
+
+
+def test_a_page_has_aucs_once_they_are_measured():
+    machine, records, promised = report.read(RESULTS)
+    without = {name: record for name, record in records.items() if name != "census"}
+    assert report.full(machine, without, promised).count(report.NOT_MEASURED) >= 1
+    runs = {
+        "static, MMoE": [(0.5, None, [0.9, 0.8]), (0.5, None, [0.92, 0.8])],
+        "static, DSelect-k": [(0.25, 4, [0.9, 0.8])] * 2,
+    }
+    with measuring.Bench(tables.FULL, "none") as of_table:
+        of_table.processes.update(dict.fromkeys(runs, "tuned"))
+        of_table.absent["DeepCTR-Torch, PLE"] = "no such thing"
+        rows = tables.census_rows(of_table, runs)
+    lines = report.full(machine, {**without, "census": {"title": "T", "rows": rows}}, promised)
+    at = lines.index("T:")
+    assert lines[at + 2 : at + 7] == [
+        "|  | process | AUC income | AUC never_married | experts in use | examples/s |",
+        "| --- | --- | --- | --- | --- | --- |",
+        "| static, MMoE | tuned | 0.9100 +- 0.0141 | 0.8000 +- 0.0000 | all | 512 |",
+        "| static, DSelect-k | tuned | 0.9000 +- 0.0000 | 0.8000 +- 0.0000 | 4, 4 | 1024 |",
+        "",
+    ]
 
 
 @pytest.mark.parametrize("paddlerec, speed", [([], "0.87"), ([2.5], "0.80")])
