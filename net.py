@@ -864,12 +864,21 @@ class SparseMixture(nn.Layer):
             x = paddle.flatten(x, start_axis=1) if len(x.shape) > 2 else x
             _check_shape("the input of an MLP", x, -1, self.experts[0].in_size)
         layers = [expert.linear_parameters() for expert in self.experts]
+        ends = self._ends_for_kernels(towers)
+        outputs = self.kernels.mlps(x, weights, layers, self.expert_size, ends)
+        if towers and not ends:
+            return [tower(mixture) for tower, mixture in zip(towers, outputs)]
+        return outputs
+
+    def _ends_for_kernels(self, towers):
+        """Of each tower its parameters and the width of its output; none if Paddle's layers must compute them."""
         shapes: list = [isinstance(tower, MLP) and tower.plain_shape(activate_output=False) for tower in towers]
         if not all(shape and shape[0] == self.expert_size for shape in shapes):
-            outputs = self.kernels.mlps(x, weights, layers, self.expert_size, [])
-            return [tower(mixture) for tower, mixture in zip(towers, outputs)]
+            return []
         ends = [(tower.linear_parameters(), shape[-1]) for tower, shape in zip(towers, shapes)]
-        return self.kernels.mlps(x, weights, layers, self.expert_size, ends)
+        widths = [width for _, width in ends]
+        # the kernel makes all outputs as wide as the widest
+        return ends if len(widths) * max(widths, default=0) <= 2 * sum(widths) else []
 
     def _penalties(self, states):
         terms: dict[str, Tensor] = {}
@@ -1163,7 +1172,8 @@ class TableInput(nn.Layer):
         embedding_size: width of an embedding.
         sparse_gradients: where the network runs line by line (see ``runs_line_by_line``), the embeddings' gradient has
             the rows of a batch's ids alone, for an optimizer that leaves the other rows as they are.
-        kernels: see ``SparseMixture``.
+        kernels: as for ``SparseMixture``; in training they join features and embeddings, and refuse an id out of its
+            field's range.
     Raises:
         ValueError: there is neither a feature nor a field, or a size is out of its range.
     """

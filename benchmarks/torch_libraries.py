@@ -24,6 +24,7 @@ class _Library:
         self.numeric_size, self.task_num = case.inputs[0].shape[1], len(case.labels)
         self.expert_sizes = [*case.hyper["expert_hidden_sizes"], case.hyper["expert_size"]]
         self.net = self.build()
+        self.net.train()
         self.take(case)
         rate = case.hyper.get("optimizer__learning_rate", 0.001)
         self.optimizer = torch.optim.Adam(self.net.parameters(), lr=rate)
@@ -45,11 +46,12 @@ class _Library:
     def predict(self):
         """Probabilities of each task."""
         self.net.eval()
-        return [probabilities.numpy() for probabilities in self.net(self.input).unbind(1)]
+        probabilities = self.net(self.input)
+        self.net.train()
+        return [of_task.numpy() for of_task in probabilities.unbind(1)]
 
     def step(self):
         """One training step; returns the loss before it."""
-        self.net.train()
         probabilities = self.net(self.input)  # [B, T]
         loss = sum(F.binary_cross_entropy(*task) for task in zip(probabilities.unbind(1), self.labels))
         self.optimizer.zero_grad()

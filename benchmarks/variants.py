@@ -19,7 +19,7 @@ from engine.graphs.dynamic import DynamicGraph
 from engine.graphs.static import StaticGraph
 from engine.keys import read_settings
 from engine.package import Package
-from engine.serving.exported import onednn_pays, predictor
+from engine.serving.exported import predictor, why_no_onednn
 from engine.serving.signature import PREFIX
 from support import oracles, ways
 
@@ -139,7 +139,7 @@ class ExportedModel:
     def __init__(self, case, pruned, threads):
         with tempfile.TemporaryDirectory() as folder:
             (_export_by_tool if pruned else _export_dense)(case, folder)
-            self.predictor = predictor(folder, threads, onednn=onednn_pays(folder, len(case.batch[0])))
+            self.predictor = predictor(folder, threads, onednn=why_no_onednn(folder, len(case.batch[0]) > 1) is None)
         handles = [self.predictor.get_input_handle(name) for name in self.predictor.get_input_names()]
         self.inputs = list(zip(handles, case.inputs))
         self.outputs = [self.predictor.get_output_handle(name) for name in self.predictor.get_output_names()]

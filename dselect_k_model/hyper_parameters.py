@@ -117,8 +117,8 @@ class HyperParameters:
     kernels: Any = _field(
         "choice",
         "auto",
-        "Whether training on a CPU uses this project's own kernels (make kernels), for what they can compute: gates, "
-        "experts, towers and the optimizer's step; auto does if they are compiled.",
+        "Whether training on a CPU uses this project's own kernels (make kernels), for what they can compute: a "
+        "table's inputs, gates, experts, towers and the optimizer's step; auto does if they are compiled.",
         choices=(False, True, "auto"),
     )
     expert_dropout: float = _field(

@@ -1,5 +1,5 @@
 // The operator dselect_k_mlps: a mixture of MLP experts, and the tasks' towers, in training, forward and backward. See
-// __init__.py.
+// __init__.py. Its output is [T][B][width of the widest task], with zeros beside the others.
 #include "experts.h"
 #include "paddle/extension.h"
 #include "product.h"

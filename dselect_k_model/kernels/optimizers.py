@@ -94,7 +94,8 @@ def _linear_pruning():
     def prune_set(inputs, outputs):
         users = {operator.id(): operator for value in inputs for operator in value.all_used_ops()}
         used = [value for operator in users.values() for value in backward_utils.get_real_op_inputs(operator)]
-        return backward_utils.ValueSet(used), backward_utils.ValueSet(outputs)
+        _, ends = theirs([value for value in inputs if value.use_empty()], outputs)  # it warns of what nothing uses
+        return backward_utils.ValueSet(used), ends
 
     ir_backward.prepare_backward_prune_set = prune_set
     try:

@@ -13,11 +13,14 @@
 #endif
 
 // Threads that help the calling one. They wait from call to call, for to start a thread takes longer than to wake it.
+// They keep the affinity of the thread that first needed them.
 class Helpers {
  public:
-  // Calls take() in this thread and in up to `number` helpers. One that has not begun when this thread ends is left
-  // out.
+  // Calls take() in this thread and in up to `number` helpers, or in this one alone while another thread has them. A
+  // helper that has not begun when this thread ends is left out. take() must not come back here.
   void run(int number, const std::function<void()>& take) {
+    std::unique_lock<std::mutex> mine(in_use_, std::try_to_lock);
+    if (!mine.owns_lock()) return take();
     {
       std::lock_guard<std::mutex> guard(mutex_);
       while (started_ < number && start()) started_++;
@@ -50,7 +53,7 @@ class Helpers {
       if (!--at_work_) done_.notify_one();
     }
   }
-  std::mutex mutex_;
+  std::mutex in_use_, mutex_;
   std::condition_variable wake_, done_;
   const std::function<void()>* take_ = nullptr;
   int started_ = 0, wanted_ = 0, at_work_ = 0;
@@ -68,10 +71,8 @@ inline Helpers*& helpers() {
   return found;
 }
 
-// Calls work(i) for i in 0 ... number - 1 on several threads, or in this one alone while another uses the helpers. What
-// one of them throws, this throws.
+// Calls work(i) for i in 0 ... number - 1 on several threads. What one of them throws, this throws.
 inline void parallel(int number, int threads, const std::function<void(int)>& work) {
-  static std::atomic<bool> used{false};
   std::atomic<int> next{0};
   std::exception_ptr thrown;
   std::mutex mutex;
@@ -84,12 +85,10 @@ inline void parallel(int number, int threads, const std::function<void(int)>& wo
     }
   };
   const int others = std::min(threads, number) - 1;
-  if (others > 0 && !used.exchange(true)) {
+  if (others > 0)
     helpers()->run(others, take);
-    used = false;
-  } else {
+  else
     take();
-  }
   if (thrown) std::rethrow_exception(thrown);
 }
 

@@ -36,7 +36,12 @@ struct Join {
         rows(ids.shape()[0]),
         fields(ids.shape()[1]),
         dense(dense.shape()[1]),
-        size(embedding.shape()[1]) {}
+        size(embedding.shape()[1]) {
+    PD_CHECK(dense.shape()[0] == rows, "there are ", dense.shape()[0], " rows of dense features, but ", rows,
+             " rows of ids");
+    PD_CHECK(int64_t(ends.size()) == fields && embedding.shape()[0] == ends.back(), "there are ids for ", fields,
+             " sparse fields and ", embedding.shape()[0], " embeddings, but the fields end at ", ends.size(), " rows");
+  }
   int64_t width() const { return dense + fields * size; }
   int64_t begin(int64_t field) const { return field ? ends[field - 1] : 0; }
   // The row of the embedding table for an id, which counts from its field's first row.
@@ -88,7 +93,7 @@ std::vector<Tensor> JoinBackward(const Tensor& dense, const Tensor& ids, const T
 std::vector<std::vector<int64_t>> JoinShapes(const std::vector<int64_t>& dense, const std::vector<int64_t>& ids,
                                              const std::vector<int64_t>& embedding, const std::vector<int>& ends,
                                              int threads) {
-  return {{ids[0], dense[1] + ids[1] * embedding[1]}};
+  return {{ids[0], dense[1] < 0 ? -1 : dense[1] + int64_t(ends.size()) * embedding[1]}};
 }
 
 std::vector<paddle::DataType> JoinTypes(paddle::DataType dense, paddle::DataType ids, paddle::DataType embedding) {

@@ -41,8 +41,7 @@ class Binary(Kind):
 
     def losses(self, output, label):
         """Sigmoid cross-entropy, from the logit: stable at any size of it."""
-        losses = F.binary_cross_entropy_with_logits(output, label, reduction="none")
-        return losses if self.positive_weight == 1 else losses * (1.0 + (self.positive_weight - 1.0) * label)
+        return -(self.positive_weight * label * F.log_sigmoid(output) + (1.0 - label) * F.log_sigmoid(-output))
 
     def decisions(self, output):
         return (output[:, 0] > 0).astype(int)

@@ -163,7 +163,7 @@ def test_a_fixed_gate_is_exported_with_the_experts_it_needs_alone(gate, needed, 
     whole = run.outputs(batch)
     folder = exported(run, tmp_path / "model", outputs=["logits1", "value2"])
     served = exported_model.ExportedModel(str(folder), 1).outputs({"dense": batch[0]})
-    assert "oneDNN: off, without it this model is faster" in caplog.text  # it has no convolution
+    assert "oneDNN: off, the model has no convolution" in caplog.text
     for mine, name in zip(whole, ("logits1", "value2")):
         assert_near(served[name], mine, OUTPUTS_32)
     assert len(experts_in(folder, run)) == needed
@@ -322,8 +322,12 @@ def test_onednn_with_other_numbers_is_not_used(routed, caplog, monkeypatch, rng)
 
 
 def test_one_image_at_a_time_is_computed_without_onednn(routed, caplog, rng):
-    outputs_of(routed[1], rng.rand(1, 1, 36, 36).astype("float32"))
-    assert "oneDNN: off, without it this model is faster at this batch size" in caplog.text
+    model, image = exported_model.ExportedModel(str(routed[1]), 1), rng.rand(2, 1, 36, 36).astype("float32")
+    model.outputs({"image": image[:1]})
+    assert "oneDNN: off, there is one example at a time" in caplog.text and "oneDNN: on" not in caplog.text
+    for part in (image, image[:1], image):
+        model.outputs({"image": part})
+    assert caplog.text.count("oneDNN: on") == 1
 
 
 @pytest.mark.parametrize("counts,expected", [([2, 2], 2), ([2, 3], [2, 3])])

@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 import types
+from unittest import mock
 
 import numpy as np
 import paddle
@@ -310,6 +311,20 @@ def test_a_tower_that_a_user_has_made_wider_gives_its_new_width():
 
 
 @needs_kernel
+def test_a_tower_much_wider_than_the_others_does_not_widen_their_outputs(rng):
+    """The kernel gives the outputs one width, so Paddle's layers compute these towers."""
+    inputs, found = paddle.to_tensor(rng.randn(40, 6).astype("float32")), []
+    for computing in (kernels, None):
+        made = [mlp([4, width], False) for width in (50, 1, 1)]
+        network, towers = mixture([mlp([6, 4])] * 3, WEIGHTS[:1] * 3, computing, made)
+        with mock.patch.object(kernels, "mlps", wraps=kernels.mlps) as called:
+            found.append(network.mix(inputs, towers=towers).outputs)
+        assert computing is None or called.call_args.args[-1] == []
+    for ours, theirs in zip(*found):
+        assert_near(ours.numpy(), theirs.numpy(), ROUNDING)
+
+
+@needs_kernel
 def test_experts_of_numbers_read_images_too():
     network, _ = mixture([mlp([12, 4])] * 3, WEIGHTS, kernels)
     x = paddle.randn([5, 1, 3, 4])
@@ -458,6 +473,14 @@ def test_an_id_out_of_its_fields_range_is_named(id):
         layer(paddle.zeros([2, 1]), paddle.to_tensor([[0, 0, 0], [1, id, 0]]))
 
 
+@needs_kernel
+def test_features_and_ids_of_unequal_numbers_are_refused():
+    layer = net.TableInput(3, [5], 2, kernels=kernels)
+    for rows in (1, 3):
+        with pytest.raises(Exception, match=f"there are {rows} rows of dense features, but 2 rows of ids"):
+            layer(paddle.zeros([rows, 3]), paddle.zeros([2, 1], "int64"))
+
+
 @pytest.mark.parametrize("reason", ["evaluation", "dense gradient", "sparse", "float64"])
 def test_inputs_that_the_kernel_does_not_take_are_joined_by_paddle(reason):
     layer = net.TableInput(1, [3], 2, sparse_gradients=reason == "sparse", kernels=NeverCalled())
@@ -474,8 +497,9 @@ def test_inputs_that_the_kernel_does_not_take_are_joined_by_paddle(reason):
 
 
 @needs_kernel
-def test_kernels_run_in_several_threads_and_in_a_forked_process():
+def test_kernels_run_in_several_threads_and_in_a_forked_process(monkeypatch):
     """The helping threads are one set for a process, and a fork has none of its parent's."""
+    monkeypatch.setattr(kernels, "THREADS", 3)
     size = 300_000
 
     def stepped(_):
@@ -488,10 +512,16 @@ def test_kernels_run_in_several_threads_and_in_a_forked_process():
     assert one == pytest.approx((1.5, 1.5), rel=1e-6)
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         assert list(pool.map(stepped, range(8))) == [one] * 8
-    if hasattr(os, "fork"):
+    if os.path.isdir("/proc/self/task"):
         child = os.fork()
         if not child:
-            os._exit(0 if stepped(None) == one else 1)
+            code = 1
+            try:
+                before = len(os.listdir("/proc/self/task"))
+                is_right = stepped(None) == one
+                code = 0 if is_right and len(os.listdir("/proc/self/task")) == before + 2 else 2
+            finally:
+                os._exit(code)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 

@@ -3,6 +3,7 @@
 import types
 
 import numpy as np
+import paddle
 import pytest
 import yaml
 
@@ -34,6 +35,15 @@ def test_columns_of_a_table_become_labels_and_wrong_values_are_found(kind):
     for column in columns:
         assert not kind.is_wrong(column[~np.isnan(column)]).any()
     assert kind.is_wrong(np.array(wrong)).all()
+
+
+@pytest.mark.parametrize("weight", [1.0, 3.0])
+def test_a_label_between_no_and_yes_counts_as_both_in_its_share(weight):
+    output, label = paddle.to_tensor([[-2.0], [0.5], [30.0]]), paddle.to_tensor([[0.25], [0.5], [1.0]])
+    losses = Binary(weight).losses(output, label).numpy()
+    z, y = output.numpy().astype(float), label.numpy().astype(float)
+    expected = weight * y * np.log1p(np.exp(-z)) + (1 - y) * np.log1p(np.exp(z))
+    np.testing.assert_allclose(losses, expected, rtol=1e-5, atol=1e-6)
 
 
 def summary_of(column):

@@ -38,6 +38,7 @@ class ExportedModel(EvaluationGraph):
                 f"{paddle.__version__} cannot read. Export it with this release."
             )
         self.predictor = self.table = self.counter = None
+        self.takes_several = False  # whether the predictor was opened for batches of several examples
         self.model_s = 0.0
 
     def check_encoding(self, found):
@@ -118,22 +119,29 @@ class ExportedModel(EvaluationGraph):
 
     def outputs(self, inputs):
         """All outputs for ``inputs``, both name -> array."""
-        if self.predictor is None:
-            self.predictor = self._open(inputs)
+        several = self._examples(inputs) > 1
+        if self.predictor is None or (several and not self.takes_several):
+            self.predictor, self.takes_several = self._open(inputs, several), several
             self.opened_at = time.perf_counter()
         started = time.perf_counter()
         values = _compute(self.predictor, inputs)
         self.model_s += time.perf_counter() - started
         return {output["name"]: value for output, value in zip(self.signature["outputs"], values)}
 
-    def _open(self, inputs):
+    def _examples(self, inputs):
+        """The number of examples, by the inputs that may hold any number of them."""
+        any_number = {feed["name"] for feed in self.signature["feeds"] if feed["shape"] and feed["shape"][0] == -1}
+        return max((len(value) for name, value in inputs.items() if name in any_number), default=1)
+
+    def _open(self, inputs, several):
         """A predictor: with oneDNN if that is faster, and runs ``inputs`` to the same outputs."""
         try:
             plain, expected = self._try(inputs, onednn=False)
         except Exception as error:  # of Paddle's own, under many names
             raise UserError(f"{self.folder}: Paddle {paddle.__version__} cannot run it: {_last_line(error)}") from error
-        if not onednn_pays(self.folder, min(map(len, inputs.values()))):
-            LOG.info("oneDNN: off, without it this model is faster at this batch size; threads: %d", self.threads)
+        why_not = why_no_onednn(self.folder, several)
+        if why_not:
+            LOG.info("oneDNN: off, %s; threads: %d", why_not, self.threads)
             return plain
         try:
             fast, outputs = self._try(inputs, onednn=True)
@@ -177,18 +185,22 @@ def _file(folder, ending):
     return os.path.join(folder, PREFIX + ending)
 
 
-def onednn_pays(folder, examples):
-    """Whether oneDNN makes an exported model faster: one with convolutions, for batches of several ``examples``.
+def why_no_onednn(folder, several):
+    """Why oneDNN would make an exported model slower; None: it makes it faster.
 
     ``make bench TABLES="latency table_latency"`` measures it.
+
+    Args:
+        folder: that an export wrote.
+        several: whether a batch has several examples.
     """
-    if examples < 2:
-        return False
     path = _program(folder)
     # the older format also lists operators that the program has not, but only convolutions have an input "Filter"
     mark = b"conv2d" if path.endswith(".json") else b"Filter"
     with open(path, "rb") as file:
-        return mark in file.read()
+        if mark not in file.read():
+            return "the model has no convolution"
+    return None if several else "there is one example at a time"
 
 
 def _program(folder):
