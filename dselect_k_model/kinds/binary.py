@@ -40,7 +40,9 @@ class Binary(Kind):
         return {"kind": "binary"}, f"{summary.least:g} to {summary.greatest:g}"
 
     def losses(self, output, label):
-        """Sigmoid cross-entropy, from the logit: stable at any size of it."""
+        """Sigmoid cross-entropy, from the logit: stable at any size of it. A positive's part has its weight."""
+        if self.positive_weight == 1:
+            return F.binary_cross_entropy_with_logits(output, label, reduction="none")  # one operator
         return -(self.positive_weight * label * F.log_sigmoid(output) + (1.0 - label) * F.log_sigmoid(-output))
 
     def decisions(self, output):

@@ -254,6 +254,13 @@ def test_onnx_equals_paddle(gate, routed, tmp_path, rng):
             assert_near(value, outputs_of(folder, image)[name], OUTPUTS_32, name)
 
 
+def test_a_loss_which_paddle2onnx_does_not_know_is_refused(routed, tmp_path):
+    """It aborts the process that it runs in."""
+    onnxruntime_or_skip()
+    with pytest.raises(UserError, match="paddle2onnx cannot convert this model.*Set export_format to paddle"):
+        to_onnx.write(str(exported(routed[0], tmp_path / "loss", outputs=["loss1"])))
+
+
 def test_names_that_cannot_be_exported_are_refused(routed, tmp_path):
     for words, keys in (
         (["needs image"], {"outputs": ["logits1"], "inputs": ["label1"]}),

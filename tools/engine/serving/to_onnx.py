@@ -2,11 +2,22 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import paddle
 
 from engine.errors import UserError
 from engine.serving.signature import PREFIX, SIGNATURE
+
+# In a process of its own, which paddle2onnx aborts at an operator that it does not know. It converts into memory: asked
+# for a file, it would install tools by pip on its way.
+CONVERTER = """
+import sys, paddle2onnx
+content = paddle2onnx.export(*sys.argv[1:3])
+with open(sys.argv[3], "wb") as file:
+    file.write(content)
+"""
 
 
 def write(folder):
@@ -19,11 +30,11 @@ def write(folder):
     program = next(path for path in files if not path.endswith(".pdiparams"))
     try:
         import onnx
-        import paddle2onnx
+        import paddle2onnx  # noqa: F401 (only whether it is there)
 
-        # into memory: asked for a file, it would install tools by pip on its way
-        content = paddle2onnx.export(program, os.path.join(folder, PREFIX + ".pdiparams"))
-        model = onnx.load_model_from_string(content)
+        path = os.path.join(folder, PREFIX + ".onnx")
+        _convert(program, os.path.join(folder, PREFIX + ".pdiparams"), path)
+        model = onnx.load_model(path)
         onnx.checker.check_model(model)
     except ImportError as error:
         raise UserError(
@@ -36,7 +47,15 @@ def write(folder):
             f"{paddle.__version__} ({type(error).__name__}: {error}). Set export_format to paddle."
         ) from error
     _name_outputs(model, folder)
-    onnx.save(model, os.path.join(folder, PREFIX + ".onnx"))
+    onnx.save(model, path)
+
+
+def _convert(*paths):
+    done = subprocess.run([sys.executable, "-c", CONVERTER, *paths], capture_output=True, text=True, errors="replace")
+    if done.returncode:
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+        told = [line for line in lines if "[ERROR]" in line or "Oops" in line] or lines[-1:]
+        raise RuntimeError("; ".join(told)[:500])
 
 
 def _name_outputs(model, folder):
