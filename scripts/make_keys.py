@@ -1,5 +1,6 @@
 """Write docs/keys.md from the declarations of all keys: python scripts/make_keys.py"""
 
+import argparse
 import pathlib
 import sys
 
@@ -64,4 +65,5 @@ def page():
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__).parse_args()
     (ROOT / "docs" / "keys.md").write_text(page(), encoding="utf-8")

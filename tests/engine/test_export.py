@@ -257,6 +257,8 @@ def test_onnx_equals_paddle(gate, routed, tmp_path, rng):
 def test_a_loss_which_paddle2onnx_does_not_know_is_refused(routed, tmp_path):
     """It aborts the process that it runs in."""
     onnxruntime_or_skip()
+    if paddle.__version__.startswith("2."):
+        pytest.skip("paddle2onnx 1.3.1 converts it")
     with pytest.raises(UserError, match="paddle2onnx cannot convert this model.*Set export_format to paddle"):
         to_onnx.write(str(exported(routed[0], tmp_path / "loss", outputs=["loss1"])))
 

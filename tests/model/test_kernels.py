@@ -4,6 +4,7 @@ import concurrent.futures
 import copy
 import os
 import pickle
+import platform
 import shutil
 import types
 from unittest import mock
@@ -607,6 +608,19 @@ def test_sparse_gradients_and_other_dtypes_are_left_to_paddle(optimizer):
     moved = (table.weight.numpy() != 1).any(axis=1)
     assert moved.nonzero()[0].tolist() == [3, 7]
     assert optimizer != "sgd" or (double.numpy() != 1).all()
+
+
+@needs_kernel
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="other processors are not slow there")
+def test_moments_that_are_no_normal_numbers_any_more_become_zero():
+    """They would make a step slower, on every thread, and change no parameter."""
+    size, tiny = 300_000, float(np.float32(1e-40))
+    moments = [paddle.full([size], tiny), paddle.full([size], tiny)]
+    weight, states = paddle.ones([size]), [*moments, paddle.full([1], 0.9), paddle.full([1], 0.999)]
+    tensors = [weight, paddle.zeros([size]), *states]
+    kernels.update(tensors, paddle.to_tensor(0.1), 2, [0.9, 0.999, 1e-8], [1.0], [0.0])
+    assert not any(moment.numpy().any() for moment in moments) and (weight.numpy() == 1).all()
+    assert float(np.float32(tiny) * np.float32(0.5)) > 0  # the caller's own numbers are as before
 
 
 @needs_kernel

@@ -90,6 +90,7 @@ def _start_log():
 
 
 def _do(tool, args):
+    _check_alone()
     config = load_config(args.config_yaml, args.opt)
     settings = read_settings(config, tool.job)
     if settings.tune_process:
@@ -101,6 +102,16 @@ def _do(tool, args):
         else:
             with streams.forgiving("stdout"):
                 jobs.run(tool, config, settings, args.opt)
+
+
+def _check_alone():
+    """Raise UserError under a launcher of several processes: each would train by itself and save over the others."""
+    number = os.environ.get("PADDLE_TRAINERS_NUM", "1")
+    if number not in ("", "0", "1"):
+        raise UserError(
+            f"this is one of {number} processes (PADDLE_TRAINERS_NUM), but the tools work in one. "
+            "Start them without paddle.distributed.launch and fleetrun."
+        )
 
 
 def _import_jobs():
