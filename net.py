@@ -146,7 +146,7 @@ def kernels_compute() -> bool:
 
 def is_float32(tensor: Tensor) -> bool:
     """Whether it holds float32, in whatever way this release and graph write that."""
-    return str(tensor.dtype).lower().split(".")[-1] == "float32"
+    return tensor.dtype == paddle.float32 or str(tensor.dtype).lower().split(".")[-1] == "float32"
 
 
 def _kernels_take(x):

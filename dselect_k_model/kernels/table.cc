@@ -39,8 +39,10 @@ struct Join {
         size(embedding.shape()[1]) {
     PD_CHECK(dense.shape()[0] == rows, "there are ", dense.shape()[0], " rows of dense features, but ", rows,
              " rows of ids");
-    PD_CHECK(int64_t(ends.size()) == fields && embedding.shape()[0] == ends.back(), "there are ids for ", fields,
-             " sparse fields and ", embedding.shape()[0], " embeddings, but the fields end at ", ends.size(), " rows");
+    PD_CHECK(int64_t(ends.size()) == fields, "there are ids of ", fields, " sparse fields, but vocabularies of ",
+             ends.size());
+    PD_CHECK(embedding.shape()[0] == ends.back(), "there are embeddings of ", embedding.shape()[0],
+             " ids, but the vocabularies have ", ends.back());
   }
   int64_t width() const { return dense + fields * size; }
   int64_t begin(int64_t field) const { return field ? ends[field - 1] : 0; }

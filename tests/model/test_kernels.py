@@ -480,6 +480,12 @@ def test_features_and_ids_of_unequal_numbers_are_refused():
     for rows in (1, 3):
         with pytest.raises(Exception, match=f"there are {rows} rows of dense features, but 2 rows of ids"):
             layer(paddle.zeros([rows, 3]), paddle.zeros([2, 1], "int64"))
+    for fields, ends, words in (
+        (2, [5], "ids of 2 sparse fields, but vocabularies of 1"),
+        (1, [4], "of 5 ids.*have 4"),
+    ):
+        with pytest.raises(Exception, match=words):
+            kernels.join(paddle.zeros([2, 3]), paddle.zeros([2, fields], "int64"), layer.embedding.weight, ends)
 
 
 @pytest.mark.parametrize("reason", ["evaluation", "dense gradient", "sparse", "float64"])
