@@ -49,6 +49,11 @@ class Case:
                 yield self.rows(order[begin : begin + size])
 
 
+def write(path, case):
+    with open(path, "wb") as file:
+        pickle.dump(case, file)
+
+
 def read(path):
     with open(path, "rb") as file:
         return pickle.load(file)

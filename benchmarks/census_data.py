@@ -2,7 +2,6 @@
 
 import json
 import pathlib
-import pickle
 
 import cases
 import numpy as np
@@ -26,8 +25,7 @@ def write(path, folder, part, hyper):
     with np.load(folder / part / f"{part}.npz") as arrays:
         inputs = [arrays["dense"], arrays["ids"].astype("int64")]
         labels = [arrays[name].astype("float32") for name in TASKS]
-    with open(path, "wb") as file:
-        pickle.dump(cases.Case(hyper, inputs, labels, {}, [], [], []), file)
+    cases.write(path, cases.Case(hyper, inputs, labels, {}, [], [], []))
     return path
 
 

@@ -5,7 +5,6 @@ SPEC is JSON with the other arguments of ``write``.
 
 import json
 import pathlib
-import pickle
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -47,8 +46,7 @@ def write(path, hyper, batch, settled):
         logits = run.outputs(examples)
         losses = [run.step(examples)[0] for _ in range(2)]
     inputs, labels = parameters.split(examples)
-    with open(path, "wb") as file:
-        pickle.dump(cases.Case(hyper, list(inputs), list(labels), weights, logits, losses, active), file)
+    cases.write(path, cases.Case(hyper, list(inputs), list(labels), weights, logits, losses, active))
 
 
 def _noise(parameters, size, rng):

@@ -23,7 +23,7 @@ KEYS = {  # of every task, beside those of its kind
     "tower_sizes": Key("sizes", None, "The widths of the tower's hidden layers.", high=65536, decides=NETWORK),
     "metrics": Key("texts", None, f"The metrics to report: {', '.join(METRICS)}, or module.name of your own."),
 }
-LEAST_SHARE = 1e-9  # below that of one label in any batch
+LEAST_SHARE = 1e-9  # less than the share of one label in any batch
 TRAINING_KEYS = ("weight", "metrics")  # they shape the training or the log alone: a checkpoint fits other values
 
 

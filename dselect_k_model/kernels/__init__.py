@@ -20,7 +20,7 @@ NAME = "dselect_k_kernels"
 MARK = "_dselect_k_kernels"  # attribute of paddle: the file whose operators this process has
 # from here on an operator of one's own may give a tensor without rows
 SUPPORTED = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]] >= [3, 1, 1]
-# without the second and third, a square root is not computed by vectors; neither changes a number
+# -fno-math-errno and -fno-trapping-math let the compiler compute square roots by vectors; they change no result
 FLAGS = ["-march=native", "-fno-math-errno", "-fno-trapping-math", "-O3"]
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")
@@ -159,10 +159,9 @@ def mlps(x, weights, experts, size, towers):
     tensors = [x, weights, *itertools.chain(*experts), *itertools.chain(*[parameters for parameters, _ in towers])]
     layers, tower_layers = len(experts[0]) // 2, [len(parameters) // 2 for parameters, _ in towers]
     sizes = [width for _, width in towers] or [size] * weights.shape[0]
-    outputs = _run("dselect_k_mlps", tensors, layers, size, tower_layers, max(sizes), THREADS)[0]
-    return [
-        output if width == max(sizes) else output[:, :width] for output, width in zip(paddle.unbind(outputs), sizes)
-    ]
+    widest = max(sizes)
+    outputs = _run("dselect_k_mlps", tensors, layers, size, tower_layers, widest, THREADS)[0]
+    return [output if width == widest else output[:, :width] for output, width in zip(paddle.unbind(outputs), sizes)]
 
 
 def _run(name, *arguments):

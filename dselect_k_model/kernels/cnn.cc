@@ -251,7 +251,7 @@ std::vector<Tensor> BlocksBackward(const Tensor& image, const Tensor& weights, c
                                    int threads) {
   const std::vector<int> used = experts_in_use(weights);
   const int own = 2 * TENSORS[norm], number = image.shape()[0];
-  std::vector<Tensor> found = zeros_like(parameters);
+  std::vector<Tensor> found = zeros_like(parameters, threads);
   AllKept kept({y1, p1, y2, t1, t2});
   for (size_t u = 0; u < used.size() && number; u++)
     backward(Blocks(image, &parameters[own * used[u]], norm, threads),

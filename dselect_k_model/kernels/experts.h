@@ -4,18 +4,21 @@
 #include <vector>
 
 #include "paddle/extension.h"
+#include "parallel.h"
 
 inline paddle::Tensor make(const std::vector<int64_t>& shape) {
   return paddle::empty(shape, paddle::DataType::FLOAT32, paddle::CPUPlace());
 }
 
 // A gradient of zeros for each tensor. (paddle::zeros would run a kernel of Paddle's for each.)
-inline std::vector<paddle::Tensor> zeros_like(const std::vector<paddle::Tensor>& tensors) {
+inline std::vector<paddle::Tensor> zeros_like(const std::vector<paddle::Tensor>& tensors, int threads) {
   std::vector<paddle::Tensor> found;
+  std::vector<float*> begins;
   for (const paddle::Tensor& each : tensors) {
     found.push_back(make(each.shape()));
-    std::fill_n(found.back().data<float>(), each.numel(), 0.f);
+    begins.push_back(found.back().data<float>());
   }
+  parallel(tensors.size(), threads, [&](int i) { std::fill_n(begins[i], tensors[i].numel(), 0.f); });
   return found;
 }
 

@@ -85,7 +85,7 @@ std::vector<Tensor> GatesForward(const std::vector<Tensor>& tensors, int experts
 
 std::vector<Tensor> GatesBackward(const std::vector<Tensor>& tensors, const Tensor& weights_grad,
                                   const Tensor& penalties_grad, int experts, int selectors, float inverse) {
-  std::vector<Tensor> found = zeros_like(tensors);
+  std::vector<Tensor> found = zeros_like(tensors, 1);
   // Of an output that the loss does not use there is no gradient.
   const bool has_weights = weights_grad.initialized(), has_penalties = penalties_grad.initialized();
   const float of_entropy = has_penalties ? penalties_grad.data<float>()[0] : 0;

@@ -1,5 +1,5 @@
 // The operator dselect_k_mlps: a mixture of MLP experts, and the tasks' towers, in training, forward and backward. See
-// __init__.py. Its output is [T][B][width of the widest task], with zeros beside the others.
+// __init__.py. Its output is [T][B][width of the widest task]; narrower tasks are padded with zeros.
 #include "experts.h"
 #include "paddle/extension.h"
 #include "product.h"
@@ -125,8 +125,8 @@ struct Mixture {
       at += 2 * tower_layers[t];
     }
   }
-  // What is to be done before the layers can be computed, in any order.
-  std::vector<std::function<void()>> preparations(bool transposed) {
+  // What copies the parameters, a part for each layer. The layers are computed from the copies.
+  std::vector<std::function<void()>> parameter_copies(bool transposed) {
     std::vector<std::function<void()>> found;
     for (auto* some : {&chains, &towers})
       for (Chain& chain : *some)
@@ -149,7 +149,7 @@ struct Mixture {
 std::vector<Tensor> MixtureForward(const std::vector<Tensor>& tensors, int layers, int size,
                                    const std::vector<int>& tower_layers, int width, int threads) {
   Mixture m(tensors, layers, size, tower_layers);
-  in_parallel(m.preparations(false), threads);
+  in_parallel(m.parameter_copies(false), threads);
   Tensor outputs = make({m.tasks, m.rows, width}), kept = make({std::max<int64_t>(1, m.saved)});
   float *to = outputs.data<float>(), *saved = kept.data<float>();
   parallel(m.chunks(), threads, [&](int chunk) {
@@ -184,14 +184,8 @@ std::vector<Tensor> MixtureBackward(const std::vector<Tensor>& tensors, const Te
                                     int threads) {
   Mixture m(tensors, layers, size, tower_layers);
   const int wide = padded(size), pairs = m.tasks * m.used.size();
-  std::vector<Tensor> found;
-  std::vector<std::function<void()>> preparations = m.preparations(true);
-  for (const Tensor& tensor : tensors) {
-    found.push_back(make(tensor.shape()));
-    float* gradient = found.back().data<float>();
-    preparations.push_back([gradient, size = tensor.numel()] { std::fill_n(gradient, size, 0.f); });
-  }
-  in_parallel(preparations, threads);
+  in_parallel(m.parameter_copies(true), threads);
+  std::vector<Tensor> found = zeros_like(tensors, threads);
   Tensor of_saved = make({std::max<int64_t>(1, m.saved)});
   float *saved = const_cast<float*>(kept.data<float>()), *gradients = of_saved.data<float>();
   float* of_all_x = found[0].data<float>();

@@ -79,9 +79,9 @@ class _AllAtOnce:
 
 @contextlib.contextmanager
 def _linear_pruning():
-    """Within this context Paddle, building gradients, goes through the inputs of an operator once.
+    """Within this context, Paddle's pruning of gradients lists the inputs of an operator once.
 
-    It goes through them once for each of them: 5 s where one operator takes the parameters of 128 experts.
+    Paddle lists all of them once for each: 5 s where one operator takes the parameters of 128 experts.
     """
     try:
         from paddle.autograd import backward_utils, ir_backward

@@ -15,8 +15,8 @@
 #include <xmmintrin.h>
 #endif
 
-// While one exists, numbers too small to be normal count as 0 in its thread. x86 processors take many times as long for
-// them, and the moments of experts that are never used get there.
+// While one exists, its thread treats denormal numbers as 0. They slow x86 processors down many times, and the moments
+// of experts that are never used become denormal.
 class FlushDenormals {
  public:
 #if defined(__SSE__)
@@ -29,8 +29,8 @@ class FlushDenormals {
 #endif
 };
 
-// Threads that help the calling one. They wait from call to call, for to start a thread takes longer than to wake it.
-// They keep the affinity of the thread that first needed them.
+// Threads that help the calling one. They wait between calls, because waking a thread is faster than starting one. They
+// keep the affinity of the thread that started them.
 class Helpers {
  public:
   // Calls take() in this thread and in up to `number` helpers, or in this one alone while another thread has them. A
@@ -76,8 +76,8 @@ class Helpers {
   int started_ = 0, wanted_ = 0, at_work_ = 0;
 };
 
-// The process's helpers. They are never freed, for at the process's end they still wait, and a process that forks gets
-// new ones, for threads are not copied.
+// The process's helpers. They are never freed, because their threads still wait when the process ends. A forked process
+// gets new ones, because a fork copies no other threads.
 inline Helpers*& helpers() {
   static Helpers* found = [] {
 #ifndef _WIN32

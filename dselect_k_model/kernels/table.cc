@@ -2,7 +2,6 @@
 // __init__.py.
 #include "experts.h"
 #include "paddle/extension.h"
-#include "parallel.h"
 
 using paddle::Tensor;
 
@@ -13,7 +12,7 @@ constexpr int GROUP = 8;    // fields whose gradients a thread adds up at once
 
 typedef float Four __attribute__((vector_size(16), aligned(4)));
 
-// Copy or add a vector: too short for a call of the library's.
+// Copy or add a vector that is too short for a call of memcpy to pay.
 template <bool add>
 inline void put(const float* from, int64_t size, float* to) {
   int64_t i = 0;

@@ -46,17 +46,18 @@ def in_order(wanted):
 
 
 def run_start_up(program, place):
-    """Run a start-up program: in pieces under PIR, for the executor's preparation takes the square of its length."""
-    run = paddle.static.Executor(place).run  # an executor keeps what it has run, so not the one of the training
+    """Run a start-up program, under PIR in pieces: to prepare one takes Paddle the square of its length."""
+    run = paddle.static.Executor(place).run  # one of its own, because an executor keeps each program that it has run
     for piece in _pieces(program) if paddle.framework.in_pir_mode() else [program]:
         run(piece)
 
 
 def _pieces(program):
-    """Programs that together are this one, in its order, of some ``PIECE`` operators where it can be cut so short."""
+    """Programs that together are this one, in its order: of at most ``PIECE`` operators, where it can be cut."""
     operators = program.global_block().ops
-    length, cuts = len(operators), _cuts(operators)
-    if length <= PIECE or not cuts:
+    length = len(operators)
+    cuts = _cuts(operators) if length > PIECE else []
+    if not cuts:
         return [program]
     middle = min(cuts, key=lambda cut: abs(cut - length / 2))
     parts = _part(program, range(middle)), _part(program, range(middle, length))
@@ -64,20 +65,21 @@ def _pieces(program):
 
 
 def _cuts(operators):
-    """Where no value is made before that is used after: numbers of operators before a cut."""
+    """Where a program can be cut, as numbers of operators before the cut: none after it uses a value made before it."""
     if any(operator.num_regions() for operator in operators):  # what a branch uses is not among its inputs
         return []
     numbers = {operator.id(): i for i, operator in enumerate(operators)}
     last_use = list(range(len(operators)))
     for i, operator in enumerate(operators):
         for maker in (value.get_defining_op() for value in operator.operands_source()):
-            if maker is not None:  # an input that may be left out, and is
+            if maker is not None:  # None: an optional input that is not given
                 last_use[numbers[maker.id()]] = i
     reached = itertools.accumulate(last_use, max)
     return [i + 1 for i, last in enumerate(reached) if last == i][:-1]
 
 
 def _part(program, kept):
+    """A copy of the program with the operators of these numbers alone."""
     part = program.clone()
     block = part.global_block()
     for i, operator in reversed(list(enumerate(block.ops))):

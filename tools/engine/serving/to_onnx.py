@@ -10,8 +10,8 @@ import paddle
 from engine.errors import UserError
 from engine.serving.signature import PREFIX, SIGNATURE
 
-# In a process of its own, which paddle2onnx aborts at an operator that it does not know. It converts into memory: asked
-# for a file, it would install tools by pip on its way.
+# It runs in a process of its own, because paddle2onnx aborts its process at an operator that it does not know. It
+# converts into memory: asked for a file, paddle2onnx would install tools by pip on its way.
 CONVERTER = """
 import sys, paddle2onnx
 content = paddle2onnx.export(*sys.argv[1:3])
