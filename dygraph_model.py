@@ -91,10 +91,12 @@ class DygraphModel:
     def _forward(self, dy_model, metrics_list, batch_data, config, training):
         inputs, labels = self.create_feeds(batch_data, config)
         outputs, gate_weights, penalty = dy_model(*inputs, details=True)
+        if training:
+            self.facts.find_experts_in_use(gate_weights)
         if self.facts.per_example:
             means = [w.numpy().mean(axis=0) for w in gate_weights]
             self.mean_weights.count(means, len(labels[0]), training)
-        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype)
+        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job=training)
         if training:
             losses = tasks.losses(self.tasks, outputs, masked, penalty, self.log_variances)
         else:

@@ -17,7 +17,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import numpy as np
 import paddle
@@ -88,7 +88,9 @@ def _run_without_rows(experts):
     if not paddle.framework.in_pir_mode() or version < [3, 1, 1] or not paddle.get_device().startswith("cpu"):
         return False
     return all(isinstance(expert, nn.Layer) for expert in experts) and all(
-        type(layer).__module__ == __name__ or type(layer) in TRIED_WITHOUT_ROWS
+        type(layer).__module__ == __name__
+        or type(layer) in TRIED_WITHOUT_ROWS
+        or getattr(layer, "runs_without_rows", False)
         for expert in experts
         for layer in expert.sublayers(True)
     )
@@ -300,7 +302,11 @@ class Gate(nn.Layer):
 
     Attributes:
         per_example: whether each example has weights of its own.
+        mean_of_rows: function [B, ...] -> [...], the mean over the examples, for penalties that are not themselves such
+            a mean; to be replaced where a batch is spread over several processes.
     """
+
+    mean_of_rows: Callable = staticmethod(lambda x: paddle.mean(x, axis=0))
 
     def __init__(self, expert_num: int, feature_size: int = 0) -> None:
         super().__init__()
@@ -508,9 +514,10 @@ class TopKGate(Gate):
 
     def penalties(self, state: Any) -> dict[str, Tensor]:
         weights, chosen = state
-        terms = [_squared_variation(paddle.mean(weights, axis=0))]
+        mean = self.mean_of_rows if self.training else Gate.mean_of_rows
+        terms = [_squared_variation(mean(weights))]
         if chosen is not None:
-            terms.append(_squared_variation(paddle.mean(chosen, axis=0)))
+            terms.append(_squared_variation(mean(chosen)))
         return {"balance": paddle.add_n(terms)}
 
     def extra_repr(self):
@@ -605,6 +612,7 @@ def mix_needed_experts(
     expert_size: int,
     by_row: bool = False,
     branch: bool = False,
+    agree: Optional[Callable] = None,
 ) -> list[Tensor]:
     """sum_i q_i h_i for each gate, each expert computed on just the rows that need it, or not at all.
 
@@ -622,13 +630,14 @@ def mix_needed_experts(
             in eval mode, or without batch norm.
         branch: in a program, branch past an expert that nobody needs instead of giving it an empty
             batch, as is done anyway where Paddle, or a layer of an expert, is not known to run one.
+        agree: see ``needed_rows``.
     Returns:
         One tensor [B, H] for each gate.
     Raises:
         ValueError: a gate's weights are not [n] or [B, n].
     """
     _check_weights(weights, len(experts))
-    needed = needed_rows(x, weights, by_row)
+    needed = needed_rows(x, weights, by_row, agree)
     if paddle.in_dynamic_mode() or (not branch and _run_without_rows(experts)):
         return _mix_by_dispatch(experts, x, weights, expert_size, needed)
     return _mix_past_branches(experts, x, weights, expert_size, needed)
@@ -640,12 +649,19 @@ def _check_weights(weights, expert_num):
         _check_shape("a gate's weights", w, *[-1] * (len(w.shape) == 2), expert_num)
 
 
-def needed_rows(x: Tensor, weights: Sequence[Tensor], by_row: bool = False) -> Tensor:
-    """Which expert a gate needs for which row: 1 or 0, float32 [n, B]. All rows alike, unless ``by_row``."""
+def needed_rows(x: Tensor, weights: Sequence[Tensor], by_row: bool = False, agree: Optional[Callable] = None) -> Tensor:
+    """Which expert a gate needs for which row: 1 or 0, float32 [n, B]. All rows alike, unless ``by_row``.
+
+    Args:
+        x, weights, by_row: see ``mix_needed_experts``.
+        agree: function that gives the elementwise maximum of [n] over several processes, for experts that all of them
+            must run if one of them does; None: each decides by itself.
+    """
     if by_row and all(len(w.shape) == 2 for w in weights):
         needed = paddle.transpose(paddle.add_n([paddle.cast(w > 0, "float32") for w in weights]) > 0, [1, 0])
     else:
-        needed = paddle.unsqueeze(greatest_weights(weights) > 0, axis=1)
+        greatest = greatest_weights(weights)
+        needed = paddle.unsqueeze((greatest if agree is None else agree(greatest)) > 0, axis=1)
     needed = paddle.cast(needed, "float32") * paddle.ones([1, paddle.shape(x)[0]])
     needed.stop_gradient = True
     return needed
@@ -783,6 +799,7 @@ class SparseMixture(nn.Layer):
         if rows_are_independent is None:
             self.rows_are_independent = not any(_is_batch_norm(layer) for e in experts for layer in e.sublayers(True))
         self.branch = False  # see mix_needed_experts; for whoever builds a program that must not have empty batches
+        self.agree: Optional[Callable] = None  # in training: see needed_rows
 
     @property
     def per_example(self) -> bool:
@@ -818,7 +835,8 @@ class SparseMixture(nn.Layer):
         if self._mixes_by_kernels(x, weights):
             return Mixed(self._mix_by_kernels(x, weights, towers), weights, penalties)
         by_row = self.rows_are_independent or not self.training
-        outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch)
+        agree = self.agree if self.training else None
+        outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch, agree)
         if towers:
             outputs = [tower(mixture) for tower, mixture in zip(towers, outputs)]
         return Mixed(outputs, weights, penalties)

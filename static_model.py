@@ -61,12 +61,14 @@ class StaticModel:
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
         outputs, gate_weights, penalty = self.network(*inputs, details=True)
-        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype)
+        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job=not is_infer)
         if is_infer:
             losses = tasks.losses(self.tasks, outputs, masked)
         else:
             losses = tasks.losses(self.tasks, outputs, masked, penalty, self.network.log_variances)
         self.loss = losses.named["loss"]
+        if not is_infer:
+            self.facts.find_experts_in_use(gate_weights)
         observed = dict(zip(self.observed_outputs(), outputs))
         observed.update((f"losses{task.suffix}", value) for task, value in zip(self.tasks, losses.by_label))
         if not is_infer:

@@ -75,7 +75,7 @@ def open_batches(folder, form, workers):
     data = os.path.join(folder, form)
     settings = types.SimpleNamespace(
         train_data_dir=data, train_batch_size=BATCH, drop_last=False, shuffle=True, shuffle_window=None,
-        num_workers=workers, seed=1,
+        num_workers=workers, seed=1, processes=Alone(),
     )  # fmt: skip
     reader = table_reader.RecDataset([os.path.join(data, name) for name in os.listdir(data)], config=config)
     return Batches(reader, settings, "train")

@@ -4,7 +4,7 @@ import logging
 import math
 
 import net
-from dselect_k_model import kernels, training
+from dselect_k_model import kernels, processes, sync_norm, training
 from dselect_k_model.experts import make_expert
 from dselect_k_model.gates import expert_num, make_gate
 
@@ -43,7 +43,7 @@ def build(hyper):
         LOG.info("hyper_parameters.kernels is auto, and Paddle's layers compute: %s", kernels.why_none())
     if expert_num(hyper) != hyper.expert_num:
         LOG.info("the gate %s has %d experts; expert_num is ignored", hyper.gate, expert_num(hyper))
-    return net.MultiTaskNetwork(
+    network = net.MultiTaskNetwork(
         [make_expert(hyper, shape) for _ in range(expert_num(hyper))],
         [make_gate(hyper, t, math.prod(shape)) for t in range(len(tasks))],
         [net.MLP(hyper.expert_size, [*task.tower_sizes, task.kind.out_size]) for task in tasks],
@@ -55,6 +55,17 @@ def build(hyper):
         learned_balance=hyper.task_balance == "uncertainty",
         kernels=kernels.chosen(hyper.kernels),
     )
+    if processes.number() > 1:
+        _spread(network, hyper)
+    return network
+
+
+def _spread(network, hyper):
+    """Have a network that several processes train compute what one process would."""
+    for gate in network.gates:
+        gate.mean_of_rows = processes.mean_of_rows
+    if hyper.sync_batch_norm and sync_norm.convert(network) and network.per_example:
+        network.agree = processes.greatest  # the experts' norms reduce: all processes must run the same experts
 
 
 class NetworkFacts:
@@ -72,3 +83,12 @@ class NetworkFacts:
         self.uses_all_cores = network.suits_kernels()  # whether kernels compute its experts in training
         # of a static program, if there is one: a variable that says which parameters are finite, and their names
         self.finite_parameters = None
+        # by expert, its parameters' names, and how needed it is: see ``find_experts_in_use``
+        self.expert_parameters = [[p.name for p in e.parameters() if not p.stop_gradient] for e in network.experts]
+        self.experts_in_use = None
+        self.reduces_within = any(isinstance(layer, sync_norm.SyncBatchNorm) for layer in network.sublayers())
+
+    def find_experts_in_use(self, gate_weights):
+        """Keep, for a step of one of several processes, each expert's greatest weight [n]: 0 means no gradient."""
+        if processes.number() > 1:
+            self.experts_in_use = net.greatest_weights(gate_weights)

@@ -9,7 +9,7 @@ import paddle
 
 import net
 from dselect_k_model import tasks
-from dselect_k_model.config_key import NETWORK, Key, check_all
+from dselect_k_model.config_key import NETWORK, STEP, Key, check_all
 from dselect_k_model.experts import EXPERTS
 from dselect_k_model.gates import GATES, options_in_force
 from dselect_k_model.kinds import KINDS
@@ -110,6 +110,13 @@ class HyperParameters:
         "group or none, a per-example gate's experts compute only their own examples in training too.",
         choices=net.NORMS,
         decides=NETWORK,
+    )
+    sync_batch_norm: bool = _field(
+        bool,
+        True,
+        "Where several processes train: whether a batch norm's mean and variance are those of the whole batch, as in "
+        "one process, or of each process's own rows, which needs no communication.",
+        decides=STEP,
     )
     expert_activation: str = _field(
         "choice", "relu", "The activation of an mlp expert.", choices=tuple(net.ACTIVATIONS), decides=NETWORK

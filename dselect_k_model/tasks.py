@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import paddle
 
+from dselect_k_model import processes
 from dselect_k_model.config_key import NETWORK, STEP, Key, check_all
 from dselect_k_model.kinds import KINDS, Kind
 from dselect_k_model.metrics import METRICS, Metric
@@ -121,20 +122,34 @@ def _metrics(kind, kind_name, names, where):
 # ------------------------------------------------------------------------------------- the loss
 
 
-def mask_missing(tasks, labels, dtype):
-    """By task (label with 0 where it is missing, label mask in ``dtype``), both [B, label_size].
+class Labels(NamedTuple):
+    """A task's labels, as ``mask_missing`` gives them."""
+
+    label: Any  # [B, label_size], 0 where it is missing
+    mask: Any  # [B, label_size], 1 where there is a label, of the outputs' dtype
+    share: Any  # of the labels that are there, a scalar
+
+
+def mask_missing(tasks, labels, dtype, over_job=False):
+    """By task, its Labels.
 
     Args:
         tasks: list of Task.
         labels: by task, [B], [B, 1] or [B, label_size].
         dtype: of the outputs.
+        over_job: the share is that among the rows of all processes: see ``processes``.
     """
     found = []
     for task, label in zip(tasks, labels):
         label = paddle.reshape(paddle.cast(label, task.kind.label_dtype or dtype), [-1, task.kind.label_size])
-        mask = task.kind.is_labelled(label)
-        found.append((paddle.where(mask, label, paddle.zeros_like(label)), paddle.cast(mask, dtype)))
-    return found
+        is_there = task.kind.is_labelled(label)
+        mask = paddle.cast(is_there, dtype)
+        found.append(Labels(paddle.where(is_there, label, paddle.zeros_like(label)), mask, paddle.mean(mask)))
+    if not over_job or processes.number() == 1:
+        return found
+    shares = paddle.stack([of_task.share for of_task in found])
+    shares = processes.mean(shares, paddle.shape(found[0].mask)[0])
+    return [of_task._replace(share=shares[t]) for t, of_task in enumerate(found)]
 
 
 class Losses(NamedTuple):
@@ -162,9 +177,9 @@ def losses(tasks, outputs, masked, penalty=None, log_variances=None):
         Losses.
     """
     by_label, task_losses = [], []
-    for task, output, (label, mask) in zip(tasks, outputs, masked):
-        by_label.append(paddle.reshape(task.kind.losses(output, label), [-1, task.kind.label_size]))
-        task_losses.append(_masked_mean(by_label[-1], mask))
+    for task, output, labels in zip(tasks, outputs, masked):
+        by_label.append(paddle.reshape(task.kind.losses(output, labels.label), [-1, task.kind.label_size]))
+        task_losses.append(_mean_of_labelled(by_label[-1], labels))
     weighted = [task.weight * loss for task, loss in zip(tasks, task_losses)]
     parts = weighted
     if log_variances is not None:
@@ -180,10 +195,13 @@ def losses(tasks, outputs, masked, penalty=None, log_variances=None):
     return Losses(named, by_label, rest)
 
 
-def _masked_mean(values, mask):
-    """Mean of the values where the mask is 1, not 0; 0 if it is 0 everywhere."""
+def _mean_of_labelled(values, labels):
+    """Mean of the values [B, label_size] that have a label; 0 if none has.
+
+    Where the share is the job's, the mean of this over the processes, weighted by their rows, is the job's.
+    """
     # means, not sums: the legacy programs of Paddle 3.x build no sum
-    return paddle.mean(values * mask) / paddle.clip(paddle.mean(mask), min=LEAST_SHARE)
+    return paddle.mean(values * labels.mask) / paddle.clip(labels.share, min=LEAST_SHARE)
 
 
 def batch_metrics(tasks, outputs, masked):
@@ -192,7 +210,7 @@ def batch_metrics(tasks, outputs, masked):
     For the arguments see ``losses``.
     """
     found = {}
-    for task, output, (label, mask) in zip(tasks, outputs, masked):
-        values = task.kind.batch_metrics(output, label)
-        found.update(task.named({name: _masked_mean(value, mask) for name, value in values.items()}))
+    for task, output, labels in zip(tasks, outputs, masked):
+        values = task.kind.batch_metrics(output, labels.label)
+        found.update(task.named({name: _mean_of_labelled(value, labels) for name, value in values.items()}))
     return found

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 import make_vocabulary
 from engine.batches import Batches
+from engine.processes import Alone
 from support import ROOT
 from support.toolbox import run_script
 from tabular import files as table_files
@@ -98,7 +99,9 @@ class Folder:
 
     def batches(self, reader=None, workers=0, shuffle=False, size=7, window=None):
         values = {"train_data_dir": str(self.folder / "train"), "train_batch_size": size, "drop_last": False, "seed": 3}
-        settings = types.SimpleNamespace(**values, shuffle=shuffle, shuffle_window=window, num_workers=workers)
+        settings = types.SimpleNamespace(
+            **values, processes=Alone(), shuffle=shuffle, shuffle_window=window, num_workers=workers
+        )
         return Batches(self.reader() if reader is None else reader, settings, "train")
 
 

@@ -101,6 +101,7 @@ class RecDataset(IterableDataset):
 
     config_keys = KEYS  # for tools that ask
     shards_by_worker = True  # likewise: ``__iter__`` gives each worker process rows of its own
+    shards_by_rank = True  # likewise: in training ``blocks`` gives each process of a job rows of its own
 
     def __init__(self, file_list, config):
         super().__init__()
@@ -118,7 +119,8 @@ class RecDataset(IterableDataset):
         for file in self.files:
             table_files.check_columns(file, self.vocabulary.inputs())
             self._check_labels(file, evaluates=config.get("runner.job") == "infer")
-        self.rank, self.rank_num = get_rank(), get_world_size()
+        # in an evaluation by our tools, which say so, each process reads everything and computes its share
+        self.rank, self.rank_num = (0, 1) if config.get("runner.job") == "infer" else (get_rank(), get_world_size())
         self.warned_unknown = set()  # categories for which a warning has named unknown values
         self.has_reported = False  # a bad row, in this epoch and process: to find its line takes a pass over the file
 
@@ -141,8 +143,8 @@ class RecDataset(IterableDataset):
         return [os.path.join(config.get("config_abs_dir", ""), path)]
 
     def row_num(self):
-        """Rows in an epoch of this rank, approximately: bad rows count, and ranks differ a little."""
-        return sum(file.count() for file in self.files) // self.rank_num
+        """Rows in an epoch of all processes; bad rows count."""
+        return sum(file.count() for file in self.files)
 
     def blocks(self, epoch, seed, in_order):
         """The blocks of an epoch: many rows at a time, for tools that make batches of them.

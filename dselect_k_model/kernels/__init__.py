@@ -15,6 +15,8 @@ import tempfile
 
 import paddle
 
+from dselect_k_model import processes
+
 HERE = pathlib.Path(__file__).resolve().parent
 NAME = "dselect_k_kernels"
 MARK = "_dselect_k_kernels"  # attribute of paddle: the file whose operators this process has
@@ -24,7 +26,7 @@ SUPPORTED = [int(part) for part in re.findall(r"\d+", paddle.__version__)[:3]] >
 FLAGS = ["-march=native", "-fno-math-errno", "-fno-trapping-math", "-O3"]
 if platform.machine() in ("x86_64", "AMD64"):
     FLAGS.append("-mprefer-vector-width=512")
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+THREADS = processes.cores()
 NORMS = ("none", "batch", "group")  # numbered as in blocks.h
 
 

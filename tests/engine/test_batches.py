@@ -16,6 +16,7 @@ from paddle.io import Dataset, IterableDataset, get_worker_info
 
 from engine.batches import Batches, CustomBatches, open_batches, open_dataset
 from engine.errors import UserError, user_errors
+from engine.processes import Alone
 from support import ROOT, seeds
 from support.toolbox import TIMEOUT_S, assert_refused, copy_model, run_tool, small_data
 
@@ -88,6 +89,7 @@ KINDS = [Items, Gather, Stream, Blocks]
 SETTINGS = {
     "train_data_dir": "/train", "test_data_dir": "/test", "train_batch_size": 4, "infer_batch_size": 4,
     "drop_last": True, "infer_drop_last": False, "shuffle": False, "shuffle_window": None, "num_workers": 0, "seed": 3,
+    "processes": Alone(),
 }  # fmt: skip
 
 
@@ -161,7 +163,7 @@ def test_gather_is_ignored_when_getitem_is_overridden():
 
 
 def test_a_packages_own_loader_resumes_too():
-    batches = CustomBatches(lambda: iter([["first"], ["second"], ["third"]]))
+    batches = CustomBatches(lambda: iter([["first"], ["second"], ["third"]]), Alone(), trains=True)
     assert list(batches(0, begin=1)) == [["second"], ["third"]] and len(list(batches(1))) == 3
 
 

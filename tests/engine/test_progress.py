@@ -13,6 +13,7 @@ from engine import loop, progress
 from engine.errors import UserError
 from engine.graphs.graph import Step
 from engine.meter import Meter
+from engine.processes import Alone
 from support import ROOT
 from support.toolbox import TIMEOUT_S, run_here, small_data
 
@@ -116,7 +117,7 @@ def test_the_loop_gives_each_bar_its_first_step(begin):
     nothing = lambda *_: {}  # noqa: E731
     graph = types.SimpleNamespace(
         train_step=lambda batch: (Step({}, dict), 1), **dict.fromkeys(["begin_epoch", "end_epoch", "metrics"], nothing),
-        status=nothing,
+        status=nothing, processes=Alone(),
     )  # fmt: skip
     hooks = ["is_over", "before_batch", "before_step", "after_step", "after_epoch"]
     session = types.SimpleNamespace(**dict.fromkeys(hooks, nothing))

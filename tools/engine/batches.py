@@ -13,7 +13,7 @@ import paddle
 from paddle.io import IterableDataset
 from paddle.io.dataloader.collate import default_collate_fn
 
-from engine import blocks, loader
+from engine import blocks, loader, spread
 from engine.errors import UserError, prefixed, user_errors
 from engine.interface import offered
 
@@ -76,6 +76,8 @@ class Options:
     seed: Optional[int]  # None: do not shuffle
     window: Optional[int]  # runner.shuffle_window: how many examples of a stream are shuffled together
     workers: int  # processes that read; 0: this one
+    processes: object  # of the job, among which the batches are spread: engine.processes.Alone or Several
+    trains: bool
 
 
 class Batches:
@@ -97,8 +99,20 @@ class Batches:
             seed=settings.seed if settings.shuffle and self.trains else None,
             window=settings.shuffle_window,
             workers=_workers(dataset, settings.num_workers),
+            processes=settings.processes,
+            trains=self.trains,
         )
         self.source = _source(dataset, self.options)
+        if self.source.is_counted:
+            self._check_same_number()
+
+    def _check_same_number(self):
+        numbers = self.options.processes.gather(self.source.example_num())
+        if len(set(numbers)) > 1:
+            raise UserError(
+                f"{self.options.folder}: it has {numbers[0]} examples for process 0, but "
+                f"{next(n for n in numbers if n != numbers[0])} for another. Give all processes the same files."
+            )
 
     def steps(self):
         """Number of batches in an epoch, or None if the reader does not say how many examples it has."""
@@ -121,15 +135,21 @@ class Batches:
         Args:
             epoch: decides the order, if it is shuffled.
             begin: how many batches to skip at the start.
+        Yields:
+            Of several processes, this one's rows of each batch in training; in evaluation its batches, and None for
+            each of another's. See ``spread``.
         Raises:
             UserError: the reader failed, or there is not a single batch.
         """
         count = 0
         for batch in self.source.batches(epoch, begin):
+            count += 1
+            if batch is None or isinstance(batch, spread.Copy):
+                yield batch
+                continue
             if not isinstance(batch, (list, tuple)):
                 folder = self.options.folder
                 raise UserError(f"reading {folder}: a sample must be a list or tuple, one item for each input.")
-            count += 1
             yield list(batch)
         if not count and not begin and not self.may_be_empty:
             raise UserError(self._why_empty())
@@ -192,7 +212,7 @@ class IndexSource:
         return loader.read(produce, self.options.workers, self.options.folder)
 
     def _produce(self, epoch, begin):
-        return map(self.fetch, loader.share(self._indices(epoch, begin)))
+        return map(self._fetch_own, loader.share(self._own(self._indices(epoch, begin))))
 
     def _indices(self, epoch, begin):
         size, seed, number = self.options.batch_size, self.options.seed, len(self.dataset)
@@ -200,6 +220,18 @@ class IndexSource:
         for at in range(begin * size, number, size):
             if at + size <= number or not self.options.drop_last:
                 yield order[at : at + size]
+
+    def _own(self, batches):
+        processes = self.options.processes
+        if not self.options.trains:
+            return spread.own_batches(batches, processes)
+        return (spread.own_rows([indices], processes) for indices in batches)
+
+    def _fetch_own(self, indices):
+        if indices is None:
+            return None
+        batch = self.fetch(indices[0] if self.options.trains else indices)
+        return spread.Copy(batch) if isinstance(indices, spread.Copy) else batch
 
     def fetch(self, indices):
         """The batch of these examples."""
@@ -232,9 +264,11 @@ class StreamSource:
 
     def batches(self, epoch, begin):
         """Batches of an epoch, from ``begin`` on."""
-        found = loader.read(functools.partial(self._batches, epoch), self.options.workers, self.options.folder)
+        options = self.options
+        found = loader.read(functools.partial(self._batches, epoch), options.workers, options.folder)
         with contextlib.closing(found):
-            yield from itertools.islice(found, begin, None)
+            own = spread.of_stream(found, options.processes, options.trains, options.folder)
+            yield from itertools.islice(own, begin, None)
 
     def _batches(self, epoch):
         options, examples = self.options, self._examples()
@@ -280,8 +314,8 @@ def _collated(examples, folder):
 class CustomBatches:
     """Batches of a package's own loader (``create_data_loader``): dicts or lists, as it gives them."""
 
-    def __init__(self, load):
-        self.load = load
+    def __init__(self, load, processes, trains):
+        self.load, self.processes, self.trains = load, processes, trains
 
     def steps(self):
         """None: unknown."""
@@ -289,7 +323,7 @@ class CustomBatches:
     def __call__(self, epoch, begin=0):
         count = 0
         with user_errors("create_data_loader"):
-            for batch in self.load():
+            for batch in spread.of_stream(self.load(), self.processes, self.trains, "create_data_loader"):
                 count += 1
                 if count > begin:
                     yield batch

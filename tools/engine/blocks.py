@@ -1,11 +1,12 @@
 """Batches cut from blocks of rows, which are shuffled within a window of rows."""
 
 import functools
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 
-from engine import loader
+from engine import loader, spread
 from engine.interface import offered
 
 WINDOW = 100_000  # rows that are shuffled together, unless runner.shuffle_window is set
@@ -26,13 +27,27 @@ class BlockSource:
 
     def batches(self, epoch, begin):
         """Batches of an epoch, from ``begin`` on. The order does not depend on the number of workers."""
+        options = self.options
+        if options.processes.number == 1:
+            yield from self._batches(epoch, options.batch_size, options.drop_last, begin)
+            return
+        if options.trains and offered(self.dataset, "shards_by_rank"):
+            size = spread.own_size(options.batch_size, options.processes)
+            found = self._batches(epoch, size, False, 0)
+            own = spread.in_step(found, options.batch_size, options.drop_last, options.processes)
+        else:
+            found = self._batches(epoch, options.batch_size, options.drop_last, 0)
+            own = spread.of_stream(found, options.processes, options.trains, options.folder)
+        yield from itertools.islice(own, begin, None)
+
+    def _batches(self, epoch, size, drop_last, begin):
         options, order_of = self.options, None
         with loader.reading(options.folder):
             found = self.dataset.blocks(epoch, options.seed, in_order(options.workers, options.folder))
             if options.seed is not None:
                 found = windows(found, options.window or WINDOW)
                 order_of = shuffled(options.seed, epoch)
-            yield from batches(found, options.batch_size, options.drop_last, begin, order_of)
+            yield from batches(found, size, drop_last, begin, order_of)
 
 
 def in_order(workers, folder):

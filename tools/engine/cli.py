@@ -9,13 +9,14 @@ import warnings
 
 from engine import package, streams
 from engine.config import load_config
-from engine.errors import Stopped, UserError
+from engine.errors import Lost, Stopped, UserError
 from engine.graphs import process_settings
 from engine.keys import read_settings
+from engine.processes import announced, stay_for_the_others
 from engine.tools import TOOLS
 
 LOG = logging.getLogger("engine")
-ENVIRONMENT = ("GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE", "CPU_NUM")  # what a run sets in it
+ENVIRONMENT = ("GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE", "CPU_NUM", "PADDLE_DISTRI_BACKEND")  # what a run sets in it
 # Paddle's warnings about its own code, which come at each run and which no user of the tools can act on
 IGNORED_WARNINGS = ("No ccache found", "When training, we now always track", "Tensor do not have 'place' interface")
 
@@ -28,7 +29,7 @@ def main(name, arguments=None):
         arguments: of the command line, a list of texts; None: those of the process.
     Raises:
         SystemExit: with code 2, after one message, if the user made a mistake; with 128 and a signal's number if that
-            ended the run.
+            ended the run. If another process of the job is lost, this process ends with the code 75.
     """
     tool = TOOLS[name]
     streams.open_missing()
@@ -38,10 +39,20 @@ def main(name, arguments=None):
             with _restored():
                 _do(tool, args)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            _report(error)
             sys.exit(2)
+        except Lost as error:
+            _report(error)
+            os._exit(Lost.code)  # what Paddle does at a regular end may wait for the lost process, or crash
         except Stopped as stop:
             sys.exit(128 + stop.signal_number)
+
+
+def _report(error):
+    print(f"error: {error}", file=sys.stderr)
+    sys.stderr.flush()
+    with contextlib.suppress(UserError):  # the message is that the environment does not describe the processes
+        stay_for_the_others()
 
 
 def _parser(tool):
@@ -81,16 +92,18 @@ def _restored():
 def _start_log():
     os.environ.setdefault("GLOG_minloglevel", "2")  # Paddle's C++ code logs errors only
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(asctime)s - %(levelname)s - %(message)s"))
+    rank, _ = announced()
+    whose = f"process {rank} - " if rank else ""
+    handler.setFormatter(logging.Formatter(f"%(asctime)s - {whose}%(levelname)s - %(message)s"))
     LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)
+    LOG.setLevel(logging.WARNING if rank else logging.INFO)  # the first process's log is the job's
     LOG.propagate = False  # paddle puts a handler of its own on the root logger
     for words in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", words)
 
 
 def _do(tool, args):
-    _check_alone()
+    _check_processes(tool, args.print_config)
     config = load_config(args.config_yaml, args.opt)
     settings = read_settings(config, tool.job)
     if settings.tune_process:
@@ -104,14 +117,12 @@ def _do(tool, args):
                 jobs.run(tool, config, settings, args.opt)
 
 
-def _check_alone():
-    """Raise UserError under a launcher of several processes: each would train by itself and save over the others."""
-    number = os.environ.get("PADDLE_TRAINERS_NUM", "1")
-    if number not in ("", "0", "1"):
-        raise UserError(
-            f"this is one of {number} processes (PADDLE_TRAINERS_NUM), but the tools work in one. "
-            "Start them without paddle.distributed.launch and fleetrun."
-        )
+def _check_processes(tool, prints_config):
+    """Raise UserError where a launcher has started several processes of what works in one."""
+    _, number = announced()
+    if number > 1 and (prints_config or not tool.spreads):
+        what = "--print-config" if prints_config else f"{tool.name}.py"
+        raise UserError(f"{what} works in one process, but this is one of {number}. Start it without a launcher.")
 
 
 def _import_jobs():

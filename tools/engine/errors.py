@@ -15,6 +15,12 @@ class NotFinite(Exception):
     """A training step's loss or gradient is nan or infinite; the session adds epoch and batch."""
 
 
+class Lost(Exception):
+    """Another process of the job has ended, hangs or cannot be reached."""
+
+    code = 75  # of the tool: EX_TEMPFAIL of sysexits.h, which invites to try again
+
+
 class Stopped(Exception):
     """A signal asked the run to end; the step under way has been finished and saved."""
 

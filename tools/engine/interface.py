@@ -40,7 +40,10 @@ class OptionalOfReader:
     # in an order that seed and epoch decide. in_order(function, items) gives function(item) for each item, in order;
     # it iterates items in each worker process, and calls function there.
     blocks: Optional[Callable] = None
-    # of such a reader: () -> number of rows of an epoch, or None
+    # of such a reader: in training each process of a job (``paddle.distributed.get_rank``) gets a share of its own from
+    # ``blocks``. Otherwise each process reads everything, and the tools take its rows.
+    shards_by_rank: bool = False
+    # of such a reader: () -> number of rows of an epoch, of all processes, or None
     row_num: Optional[Callable] = None
     # (config) -> paths of the files that decide how raw values become inputs, such as a vocabulary: saves and exported
     # models have their digests, an exported model has copies too, and none is used with files of other digests

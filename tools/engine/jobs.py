@@ -5,12 +5,12 @@ import logging
 import os
 import pkgutil
 
-from engine import loop, progress
+from engine import loop, processes, progress
 from engine.batches import CustomBatches, find_reader, open_batches
 from engine.checkpoints import compatibility, folders, which
 from engine.checkpoints.session import Session
 from engine.config import keys_in_force
-from engine.errors import Stopped, UserError
+from engine.errors import Lost, Stopped, UserError
 from engine.graphs import executor, process
 from engine.graphs.device import set_device
 from engine.graphs.dynamic import DynamicGraph
@@ -42,11 +42,24 @@ def run(tool, config, settings, overrides=()):
         overrides: texts KEY=VALUE, as given to ``load_config``.
     Raises:
         UserError: a mistake that the message explains.
+        Lost: another process of the job has ended, or hangs.
         Stopped: a signal ended the run after a step, which has been saved.
     """
+    with processes.joined(settings.processes_timeout) as settings.processes:
+        if settings.processes.number > 1:
+            executor.keep_program_order()
+        try:
+            _run(tool, config, settings, overrides)
+        except (UserError, Lost, Stopped):
+            raise
+        except Exception as error:
+            raise settings.processes.loss_of_another(error) or error from error
+
+
+def _run(tool, config, settings, overrides):
     with process.as_new(tool.graph), Report(tool, config, settings, overrides) as report:
         if settings.log_json is not None:
-            folders.check_file(settings.log_json, "runner.log_json")
+            settings.processes.first(lambda: folders.check_file(settings.log_json, "runner.log_json"))
         pkgutil.resolve_name(tool.run)(tool, config, settings, report)
 
 
@@ -65,22 +78,28 @@ def train(tool, config, settings, report):
         first = session.first()
         report.begin(run=session.run)
         session.listen()
+        stopped = None
         try:
             loop.train(graph, batches, first, settings.epochs, meter, session, validation)
         except Stopped as stop:
-            report.end_of_training(session.results(), session.best(), source, stop)
-            raise
-        report.end_of_training(session.results(), session.best(), source)
+            stopped = stop
+        results, best = settings.processes.first(lambda: (session.results(), session.best()))
+        report.end_of_training(results, best, source, stopped)
+        if stopped is not None:
+            raise stopped
 
 
 def infer(tool, config, settings, report):
     """Evaluate checkpoints."""
     graph, batches, meter, *_ = _open(tool, config, settings, report, "infer_load_path")
     report.begin()
-    if settings.infer_epoch is None:
-        epochs = which.to_evaluate(settings)
-    else:
-        epochs = [which.chosen_epoch(settings, "infer_epoch", "evaluate")]
+
+    def chosen():
+        if settings.infer_epoch is None:
+            return which.to_evaluate(settings)
+        return [which.chosen_epoch(settings, "infer_epoch", "evaluate")]
+
+    epochs = settings.processes.first(chosen)
 
     def load(epoch):
         LOG.info("load model epoch %d", epoch)
@@ -115,7 +134,7 @@ def export(tool, config, settings, report):
 
 def predict(tool, config, settings, report):
     """Write an exported model's predictions for the test data."""
-    folders.check_file(settings.predict_path, "runner.predict_path")
+    settings.processes.first(lambda: folders.check_file(settings.predict_path, "runner.predict_path"))
     report.begin()
     try:
         predicting.predict_folder(config, settings, report.journal)
@@ -141,10 +160,14 @@ def print_config(tool, config, settings, overrides):
 def _open(tool, config, settings, report, output_key):
     """(graph, batches, meter, config for the package, reader for validation or None) to train or evaluate with."""
     output = getattr(settings, output_key)
-    folders.check_folder(output, f"runner.{output_key}")
-    if tool.graph == "static":
-        if settings.use_save_data:
+
+    def check_output():
+        folders.check_folder(output, f"runner.{output_key}")
+        if tool.graph == "static" and settings.use_save_data:
             folders.check_file(result_path(output), f"runner.use_save_data, in {output_key}")
+
+    settings.processes.first(check_output)
+    if tool.graph == "static":
         os.environ["CPU_NUM"] = str(settings.thread_num)
     _log_banner(tool, settings)
     package = Package(config["config_abs_dir"])
@@ -161,17 +184,18 @@ def _open(tool, config, settings, report, output_key):
     graph = GRAPHS[tool.graph](package, config, settings, tool.job, place)
     graph.exporter = exporting.write_graph
     if reader is None:
-        batches = CustomBatches(graph.model.create_data_loader())
+        batches = CustomBatches(graph.model.create_data_loader(), settings.processes, tool.job == "train")
     meter = Meter(
         tool.graph, tool.job, settings.print_interval, _scalars(config, settings, tool.job), graph.values_at_end(),
-        open_bar=progress.bars(settings.progress, batches.steps), journal=report.journal,
-        higher_is_better=graph.higher_is_better(),
+        open_bar=progress.bars(settings.progress, batches.steps) if settings.processes.is_first else None,
+        journal=report.journal, higher_is_better=graph.higher_is_better(), processes=settings.processes,
     )  # fmt: skip
     return graph, batches, meter, config, validation_reader
 
 
 def _scalars(config, settings, name):
-    return visual_log(config["config_abs_dir"], name) if settings.use_visual else None
+    is_wanted = settings.use_visual and settings.processes.is_first
+    return visual_log(config["config_abs_dir"], name) if is_wanted else None
 
 
 def _readers(tool, package, config, settings):

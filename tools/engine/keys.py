@@ -5,6 +5,7 @@ import os
 import types
 
 from engine.errors import UserError
+from engine.processes import Alone
 from engine.shared import config_key
 
 Key, REQUIRED, STEP, unknown = config_key.Key, config_key.REQUIRED, config_key.STEP, config_key.unknown
@@ -144,6 +145,13 @@ RUNNER_KEYS = {
         job=TRAIN,
         low=0,
     ),
+    "processes_timeout": Key(
+        int,
+        600,
+        "Where several processes train: the seconds within which all must have started, and for which they wait while "
+        "one works alone, as when it saves.",
+        low=1,
+    ),
     "skip_not_finite": Key(
         int,
         0,
@@ -245,6 +253,7 @@ def read_settings(config, job):
     settings = types.SimpleNamespace(
         **{name: _value(f"runner.{name}", config.get(f"runner.{name}"), key, job) for name, key in RUNNER_KEYS.items()}
     )
+    settings.processes = Alone()  # ``jobs.run`` joins others
     for name in ("train_data_dir", "test_data_dir", "validation_data_dir"):
         if getattr(settings, name) is not None:
             setattr(settings, name, os.path.join(config["config_abs_dir"], getattr(settings, name)))

@@ -19,7 +19,7 @@ def train(graph, batches, first, epochs, meter, session, validate=None):
         meter.begin(so_far[0])
         graph.begin_epoch(so_far[1])
         with meter.on_screen(epoch, begin):
-            _take_steps(epoch, batches, graph.train_step, meter, begin, session)
+            _take_steps(epoch, batches, graph, graph.train_step, meter, begin, session)
         graph.end_epoch()
         numbers = meter.close(epoch, graph.metrics(), graph.status())
         session.after_epoch(epoch, numbers, None if validate is None else validate(epoch))
@@ -45,7 +45,8 @@ def evaluate(graph, batches, epoch, meter):
     meter.begin()
     graph.begin_evaluation()
     with meter.on_screen(epoch):
-        _take_steps(epoch, batches, graph.infer_step, meter)
+        _take_steps(epoch, batches, graph, graph.infer_step, meter)
+    graph.processes.wait()
 
 
 def _loaded(batches, epoch, begin, session):
@@ -62,10 +63,14 @@ def _loaded(batches, epoch, begin, session):
         batch_id += 1
 
 
-def _take_steps(epoch, batches, take_step, meter, begin=0, session=None):
+def _take_steps(epoch, batches, graph, take_step, meter, begin=0, session=None):
     asked = time.perf_counter()
     for batch_id, batch in enumerate(_loaded(batches, epoch, begin, session), begin):
         loaded = time.perf_counter()
+        if batch is None:
+            graph.leave_to_another()
+            meter.add_of_another(epoch, batch_id, graph)
+            continue
         if session is not None:
             session.before_step(epoch, batch_id)
         not_finite = None
@@ -79,6 +84,7 @@ def _take_steps(epoch, batches, take_step, meter, begin=0, session=None):
                 "Set a smaller batch size. Earlier checkpoints are untouched."
             ) from error
         else:
+            graph.processes.count_step()
             meter.add(epoch, batch_id, step, examples, loaded - asked, time.perf_counter() - loaded)
         if session is not None:
             session.after_step(epoch, batch_id, not_finite)

@@ -16,6 +16,7 @@ import numpy as np
 
 from engine import directions
 from engine.journal import SILENT
+from engine.processes import Alone
 
 LOG = logging.getLogger("engine")
 
@@ -29,6 +30,8 @@ STYLES = {
     ("static", "infer"): Style("{}: {:.6f}, ", "{}: {}, ", "", "{:.2f}", True),
     ("exported", "infer"): Style("{}: {:.6f},", "{}:{},", " ", "{:.2f}", False),
 }
+# Of an interval: examples, those of the epoch so far and steps, of all processes; then means over the steps of this one
+Costs = collections.namedtuple("Costs", "examples seen batches reader_s batch_s examples_per_s")
 SHOWN_OF_STATUS = 8  # numbers on a line of the package's own
 
 
@@ -46,13 +49,15 @@ class Meter:
         open_bar: what ``progress.bars`` gives: bars instead of the intervals' lines, or None.
         journal: takes each interval and each epoch as well.
         higher_is_better: metric -> bool, for the epochs' records in the journal.
+        processes: of the job. The numbers are all processes', so all must ask for them.
     """
 
     def __init__(
         self, graph_name, job, interval, scalars=None, values_at_end=(), closing="done", open_bar=None, journal=SILENT,
-        higher_is_better=None,
+        higher_is_better=None, processes=None,
     ):  # fmt: skip
-        self.style = STYLES[graph_name, job]
+        self.style, self.trains = STYLES[graph_name, job], job == "train"
+        self.processes = processes or Alone()
         self.interval, self.scalars, self.values_at_end = interval, scalars, values_at_end
         self.closing, self.step = closing, 0
         self.open_bar, self.bar, self.journal = open_bar, None, journal
@@ -75,6 +80,7 @@ class Meter:
         self.seen = state.get("seen", 0)  # examples of this epoch so far
         self.sums, self.examples = dict(state["sums"]), dict(state["examples"])
         self.newest = dict(state["newest"])  # of each name: a number, or an array of another size
+        self.newest_batch = -1  # of this process
         self.vectors = set()  # names of what had another size than 1 in some batch
         self._begin_interval()
 
@@ -95,17 +101,47 @@ class Meter:
         self.seen += examples
         self.reader_s += reader_s
         self.step_s += step_s
+        self.newest_batch = batch_id
         self._add_to_epoch(step.tensors, examples)
-        if self.interval is not None and batch_id % self.interval == 0:
-            self._end_interval(epoch, batch_id, step)
+        if self._is_due(batch_id):
+            self._end_interval(epoch, batch_id, step, step.tensors, examples)
         if self.bar is not None:
             self.bar.step(examples)
         self.step += 1
 
+    def add_of_another(self, epoch, batch_id, graph):
+        """A batch of an evaluation was another process's; write a line if its turn has come.
+
+        Args:
+            graph: EvaluationGraph, for the metrics and the status.
+        """
+        if self._is_due(batch_id):
+            self._end_interval(epoch, batch_id, graph, None, 0)
+        if self.bar is not None:
+            self.bar.step(0)
+        self.step += 1
+
+    def _is_due(self, batch_id):
+        return self.interval is not None and batch_id % self.interval == 0
+
     def state(self):
-        """What the epoch's numbers are made of, as plain numbers."""
-        newest = {name: value for name, value in self.newest.items() if name not in self.vectors}
-        return {"sums": self.sums, "examples": self.examples, "newest": newest, "seen": self.seen}
+        """What the epoch's numbers are made of, over all processes, as plain numbers."""
+        whole = self._of_all()
+        newest = {name: value for name, value in whole["newest"].items() if name not in whole["vectors"]}
+        return {**{key: whole[key] for key in ("sums", "examples", "seen")}, "newest": newest}
+
+    def _of_all(self):
+        """What all processes have counted in this epoch."""
+        own = {"sums": self.sums, "examples": self.examples, "newest": self.newest, "seen": self.seen}
+        own.update(vectors=self.vectors, newest_batch=self.newest_batch)
+        if self.processes.number == 1:
+            return own
+        found = self.processes.gather(_as_arrays(own))
+        whole = max(found, key=lambda one: one["newest_batch"])  # the first of those
+        for key in ("sums", "examples"):
+            names = dict.fromkeys(name for one in found for name in one[key])
+            whole[key] = {name: sum(one[key].get(name, 0) for one in found) for name in names}
+        return {**whole, "seen": sum(one["seen"] for one in found)}
 
     def _add_to_epoch(self, tensors, examples):
         for name, value in tensors.items():
@@ -118,12 +154,13 @@ class Meter:
                 self.sums[name] = self.sums.get(name, 0.0) + number * examples
                 self.examples[name] = self.examples.get(name, 0) + examples
 
-    def _end_interval(self, epoch, batch_id, step):
-        metrics = step.metrics()
-        values = {**{name: value for name, value in metrics.items() if name not in step.tensors}, **step.tensors}
+    def _end_interval(self, epoch, batch_id, source, tensors, examples):
+        metrics, tensors = source.metrics(), self._tensors_of_all(tensors, examples)
+        costs = self._costs_of_all()
+        values = {**{name: value for name, value in metrics.items() if name not in tensors}, **tensors}
         numbers = {name: _number(value) for name, value in values.items() if _is_number(value)}
         if self.bar is None:
-            self._write_interval(epoch, batch_id, step, metrics)
+            self._write_interval(epoch, batch_id, tensors, metrics, costs)
         else:
             # first what describes the model, for a narrow terminal cuts off the end
             names = sorted(numbers, key=lambda name: name not in self.values_at_end)
@@ -131,40 +168,56 @@ class Meter:
         if self.scalars is not None:
             for name, value in numbers.items():
                 self.scalars(name, value, self.step)
-        cost = self.reader_s + self.step_s
         self.journal.record(
-            "interval", epoch=epoch, batch=batch_id, numbers=numbers, examples=self.interval_examples,
-            epoch_examples=self.seen, reader_s=self.reader_s / self.batches, batch_s=cost / self.batches,
-            examples_per_s=self.interval_examples / max(cost, 1e-9),
-            status=step.status() if self.journal.is_open else {},
+            "interval", epoch=epoch, batch=batch_id, numbers=numbers, examples=costs.examples,
+            epoch_examples=costs.seen, reader_s=costs.reader_s, batch_s=costs.batch_s,
+            examples_per_s=costs.examples_per_s, status=source.status() if self.journal.is_open else {},
         )  # fmt: skip
         self._begin_interval()
 
-    def _write_interval(self, epoch, batch_id, step, metrics):
-        style, cost = self.style, self.reader_s + self.step_s
+    def _tensors_of_all(self, tensors, examples):
+        """What the step printed: in training means over the processes, weighted by their examples."""
+        if self.processes.number == 1:
+            return tensors
+        found = self.processes.gather((_as_arrays(tensors), examples))
+        found = [(of_one, number) for of_one, number in found if of_one is not None]
+        first, total = found[0][0], max(sum(number for _, number in found), 1)
+        means = {
+            name: sum(_number(of_one[name]) * number for of_one, number in found) / total
+            for name, value in first.items()
+            if _is_number(value) and name not in self.values_at_end
+        }
+        return {**first, **means} if self.trains else first
+
+    def _costs_of_all(self):
+        """The interval's Costs; the seconds are this process's."""
+        batches, examples, seen = self.batches, self.interval_examples, self.seen
+        if self.processes.number > 1:
+            found = self.processes.gather((batches, examples, seen))
+            examples, seen = (sum(one[i] for one in found) for i in (1, 2))
+            batches = batches if self.trains else sum(one[0] for one in found)
+        own, cost = max(self.batches, 1), self.reader_s + self.step_s
+        return Costs(examples, seen, batches, self.reader_s / own, cost / own, examples / max(cost, 1e-9))
+
+    def _write_interval(self, epoch, batch_id, tensors, metrics, costs):
+        style = self.style
         LOG.info(
             "epoch: %d, batch_id: %d, %s%s%savg_reader_cost: %.5f sec, avg_batch_cost: %.5f sec, "
             "avg_samples: %.5f, ips: %s ins/s",
             epoch,
             batch_id,
-            "".join(style.metric.format(*item) for item in metrics.items() if item[0] not in step.tensors),
-            "".join(style.tensor.format(name, _text(value, style.brackets)) for name, value in step.tensors.items()),
+            "".join(style.metric.format(*item) for item in metrics.items() if item[0] not in tensors),
+            "".join(style.tensor.format(name, _text(value, style.brackets)) for name, value in tensors.items()),
             style.gap,
-            self.reader_s / self.batches,
-            cost / self.batches,
-            self.interval_examples / self.batches,
-            style.ips.format(self.interval_examples / max(cost, 1e-9)),
+            costs.reader_s,
+            costs.batch_s,
+            costs.examples / costs.batches,
+            style.ips.format(costs.examples_per_s),
         )
-
-    def _in_order(self, metrics):
-        """Names as on a done line: the metrics, then what else the steps give."""
-        return [*metrics, *(name for name in self.newest if name not in metrics)]
 
     def numbers(self, metrics):
         """The epoch's numbers so far, name -> float or int: see ``close``."""
-        means = {name: total / self.examples[name] for name, total in self.sums.items()}
-        known = {**self.newest, **means, **metrics}  # a metric is exact where a mean of batches may not be
-        return {name: known[name] for name in self._in_order(metrics) if name in metrics or name not in self.vectors}
+        return _numbers(self._of_all(), metrics)
 
     def close(self, epoch, metrics, status=None):
         """End an epoch and write its line, and those of what the package says of the network then.
@@ -179,23 +232,44 @@ class Meter:
         Returns:
             name -> number: all of them.
         """
-        numbers, seconds = self.numbers(metrics), time.perf_counter() - self.started
+        whole, seconds = self._of_all(), time.perf_counter() - self.started
+        numbers = _numbers(whole, metrics)
         texts = {name: rounded(value) for name, value in numbers.items()}
-        texts.update((name, _text(self.newest[name], False)) for name in self.vectors)
+        texts.update((name, _text(whole["newest"][name], False)) for name in whole["vectors"])
         LOG.info(
             "epoch: %d %s, %sepoch time: %.2f s",
             epoch,
             self.closing,
-            "".join(f"{name}: {texts[name]}, " for name in self._in_order(metrics)),
+            "".join(f"{name}: {texts[name]}, " for name in _in_order(whole, metrics)),
             seconds,
         )
         for title, values in (status or {}).items():
             LOG.info("epoch: %d %s: %s", epoch, title, _greatest(values))
         event = "epoch" if self.closing == "done" else self.closing
-        facts = {"numbers": numbers, "examples": self.seen, "seconds": seconds, "status": status or {}}
+        facts = {"numbers": numbers, "examples": whole["seen"], "seconds": seconds, "status": status or {}}
         facts["higher_is_better"] = directions.stated(numbers, self.higher_is_better)
         self.journal.record(event, epoch=epoch, **facts)
         return numbers
+
+
+def _in_order(whole, metrics):
+    """Names as on a done line: the metrics, then what else the steps give."""
+    return [*metrics, *(name for name in whole["newest"] if name not in metrics)]
+
+
+def _numbers(whole, metrics):
+    """An epoch's numbers by name, of what ``Meter._of_all`` gives."""
+    means = {name: total / whole["examples"][name] for name, total in whole["sums"].items()}
+    known = {**whole["newest"], **means, **metrics}  # a metric is exact where a mean of batches may not be
+    names = _in_order(whole, metrics)
+    return {name: known[name] for name in names if name in metrics or name not in whole["vectors"]}
+
+
+def _as_arrays(value):
+    """Tensors as arrays, for another process."""
+    if isinstance(value, dict):
+        return {name: _as_arrays(each) for name, each in value.items()}
+    return value if value is None or isinstance(value, (int, float, set)) else np.asarray(value)
 
 
 def _is_number(value):

@@ -30,7 +30,10 @@ class Report:
 
     def __init__(self, tool, config, settings, overrides):
         self.tool, self.config, self.settings, self.overrides = tool, config, settings, overrides
-        self.journal, self.started = Journal(settings.log_json), time.perf_counter()
+        self.journal, self.started = (
+            Journal(settings.log_json if settings.processes.is_first else None),
+            time.perf_counter(),
+        )
 
     def __enter__(self):
         return self

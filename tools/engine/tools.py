@@ -52,6 +52,7 @@ class Tool:
     run: str  # "module:function"; called with (tool, config, settings, report) once Paddle may be imported
     does: str  # for --help
     next: str = ""  # name of the tool that usually follows
+    spreads: bool = True  # several processes may share the work
     banner: dict[str, str] = field(default_factory=dict)  # label -> runner key: shown at the beginning of the log
 
 
@@ -74,7 +75,10 @@ TOOLS = {
             "static_infer", "static", "infer", "engine.jobs:infer", "Evaluate checkpoints on the static graph.",
             next="export", banner={**_STATIC_DEVICE, **_EVALUATION},
         ),
-        Tool("export", "static", "export", "engine.jobs:export", "Export a checkpoint for serving.", next="predict"),
+        Tool(
+            "export", "static", "export", "engine.jobs:export", "Export a checkpoint for serving.",
+            next="predict", spreads=False,
+        ),
         Tool("predict", "exported", "infer", "engine.jobs:predict", "Run an exported model over the test data."),
     )
 }  # fmt: skip

@@ -37,14 +37,15 @@ class Validation:
                 self.batches, config = open_batches(reader, settings, config, "validate")
             self.graph = graph.for_evaluation(config, settings)
             if reader is None:
-                self.batches = CustomBatches(self.graph.model.create_data_loader())
+                self.batches = CustomBatches(self.graph.model.create_data_loader(), settings.processes, trains=False)
         self.meter = self._new_meter(progress.bars(settings.progress, self.batches.steps), journal)
 
     def _new_meter(self, open_bar=None, journal=SILENT):
         at_end = self.graph.values_at_end()
         return Meter(
-            self.graph.name, "infer", None, None, at_end, "validation", open_bar, journal, self.graph.higher_is_better()
-        )
+            self.graph.name, "infer", None, None, at_end, "validation", open_bar, journal,
+            self.graph.higher_is_better(), self.graph.processes,
+        )  # fmt: skip
 
     def names(self):
         """Names of its metrics. Evaluates one batch, so that a mistake is reported before the first epoch."""

@@ -137,6 +137,7 @@ def _check_facts(manifest):
         "so_far": so_far is None or _is_so_far(**so_far),
         # optional: of packages with such files; of releases since the metrics have a direction
         "encoding": are_digests(manifest.get("encoding", {})),
+        "processes": _is_count(manifest.get("processes", 1)),
         "higher_is_better": _is_table(manifest.get("higher_is_better", {}), bool),
     }
     for name, is_fine in fine.items():

@@ -8,18 +8,16 @@ import signal
 import threading
 
 from engine import directions
-from engine.checkpoints import compatibility, folders, manifests, which
+from engine.checkpoints import agreement, compatibility, folders, manifests, which
 from engine.config import all_defaults
 from engine.errors import Stopped, UserError, clipped, shown
 from engine.interface import offered
 from engine.journal import SILENT
 from engine.keys import RUNNER_KEYS
+from engine.processes import STOP_SIGNALS
 from engine.seeds import set_seeds
 
 LOG = logging.getLogger("engine")
-# Windows has no SIGHUP
-STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
-
 # so_far, counted: state of the meter and of the graph's metrics, None at an epoch's beginning;
 # run: the id of the resumed run, None if training starts from scratch
 Start = collections.namedtuple("Start", "epoch batch so_far counted run", defaults=(0, 0, None, None, None))
@@ -46,6 +44,7 @@ class Session:
 
     def __init__(self, graph, config, settings, meter, validated=None, journal=SILENT, higher_is_better=None):
         self.graph, self.settings, self.meter, self.journal = graph, settings, meter, journal
+        self.processes = settings.processes
         if settings.patience and (validated is None or not settings.keep_best):
             missing = "validation_data_dir" if validated is None else "keep_best"
             raise UserError(f"runner.patience is set, but {missing} is not: it needs a metric of the validation.")
@@ -61,23 +60,31 @@ class Session:
         self.handlers = {}  # of signals, as they were before ``listen``
         self.undone = 0  # steps in a row
         self.unchecked_best = settings.keep_best  # until the names of the metrics are known
-        self.lock = folders.lock(self.parent)
+        self.lock = None
         try:
-            folders.check_room(self.parent, graph.parameters())
+            self.processes.first(self._lock)
             if validated is not None:
                 self._check_keep_best(validated, "the validation")
         except UserError:
-            self.lock.close()
+            self._unlock()
             raise
         self.encoding = compatibility.digests(graph.package.encoding)
-        self.run = which.new_run_id()  # ``first`` replaces it by the resumed run's
+        self.run = self.processes.first(which.new_run_id)  # ``first`` replaces it by the resumed run's
+
+    def _lock(self):
+        self.lock = folders.lock(self.parent)
+        folders.check_room(self.parent, self.graph.parameters())
+
+    def _unlock(self):
+        if self.lock is not None:
+            self.lock.close()
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
         """Unlock the folder and restore the signal handlers."""
-        self.lock.close()
+        self._unlock()
         for number, handler in self.handlers.items():
             signal.signal(number, handler)
 
@@ -86,14 +93,16 @@ class Session:
         start = resume(self.graph, self.settings, self.config)
         self.run = start.run or self.run
         if self.settings.resume == "auto" and start.epoch and not start.batch:
-            self._clear_away(start.epoch - 1)  # the killed run may not have come to that
-        return start[:4]
+            self.processes.first(lambda: self._clear_away(start.epoch - 1))  # the killed run may not have come to that
+        agreement.reach(self.graph, "at the start")
+        so_far = start[2:4] if self.processes.is_first else (None, None)  # it is all processes'
+        return (*start[:2], *so_far)
 
     def is_over(self, epoch):
         """Whether ``patience`` has run out before ``epoch``. Read from the manifests, so that a resumed run agrees."""
         if not self.settings.patience:
             return False
-        found = self.best(epoch - 1)
+        found = self.processes.first(lambda: self.best(epoch - 1))
         if found is None or epoch - 1 - found < self.settings.patience:
             return False
         name = self.settings.keep_best
@@ -103,12 +112,12 @@ class Session:
     # ---- steps
 
     def before_batch(self, epoch, batch_id):
-        """Seed what a reader draws while it loads the batch."""
+        """Seed what a reader draws while it loads the batch: the same on all processes."""
         set_seeds(self.settings.seed, epoch, batch_id, 1)
 
     def before_step(self, epoch, batch_id):
-        """Seed what the step draws."""
-        set_seeds(self.settings.seed, epoch, batch_id)
+        """Seed what the step draws: on each process something else."""
+        set_seeds(self.settings.seed, epoch, batch_id, *([] if self.processes.is_first else [0, self.processes.rank]))
         if self.settings.skip_not_finite:
             self.before = self.graph.snapshot()
 
@@ -121,10 +130,11 @@ class Session:
             if self.unchecked_best is not None:  # at the first step, not an epoch later
                 self._check_keep_best(self.meter.numbers(self.graph.metrics()), "a step")
         interval, done = self.settings.save_interval_steps, batch_id + 1
-        if self.stop_signal is not None or (interval and done % interval == 0):
+        stops = self.stop_signal is not None if self.processes.number == 1 else self.processes.must_stop
+        if stops or (interval and done % interval == 0):
             self._save(which.LAST_STEP, epoch, done, so_far={**self.meter.state(), "counted": self.graph.counted()})
-        if self.stop_signal is not None:
-            raise Stopped(self.stop_signal)
+        if stops:
+            raise Stopped(self.stop_signal or signal.SIGTERM)
 
     def _undo(self, error, epoch, batch_id):
         where = f"epoch {epoch}, batch {batch_id}: {error}"
@@ -153,7 +163,7 @@ class Session:
     def after_epoch(self, epoch, numbers, validation=None):
         """Write the epoch's checkpoint with the metrics of training and validation; delete what it replaces."""
         self._save(epoch, epoch + 1, 0, numbers=numbers, validation=validation)
-        self._clear_away(epoch)
+        self.processes.first(lambda: self._clear_away(epoch))
         self.graph.write_data(self.parent)
 
     def _clear_away(self, newest):
@@ -187,13 +197,18 @@ class Session:
         epochs = [epoch for epoch in folders.saved_epochs(self.parent) if epoch <= newest]
         return [epoch for epoch in epochs if which.checkpoint(self.parent, epoch).run == self.run]
 
-    def _save(self, name, epoch, batch, numbers=None, validation=None, so_far=None):
+    def _save(self, name, epoch, batch, **counted):
+        agreement.reach(self.graph, f"at epoch {epoch}, batch {batch}")
+        self.processes.first(lambda: self._write(name, epoch, batch, **counted))
+
+    def _write(self, name, epoch, batch, numbers=None, validation=None, so_far=None):
         metrics = {**(numbers or {}), **(validation or {})}
         with folders.new_folder(self.parent, name) as folder:
             self.graph.write(folder)
             manifests.write(
                 folder, self.graph.parameters(), graph=self.graph.name, run=self.run, epoch=epoch, batch=batch,
                 schedule=self.graph.schedule_state(), so_far=so_far, config=self.config,
+                processes=self.processes.number,
                 numbers=_finite(numbers or {}), validation=None if validation is None else _finite(validation),
                 higher_is_better=directions.stated(metrics, self.higher_is_better),
                 **({"encoding": self.encoding} if self.encoding else {}),
@@ -204,16 +219,25 @@ class Session:
     # ---- signals
 
     def listen(self):
-        """From now on SIGTERM, Ctrl-C and a closed terminal end the run after its step; a second signal, at once."""
+        """From now on SIGTERM, Ctrl-C and a closed terminal end the run after its step; a second signal, at once.
+
+        Of several processes each ends after the same step. They pass over further signals, for the launcher repeats
+        what the terminal has sent.
+        """
         if threading.current_thread() is not threading.main_thread():
             return  # only the main thread may set handlers
         for number in STOP_SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP, a shell's script SIGINT
                 self.handlers[number] = signal.signal(number, self._stop)
+                if self.processes.number > 1 and hasattr(signal, "siginterrupt"):
+                    signal.siginterrupt(number, False)  # Paddle's store fails where a signal interrupts it
 
     def _stop(self, number, _):
+        self.stop_signal, self.processes.is_told_to_stop = self.stop_signal or number, True
+        if self.processes.number > 1:
+            LOG.info("%s: saving after this step or the next", signal.Signals(number).name)
+            return
         LOG.info("%s: saving after this step; a second signal ends the run at once", signal.Signals(number).name)
-        self.stop_signal = number
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)
 
@@ -231,7 +255,7 @@ def resume(graph, settings, config):
     Raises:
         UserError: the checkpoint is missing or broken, or its config does not fit.
     """
-    folder, manifest = which.to_resume(settings)
+    folder, manifest = settings.processes.first(lambda: which.to_resume(settings))
     if folder is None:
         return Start()
     weights_only = "Use runner.model_init_path to start from its weights"
@@ -247,12 +271,22 @@ def resume(graph, settings, config):
     _check_config(*(_with_defaults(each, defaults) for each in (manifest["config"], config)), folder, position)
     graph.resume(folder, manifest["schedule"])
     LOG.info("resumed from %s: epoch %d, batch %d", folder, *position)
+    _tell_of_other_number(manifest.get("processes", 1), settings.processes.number)
     so_far, counted = manifest["so_far"], None
     if so_far is not None:
         if settings.use_save_data:
             LOG.warning("result.npy of epoch %d will begin with batch %d: earlier ones are not saved", *position)
         counted = so_far.pop("counted")
     return Start(*position, so_far, counted, manifest["run"])
+
+
+def _tell_of_other_number(before, now):
+    if before != now:
+        LOG.warning(
+            "this run had %d processes and has %d now: each computes other rows of a batch, so the sums round "
+            "otherwise, dropout and noise are drawn anew, and a reader with shares of its own gives other batches",
+            before, now,
+        )  # fmt: skip
 
 
 def _with_defaults(config, defaults):

@@ -9,10 +9,12 @@ import numpy as np
 import paddle
 
 from engine.checkpoints import compatibility, manifests, weight_files
-from engine.errors import user_errors
+from engine.errors import NotFinite, user_errors
 from engine.graphs import finite, metric_state
+from engine.graphs.averaging import EagerAverage
 from engine.graphs.graph import Graph, Step
 from engine.interface import offered
+from engine.spread import Copy
 
 LOG = logging.getLogger("engine")
 
@@ -27,7 +29,7 @@ class DynamicGraph(Graph):
         self.model = self.find_wrapper(package)()
         with user_errors(config["yaml_path"]):
             self.net = self.model.create_model(config)
-        if _is_to_be_compiled(settings.to_static, place, self.facts() if job == "train" else None):
+        if _is_to_be_compiled(settings, place, self.facts() if job == "train" else None):
             LOG.info("the network is compiled into a program (runner.to_static)")
             self.net = paddle.jit.to_static(self.net, full_graph=True)
         if job == "train":
@@ -37,6 +39,9 @@ class DynamicGraph(Graph):
                 self.optimizer = self.model.create_optimizer(self.net, config)
             labels = self.parameter_labels()
             self.trained = [(labels.get(p.name, name), p) for name, p in self.net.named_parameters()]
+            self.average = None
+            if self.processes.number > 1:
+                self.average = EagerAverage(self.processes, self.net, self.facts())
 
     def for_evaluation(self, config, settings):
         with paddle.utils.unique_name.guard():
@@ -61,14 +66,23 @@ class DynamicGraph(Graph):
     def train_step(self, batch):
         """See ``Graph``. Where it raises NotFinite, no parameter has been updated; metrics and statistics have been."""
         self.optimizer.clear_grad()
-        loss, self.metrics_list, tensors = self._forward(self.model.train_forward, batch)
-        finite.check_scalars({"loss": loss, **(tensors or {})})
-        loss.backward()
+        with self._counted_once(batch):
+            loss, self.metrics_list, tensors = self._forward(self.model.train_forward, batch)
+        wrong = None
+        try:
+            finite.check_scalars({"loss": loss, **(tensors or {})})
+            loss.backward()
+        except NotFinite as error:
+            if self.average is None:
+                raise
+            wrong = error  # the others must hear of it
+        if self.average is not None:
+            self.average(len(batch[0]), wrong)
         gradients = ((name, parameter.grad) for name, parameter in self.trained if parameter.grad is not None)
         finite.check(gradients, "the gradient of {names} is not finite")
         self.optimizer.step()
         self._advance_schedule("batch")
-        return Step(tensors or {}, self.metrics, self.status), len(batch[0])
+        return Step(tensors or {}, self.metrics, self.status), 0 if isinstance(batch, Copy) else len(batch[0])
 
     def snapshot(self):
         # The optimizer's moments are not in it: a step that raises NotFinite ends before they change.
@@ -103,6 +117,17 @@ class DynamicGraph(Graph):
 
     def parameters(self):
         return self.net.state_dict()
+
+    def state(self):
+        return {name: tensor.numpy() for name, tensor in self._tensors().items()}
+
+    def set_state(self, state):
+        for name, tensor in self._tensors().items():
+            tensor.set_value(state[name])
+
+    def _tensors(self):
+        of_optimizer = {n: t for n, t in self.optimizer.state_dict().items() if isinstance(t, paddle.Tensor)}
+        return {**self.net.state_dict(), **of_optimizer}
 
     def write(self, folder):
         paddle.save(self.net.state_dict(), os.path.join(folder, weight_files.DYNAMIC + ".pdparams"))
@@ -151,9 +176,12 @@ class DynamicGraph(Graph):
         self.net.set_state_dict({**state, **chosen})
 
 
-def _is_to_be_compiled(to_static, place, facts):
+def _is_to_be_compiled(settings, place, facts):
     """``runner.to_static``; auto: where it was measured to be faster, in PIR's programs on a CPU of many operators."""
-    if to_static == "auto":
-        may_gain = paddle.framework.use_pir_api() and isinstance(place, paddle.CPUPlace)
-        return may_gain and not getattr(facts, "uses_all_cores", False)
-    return to_static
+    if settings.to_static != "auto":
+        return settings.to_static
+    if not paddle.framework.use_pir_api() or not isinstance(place, paddle.CPUPlace):
+        return False
+    # where a reduction within a compiled network fails, Paddle aborts the process instead of raising (3.3.1)
+    fails_badly = settings.processes.number > 1 and getattr(facts, "reduces_within", False)
+    return not getattr(facts, "uses_all_cores", False) and not fails_badly

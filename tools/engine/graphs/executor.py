@@ -45,6 +45,15 @@ def in_order(wanted):
         paddle.set_flags({IN_ORDER_FLAG: False})
 
 
+def keep_program_order():
+    """From now on programs run their operators in their order.
+
+    Where a program's blocks have reductions over processes, Paddle may otherwise run them in another order on another
+    process, and add up what does not belong together, without a word. To be set before the first program runs.
+    """
+    paddle.set_flags({"FLAGS_new_executor_sequential_run": True})
+
+
 def run_start_up(program, place):
     """Run a start-up program, under PIR in pieces: to prepare one takes Paddle the square of its length."""
     run = paddle.static.Executor(place).run  # one of its own, because an executor keeps each program that it has run

@@ -1,12 +1,15 @@
 """What the loop, checkpoints, validation, export and predict.py ask of a graph, whichever it is."""
 
 import abc
+import contextlib
 import dataclasses
 from typing import Any, Callable
 
 from engine.errors import user_errors_raised_in
 from engine.graphs import metric_state
 from engine.interface import offered
+from engine.processes import Alone
+from engine.spread import Copy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +31,11 @@ class EvaluationGraph(abc.ABC):
     """A network that evaluates batches: in either graph, or exported."""
 
     name = ""  # dynamic, static or exported
+    processes = Alone()  # of the job
+
+    def leave_to_another(self):
+        """A batch of an evaluation is another process's: nothing to do, unless what is computed is kept in order."""
+        return None
 
     @abc.abstractmethod
     def begin_evaluation(self):
@@ -65,6 +73,7 @@ class Graph(EvaluationGraph):
 
     def __init__(self, package, config, settings, job, place):
         self.package, self.config, self.settings, self.job, self.place = package, config, settings, job, place
+        self.processes = settings.processes
         self.metrics_list, self.metric_names = [], []
         self.exporter = None  # function (graph, folder) that writes an exported model of it, for use_inference
 
@@ -121,11 +130,12 @@ class Graph(EvaluationGraph):
             metric_state.write(self.metrics_list, counted, path)
 
     def counted(self):
-        """What the package's metrics have counted in this epoch, as plain numbers."""
-        return metric_state.read(self.metrics_list)
+        """What the package's metrics have counted in this epoch, as plain numbers; on the first process, for all."""
+        with metric_state.merged(self.metrics_list, self.metric_names, self.processes):
+            return metric_state.read(self.metrics_list)
 
     def metrics(self):
-        return {name: float(metric.accumulate()) for name, metric in zip(self.metric_names, self.metrics_list)}
+        return metric_state.accumulated(self.metrics_list, self.metric_names, self.processes)
 
     def higher_is_better(self):
         return metric_state.directions(self.model, *self._create_metrics())
@@ -142,6 +152,14 @@ class Graph(EvaluationGraph):
     def facts(self):
         """What the package's hook ``network_facts`` gives; None if it has none."""
 
+    @contextlib.contextmanager
+    def _counted_once(self, batch):
+        """A batch that another process counts leaves this one's metrics as they were."""
+        own = metric_state.snapshot(self.metrics_list) if isinstance(batch, Copy) else None
+        yield
+        if own is not None:
+            metric_state.restore(self.metrics_list, own)
+
     def _describe(self, *of_network):
         describe = offered(self.model, "status")
         return {} if describe is None else describe(*of_network)
@@ -154,6 +172,14 @@ class Graph(EvaluationGraph):
     @abc.abstractmethod
     def parameters(self):
         """Weights and running statistics by the names they are saved under."""
+
+    @abc.abstractmethod
+    def state(self):
+        """All that a training step changes: weights, statistics and the optimizer's state, name -> array."""
+
+    @abc.abstractmethod
+    def set_state(self, state):
+        """Set what ``state`` gave, on this process or another."""
 
     @abc.abstractmethod
     def for_evaluation(self, config, settings):

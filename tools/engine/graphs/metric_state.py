@@ -4,6 +4,7 @@ Paddle's metrics have no ``state_dict``; what they count is in their attributes.
 ``state_dict()``, of numbers and arrays by name, and ``set_state_dict(state)``.
 """
 
+import contextlib
 import copy
 import logging
 import numbers
@@ -83,6 +84,66 @@ def write(metrics, states, path):
                 type(metric).__name__,
                 others[0],
             )
+
+
+# ---- several processes
+
+# Paddle's metrics: what they count, which can be added up
+ADDED = {Accuracy: ("total", "count"), Auc: ("_stat_pos", "_stat_neg"), Precision: ("tp", "fp"), Recall: ("tp", "fn")}
+
+
+def accumulated(metrics, names, processes):
+    """Name -> number, over all that the processes have counted; the same on all of them."""
+    with merged(metrics, names, processes):
+        numbers = {name: float(metric.accumulate()) for name, metric in zip(names, metrics)}
+    return numbers if processes.number == 1 else processes.gather(numbers)[0]
+
+
+@contextlib.contextmanager
+def merged(metrics, names, processes):
+    """Within this context the first process's metrics have counted what all processes have."""
+    if processes.number == 1:
+        yield
+        return
+    others = processes.gather([_of_process(metric) for metric in metrics])[1:]
+    own = snapshot(metrics)
+    if processes.is_first:
+        for metric, name, *states in zip(metrics, names, *others):
+            _merge(metric, name, states)
+    try:
+        yield
+    finally:
+        restore(metrics, own)
+
+
+def _of_process(metric):
+    """What a metric has counted on this process, for another's; None if it cannot be merged."""
+    if hasattr(metric, "merge"):
+        return metric.state_dict()
+    added = ADDED.get(type(metric))
+    return added and {name: copy.deepcopy(getattr(metric, name)) for name in added}
+
+
+def _merge(metric, name, states):
+    if None in states:
+        if name not in _warned:
+            _warned.add(name)
+            LOG.warning(
+                "%s: a %s cannot be merged (it has no merge(state)), so the log has it for the first process's "
+                "examples alone",
+                name, type(metric).__name__,
+            )  # fmt: skip
+    elif hasattr(metric, "merge"):
+        for state in states:
+            metric.merge(state)
+    else:
+        for attribute in ADDED[type(metric)]:
+            parts = [getattr(metric, attribute), *(state[attribute] for state in states)]
+            is_list = isinstance(parts[0], list)
+            setattr(metric, attribute, [sum(each) for each in zip(*parts)] if is_list else sum(parts))
+
+
+_warned: set = set()  # names of metrics that a warning has told of
 
 
 def _is_numeric(value):

@@ -1,6 +1,8 @@
 """The static graph: a package's ``StaticModel``, built once and run by Paddle's executor."""
 
+import contextlib
 import copy
+import itertools
 import json
 import logging
 import os
@@ -10,11 +12,13 @@ import paddle
 from paddle.base.data_feeder import convert_dtype
 
 from engine.checkpoints import compatibility, folders, manifests, weight_files
-from engine.errors import UserError, user_errors
+from engine.errors import NotFinite, UserError, user_errors
 from engine.graphs import executor, finite, programs
+from engine.graphs.averaging import ELSEWHERE, ProgramAverage
 from engine.graphs.graph import Graph, Step
 from engine.interface import offered
 from engine.seeds import random_states_kept
+from engine.spread import Copy
 
 LOG = logging.getLogger("engine")
 
@@ -37,6 +41,7 @@ class StaticGraph(Graph):
         self.auc_states = _auc_states(self.program)
         self.saved_data = []
         self.in_order, self.finite, self.finite_now = False, None, ()  # names of parameters known to be finite
+        self.is_wrong_elsewhere = False  # another process has a value that is not finite
         if job == "train":
             self._start_from_files()
             self.trained = self._trained()
@@ -53,8 +58,12 @@ class StaticGraph(Graph):
             else:
                 self.fetches = self.model.net(self.feeds) if trains else self.model.infer_net(self.feeds)
                 self.observed = {}
+            self.average = None
+            if trains and self.processes.number > 1:
+                self.average = ProgramAverage(self.processes, self.facts, self.feeds, self.fetches)
             if trains:
-                self.model.create_optimizer()
+                with self.average.in_optimizers() if self.average else contextlib.nullcontext():
+                    self.model.create_optimizer()
         self.feed_names = [variable.name for variable in self.feeds]
         self.feed_dtypes = [convert_dtype(variable.dtype) for variable in self.feeds]
 
@@ -107,6 +116,8 @@ class StaticGraph(Graph):
     def train_step(self, batch):
         step, examples, count = self._execute(batch)
         finite.check_scalars(step.tensors)
+        if self.is_wrong_elsewhere:
+            raise NotFinite(ELSEWHERE)
         updated = ((label, watched.array()) for name, label, watched in self.trained if name not in self.finite_now)
         finite.check(updated, "after the step, {names} {are} not finite: a gradient was not")
         self._advance_schedule("batch")
@@ -139,21 +150,28 @@ class StaticGraph(Graph):
     def _execute(self, batch):
         """(Step, number of examples, function that counts the batch for the epoch)."""
         feed = self._feed(batch)
+        if self.average:
+            feed["told_to_stop"] = np.asarray([self.processes.is_told_to_stop], "float32")
         fetches = [*self.fetches.values(), *self.observed.values(), *([self.finite[0]] if self.finite else [])]
+        fetches += [self.average.known] if self.average else []
         with executor.in_order(self.in_order):
             values = self.executor.run(self.to_run, feed=feed, fetch_list=fetches, scope=self.scope)
         values = [np.asarray(value) for value in values]
+        if self.average:
+            self.processes.must_stop, self.is_wrong_elsewhere = (bool(x) for x in values.pop() > 0)
         if self.finite:
             self.finite_now = {name for name, is_finite in zip(self.finite[1], values.pop()) if is_finite}
         fetched, observed = values[: len(self.fetches)], dict(zip(self.observed, values[len(self.fetches) :]))
 
+        examples = 0 if isinstance(batch, Copy) else len(feed[self.feed_names[0]])
+
         def count():
-            if self.observed:
+            if self.observed and examples:
                 self.model.update_metrics(self.metrics_list, observed, batch)
             if self.settings.use_save_data:
                 self.saved_data.append(fetched)
 
-        return Step(dict(zip(self.fetches, fetched)), self.metrics, self.status), len(feed[self.feed_names[0]]), count
+        return Step(dict(zip(self.fetches, fetched)), self.metrics, self.status), examples, count
 
     def _feed(self, batch):
         if isinstance(batch, (list, tuple)) and len(batch) == 1 and isinstance(batch[0], dict):
@@ -183,6 +201,12 @@ class StaticGraph(Graph):
     def parameters(self):
         return self._state("param")
 
+    def state(self):
+        return self._state("all")
+
+    def set_state(self, state):
+        self._set(state)
+
     def write(self, folder):
         """Write weights, all other state, and the program; an exported model too if the config asks for it."""
         prefix = os.path.join(folder, weight_files.STATIC)
@@ -199,10 +223,14 @@ class StaticGraph(Graph):
 
     def write_data(self, parent):
         if self.settings.use_save_data:
-            rows = np.empty([len(self.saved_data), len(self.fetches)], object)
-            for i, values in enumerate(self.saved_data):
+            by_process = self.processes.gather(self.saved_data)
+            in_turn = itertools.chain.from_iterable(itertools.zip_longest(*by_process))
+            saved = [values for values in in_turn if values is not None]
+            rows = np.empty([len(saved), len(self.fetches)], object)
+            for i, values in enumerate(saved):
                 rows[i] = values
-            folders.write_file(result_path(parent), lambda file: np.save(file, rows))
+            if self.processes.is_first:
+                folders.write_file(result_path(parent), lambda file: np.save(file, rows))
 
     def read(self, folder, partly=False):
         self._take(weight_files.read_weights(folder), partly)

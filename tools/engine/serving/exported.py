@@ -10,7 +10,9 @@ from paddle import inference
 
 from engine.checkpoints import compatibility
 from engine.errors import UserError
+from engine.graphs import metric_state
 from engine.graphs.graph import EvaluationGraph, Step
+from engine.processes import Alone
 from engine.serving import signature as signatures
 from engine.serving.signature import PREFIX, SIGNATURE
 
@@ -23,14 +25,15 @@ class ExportedModel(EvaluationGraph):
     Args:
         folder: that an export wrote.
         threads: of the mathematics.
+        processes: of the job.
     Raises:
         UserError: it is no such folder.
     """
 
     name = "exported"
 
-    def __init__(self, folder, threads):
-        self.folder, self.threads = folder, threads
+    def __init__(self, folder, threads, processes=None):
+        self.folder, self.threads, self.processes = folder, threads, processes or Alone()
         self.signature = signatures.read(folder)
         if os.path.exists(_file(folder, ".json")) and paddle.__version__.startswith("2."):  # it would crash
             raise UserError(
@@ -52,7 +55,7 @@ class ExportedModel(EvaluationGraph):
 
     def end(self):
         """Complete the table; without an example it has its columns all the same, of an example of zeros."""
-        if not self.examples:
+        if not sum(self.processes.gather(self.examples)) and self.processes.is_first:
             feeds = [feed for feed in self.signature["feeds"] if feed["name"] in self.signature["inputs"]]
             shapes = [[1 if size == -1 else size for size in feed["shape"]] for feed in feeds]
             zeros = {feed["name"]: np.zeros(shape, feed["dtype"]) for feed, shape in zip(feeds, shapes)}
@@ -80,6 +83,9 @@ class ExportedModel(EvaluationGraph):
         self.examples += examples
         return Step({}, self.metrics), examples
 
+    def leave_to_another(self):
+        self.table.leave_to_another()
+
     def _count(self, task, columns):
         """Add a batch to the task's metric: examples without a label are skipped."""
         name, column, formula = task["metric"]
@@ -94,9 +100,14 @@ class ExportedModel(EvaluationGraph):
 
     def metrics(self):
         """The package's metrics so far, or else those that the signature names; none of a task without a label."""
-        if self.counter:
-            return {name: float(metric.accumulate()) for metric, name in zip(*self.counted)}
-        return {name: total / count for name, (total, count) in self.totals.items() if count}
+        if any(self.processes.gather(bool(self.counted[0]))):
+            self.counted = self.counted if self.counted[0] else self.counter.create_metrics()
+            return metric_state.accumulated(*self.counted, self.processes)
+        totals = {}
+        for of_one in self.processes.gather(self.totals):
+            for name, counted in of_one.items():
+                totals[name] = np.add(totals.get(name, (0.0, 0)), counted)
+        return {name: float(total / count) for name, (total, count) in totals.items() if count}
 
     def _inputs(self, items):
         """The model's inputs out of a batch of the reader, checked: name -> array."""

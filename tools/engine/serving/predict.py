@@ -16,7 +16,8 @@ from engine.meter import Meter
 from engine.package import Package
 from engine.seeds import set_seeds
 from engine.serving.exported import ExportedModel
-from engine.serving.prediction_files import CsvFile, NpzFile
+from engine.serving.prediction_files import CsvFile, NpzFile, SharedTable
+from engine.shared import load
 
 LOG = logging.getLogger("engine")
 
@@ -41,26 +42,35 @@ def predict_folder(config, settings, journal=SILENT):
     check_unknown_keys(config, settings.strict, offered(reader, "config_keys"))
     config = {**config, "runner.job": "infer", "runner.inference": True}  # the latter is what PaddleRec tells readers
     set_seeds(settings.seed)  # for readers that draw
-    model = ExportedModel(settings.export_path, settings.predict_threads or _cores())
+    processes = settings.processes
+    model = ExportedModel(settings.export_path, settings.predict_threads or load("processes").cores(), processes)
     model.check_encoding(compatibility.find_encoding(reader, config))
     model.counter = _counter(package, config, model.signature)
     dataset = open_dataset(reader, settings, config, "infer")
     batches = Batches(dataset, settings, "infer", may_be_empty=True)
 
     def predict_into(file):
-        model.table = file_kind(file, model.signature)
-        scalars = visual_log(config["config_abs_dir"], "infer") if settings.use_visual else None
-        open_bar = progress.bars(settings.progress, batches.steps)
-        meter = Meter(model.name, "infer", settings.print_interval, scalars, open_bar=open_bar, journal=journal)
+        table = None if file is None else file_kind(file, model.signature)
+        model.table = table if processes.number == 1 else SharedTable(table, processes)
+        scalars = visual_log(config["config_abs_dir"], "infer") if settings.use_visual and processes.is_first else None
+        open_bar = progress.bars(settings.progress, batches.steps) if processes.is_first else None
+        meter = Meter(
+            model.name, "infer", settings.print_interval, scalars, open_bar=open_bar, journal=journal,
+            processes=processes,
+        )  # fmt: skip
         loop.infer(model, batches, [0], meter, lambda epoch: None, lambda epoch: model.end())
 
-    folders.write_file(settings.predict_path, predict_into)
-    if not model.examples:
+    if processes.is_first:
+        folders.write_file(settings.predict_path, predict_into)
+    else:
+        predict_into(None)
+    examples, model_s = (sum(of_all) for of_all in zip(*processes.gather((model.examples, model.model_s))))
+    if not examples:
         LOG.warning("%s has no example: %s has none either", settings.test_data_dir, settings.predict_path)
     LOG.info(
         "%d examples into %s, ips: %.2f ins/s, the model alone %.2f ins/s",
-        model.examples, settings.predict_path, model.examples / (time.perf_counter() - model.opened_at),
-        model.examples / model.model_s,
+        examples, settings.predict_path, examples / (time.perf_counter() - model.opened_at),
+        examples / (model_s / processes.number),
     )  # fmt: skip
 
 
@@ -78,7 +88,3 @@ def _counter(package, config, signature):
     if names is None or not {*names()} <= {output["name"] for output in signature["outputs"]}:
         return None
     return model
-
-
-def _cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -2,8 +2,11 @@
 
 import csv
 import io
+import itertools
 
 import numpy as np
+
+ROUNDS = 8  # batches of each process between two times that the first one gets and writes them
 
 
 class CsvFile:
@@ -70,3 +73,47 @@ class NpzFile:
         if name not in self.of_batch:
             return np.concatenate(values)
         return values[0] if all(np.array_equal(value, values[0]) for value in values) else np.stack(values)
+
+
+class SharedTable:
+    """One process's side of a table whose batches several processes predict in turn.
+
+    The first process writes them, in their order.
+
+    Args:
+        table: CsvFile or NpzFile, on the first process; None on the others.
+        processes: of the job.
+    """
+
+    def __init__(self, table, processes):
+        self.table, self.processes = table, processes
+        self.kept, self.seen = [], 0  # own batches that have not been written; batches of all
+
+    def add(self, columns, outputs):
+        """Keep a batch of this process, as ``CsvFile.add`` takes it."""
+        self.kept.append((columns, outputs))
+        self._count()
+
+    def leave_to_another(self):
+        """A batch is another process's."""
+        self._count()
+
+    def _count(self):
+        self.seen += 1
+        if self.seen % (ROUNDS * self.processes.number) == 0:
+            self._write()
+
+    def _write(self):
+        found = self.processes.gather(self.kept)
+        self.kept = []
+        if self.processes.is_first:
+            for of_round in itertools.zip_longest(*found):
+                for batch in of_round:
+                    if batch is not None:
+                        self.table.add(*batch)
+
+    def close(self):
+        """Write the rest, and close the table."""
+        self._write()
+        if self.processes.is_first:
+            self.table.close()

@@ -1,0 +1,281 @@
+"""Gradients averaged over the processes of a job, each weighted by its rows, in one reduction a step.
+
+A gradient that is zero on all processes needs no traffic. The package may say which are: its experts that no gate
+needs (``network_facts``: ``experts_in_use`` and ``expert_parameters``). Statistics that no gradient moves, such as a
+batch norm's, are averaged likewise, so that all processes hold the same network after each step.
+"""
+
+import contextlib
+import logging
+
+import numpy as np
+import paddle
+
+from engine.checkpoints.weight_files import is_learning_rate
+from engine.errors import NotFinite, UserError
+from engine.shared import load
+
+LOG = logging.getLogger("engine")
+reductions = load("processes")
+STOP, WRONG = 0, 1  # places in what the processes tell each other at each step
+ELSEWHERE = "a value is not finite on another process, whose log names it"
+
+
+# ---------------------------------------------------------------------------------- dynamic graph
+
+
+class EagerAverage:
+    """Averages the gradients of an eager network.
+
+    Args:
+        processes: engine.processes.Several.
+        network: its ``parameters()`` and ``state_dict()``.
+        facts: what ``network_facts`` gives, or None.
+    """
+
+    def __init__(self, processes, network, facts):
+        self.processes, self.facts = processes, facts
+        self.parameters = [p for p in network.parameters() if not p.stop_gradient]
+        self.statistics = [t for t in network.state_dict().values() if t.stop_gradient and is_float(t)]
+        self.expert_of = _expert_of(facts)
+        self.bytes_sent = 0  # of floats, in the last step
+
+    @paddle.no_grad()
+    def __call__(self, rows, wrong=None):
+        """Average after a backward pass, before the optimizer's step.
+
+        Args:
+            rows: of this process.
+            wrong: NotFinite of this process's forward pass, which had no backward pass; or None.
+        Raises:
+            NotFinite: ``wrong``, or that another process has one.
+        """
+        sparse = [p for p in self.parameters if p.grad is not None and p.grad.is_selected_rows()]
+        exchanged = self._exchange([p.grad is not None for p in self.parameters], wrong)
+        if wrong is not None:
+            raise wrong
+        if exchanged["wrong"]:
+            raise NotFinite(ELSEWHERE)
+        dense = []
+        for parameter, has_gradient in zip(self.parameters, exchanged["has_gradient"]):
+            expert = self.expert_of.get(parameter.name)
+            is_used = expert is None or exchanged["in_use"] is None or exchanged["in_use"][expert]
+            if has_gradient and is_used and not any(parameter is p for p in sparse):
+                if parameter.grad is None:
+                    parameter.grad = paddle.zeros_like(parameter)
+                dense.append(parameter)
+        self._average(dense, rows)
+        for parameter in sparse:
+            _average_rows(parameter, rows, self.processes)
+
+    def _exchange(self, has_gradient, wrong):
+        """What the processes must agree on: may they go on, and which gradients are there."""
+        told = [self.processes.is_told_to_stop, wrong is not None, *has_gradient]
+        in_use = getattr(self.facts, "experts_in_use", None)
+        if in_use is not None:
+            told += (in_use.numpy() > 0).tolist() if wrong is None else [False] * in_use.shape[0]
+        told = reductions.greatest(paddle.to_tensor(np.asarray(told, "int32"))).numpy() > 0
+        self.processes.must_stop = bool(told[STOP])
+        end = 2 + len(has_gradient)
+        return {
+            "wrong": told[WRONG], "has_gradient": told[2:end], "in_use": None if in_use is None else told[end:]
+        }  # fmt: skip
+
+    def _average(self, parameters, rows):
+        self.bytes_sent = 0
+        for dtype in sorted({str(t.dtype) for t in [*parameters, *self.statistics]}):
+            chosen = [p for p in parameters if str(p.dtype) == dtype]
+            fixed = [t for t in self.statistics if str(t.dtype) == dtype]
+            flat = paddle.concat([paddle.flatten(t) for t in [*(p.grad for p in chosen), *fixed]])
+            flat = _averaged(paddle.cast(flat, _sum_dtype(flat)), paddle.to_tensor([rows]))
+            self.bytes_sent += flat.size * flat.element_size()
+            flat = paddle.cast(flat, dtype.rpartition(".")[-1])
+            shapes = [t.shape for t in [*chosen, *fixed]]
+            parts = paddle.split(flat, [int(np.prod(shape)) for shape in shapes])
+            averaged = [paddle.reshape(part, shape) for part, shape in zip(parts, shapes)]
+            for parameter, gradient in zip(chosen, averaged):
+                parameter.grad = gradient
+            for tensor, value in zip(fixed, averaged[len(chosen) :]):
+                tensor.set_value(value)
+
+
+def _averaged(flat, rows):
+    """The mean over the processes of a vector, weighted by ``rows`` [1]."""
+    rows = paddle.cast(rows, flat.dtype)
+    sums = reductions.total(paddle.concat([rows, flat * rows]))
+    return sums[1:] / sums[:1]
+
+
+def _average_rows(parameter, rows, processes):
+    """Average a sparse gradient: all processes get the rows of all."""
+    gradient = parameter.grad
+    values = gradient.get_selected_rows().numpy() * rows
+    found = processes.gather((np.asarray(gradient.rows()), values, rows))
+    numbers = np.concatenate([of_one[0] for of_one in found])
+    values = np.concatenate([of_one[1] for of_one in found]) / sum(of_one[2] for of_one in found)
+    parameter.clear_gradient(set_to_zero=False)
+    with paddle.enable_grad():  # Paddle makes sparse gradients in no other way
+        vectors = paddle.nn.functional.embedding(paddle.to_tensor(numbers), parameter, sparse=True)
+        paddle.sum(vectors * paddle.to_tensor(values.astype("float32"))).backward()
+
+
+def _sum_dtype(tensor):
+    """float32 for a half-precision tensor, whose sum gloo gets wrong."""
+    name = str(tensor.dtype).rpartition(".")[-1]
+    return "float32" if name in ("float16", "bfloat16") else name
+
+
+def is_float(tensor):
+    return "float" in str(tensor.dtype).lower()
+
+
+def _expert_of(facts):
+    """Parameter's name -> number of its expert."""
+    return {name: i for i, names in enumerate(getattr(facts, "expert_parameters", ())) for name in names}
+
+
+# ----------------------------------------------------------------------------------- static graph
+
+
+class ProgramAverage:
+    """Puts the averaging into a training program, between its backward pass and the optimizer's update.
+
+    Args:
+        processes: engine.processes.Several.
+        find_facts: function () -> what ``network_facts`` gives, or None.
+        feeds: the program's variables; the first has a row for each example.
+        printed: the variables to fetch, name -> Variable.
+
+    Attributes:
+        told: a feed, [1]: 1 if this process has been told to stop.
+        known: a variable, [2]: how many processes have been told to stop, and how many have a value that is not finite.
+        bytes_sent: a variable, [1]: bytes of floats that this process sends in a step.
+    """
+
+    def __init__(self, processes, find_facts, feeds, printed):
+        if not paddle.framework.in_pir_mode():
+            raise UserError(
+                "several processes train the static graph with PIR programs only: use paddlepaddle 3.1.1 or later, "
+                "without FLAGS_enable_pir_api=0; or tools/trainer.py."
+            )
+        self.processes, self.find_facts, self.feeds, self.printed = processes, find_facts, feeds, printed
+        self.told = self.known = self.bytes_sent = None
+
+    @contextlib.contextmanager
+    def in_optimizers(self):
+        """Within this context, every optimizer of Paddle that is built into a program averages first.
+
+        Paddle has no place for it between ``backward`` and ``apply_gradients``, which ``minimize`` calls, and a
+        package calls ``minimize``. (Its own way, ``fleet.distributed_optimizer``, does not run on CPUs: 3.3.1.)
+        """
+        names = ("_apply_optimize", "apply_gradients")
+        theirs = {name: getattr(paddle.optimizer.Optimizer, name) for name in names}
+
+        def _apply_optimize(optimizer, loss, startup_program, params_grads, *rest):
+            return theirs["_apply_optimize"](optimizer, loss, startup_program, self(params_grads), *rest)
+
+        def apply_gradients(optimizer, params_grads):
+            return theirs["apply_gradients"](optimizer, self(params_grads))
+
+        for name, function in (("_apply_optimize", _apply_optimize), ("apply_gradients", apply_gradients)):
+            setattr(paddle.optimizer.Optimizer, name, function)
+        try:
+            yield
+        finally:
+            for name, function in theirs.items():
+                setattr(paddle.optimizer.Optimizer, name, function)
+        if self.known is None:
+            raise UserError(
+                "create_optimizer of this package builds no optimizer of Paddle's, so its gradients cannot be averaged "
+                "over several processes. Train it in one process."
+            )
+
+    def __call__(self, params_grads):
+        """Pairs (parameter, gradient) with the gradients averaged."""
+        pairs = [(p, g) for p, g in params_grads if g is not None]
+        dtype = "float64" if any("float64" in str(g.dtype).lower() for _, g in pairs) else "float32"
+        experts, others = _Experts.of(self.find_facts()), pairs
+        if experts is not None and experts.take({p.name: g for p, g in pairs}):
+            others = [(p, g) for p, g in pairs if p.name not in experts.names]
+        else:
+            experts = None
+        self.told = paddle.static.data("told_to_stop", [1], "float32")
+        statistics = _statistics()
+        parts = [self.told, self._wrong(), *statistics, *(g for _, g in others)]
+        sizes = [int(np.prod(part.shape)) for part in parts]
+        parts += [] if experts is None else [experts.packed()]
+        flat = paddle.concat([paddle.cast(paddle.reshape(part, [-1]), dtype) for part in parts])
+        self.bytes_sent = paddle.cast(paddle.shape(flat), "float32") * np.dtype(dtype).itemsize
+        flat = _averaged(flat, paddle.shape(self.feeds[0])[:1])
+        ends = np.cumsum(sizes).tolist()
+        means = [flat[begin:end] for begin, end in zip([0, *ends], ends)]
+        self.known = paddle.concat(means[:2])
+        averaged = {} if experts is None else experts.unpack(flat[ends[-1] :])
+        for tensor, mean in zip(statistics, means[2:]):
+            paddle.assign(_like(mean, tensor), output=tensor)
+        averaged.update((p.name, _like(mean, g)) for (p, g), mean in zip(others, means[2 + len(statistics) :]))
+        return [(p, averaged.get(p.name)) for p, _ in params_grads]
+
+    def _wrong(self):
+        """[1]: 1 if a printed scalar is not finite."""
+        scalars = [v for v in self.printed.values() if is_float(v) and all(size == 1 for size in v.shape)]
+        wrong = [1.0 - paddle.cast(paddle.isfinite(paddle.reshape(v, [1])), "float32") for v in scalars]
+        return paddle.max(paddle.concat([paddle.zeros([1], "float32"), *wrong]), axis=0, keepdim=True)
+
+
+def _like(flat, tensor):
+    return paddle.reshape(paddle.cast(flat, tensor.dtype), tensor.shape)
+
+
+def _statistics():
+    """The program's parameters of floats that no gradient moves."""
+    parameters = paddle.static.default_main_program().global_block().all_parameters()
+    return [p for p in parameters if p.stop_gradient and is_float(p) and not is_learning_rate(p.name)]
+
+
+class _Experts:
+    """The gradients of experts that are alike, of which those in use are sent.
+
+    Args:
+        parameters: by expert, its parameters' names.
+        in_use: variable [n], > 0 if this process needs an expert.
+    """
+
+    def __init__(self, parameters, in_use):
+        self.parameters, self.names = parameters, {name for names in parameters for name in names}
+        in_use = reductions.greatest(paddle.cast(in_use > 0, "int32"))
+        self.index = paddle.reshape(paddle.nonzero(in_use), [-1])  # [experts in use]
+
+    @classmethod
+    def of(cls, facts):
+        """What the package says; None if it says nothing."""
+        in_use = getattr(facts, "experts_in_use", None)
+        return None if in_use is None else cls(facts.expert_parameters, in_use)
+
+    def take(self, gradients):
+        """Take those of the experts; False if they are not alike: then all gradients are sent."""
+        columns = list(zip(*self.parameters))
+        if not columns or any(name not in gradients for name in self.names):
+            return False
+        if len({len(names) for names in self.parameters}) > 1:
+            return False
+        if any(len({(*gradients[name].shape, str(gradients[name].dtype)) for name in names}) > 1 for names in columns):
+            return False
+        self.columns = columns
+        self.stacked = [paddle.stack([paddle.reshape(gradients[name], [-1]) for name in names]) for names in columns]
+        self.like = [gradients[names[0]] for names in columns]
+        return True
+
+    def packed(self):
+        """A vector of the gradients of the experts in use."""
+        return paddle.concat([paddle.gather(stacked, self.index) for stacked in self.stacked], axis=1)
+
+    def unpack(self, flat):
+        """Name -> gradient, from such a vector; zeros for the others."""
+        widths = [stacked.shape[1] for stacked in self.stacked]
+        parts = paddle.split(paddle.reshape(flat, [-1, sum(widths)]), widths, axis=1)
+        found = {}
+        for names, stacked, part, like in zip(self.columns, self.stacked, parts, self.like):
+            whole = paddle.scatter(paddle.zeros_like(stacked), self.index, paddle.cast(part, stacked.dtype))
+            found.update(zip(names, [paddle.reshape(one, like.shape) for one in paddle.unbind(whole)]))
+        return found
