@@ -64,6 +64,7 @@ def open_batches(folder, form, workers):
     """The tools' batches of one form of the table."""
 
     from engine.batches import Batches
+    from engine.processes import Alone
     from tabular import reader as table_reader
     from tabular.vocabulary import DENSE as DENSE_KEY
     from tabular.vocabulary import SIZES as SIZES_KEY

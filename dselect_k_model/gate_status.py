@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from dselect_k_model import processes
+
 
 def experts_of_tasks(tasks, weights, over=""):
     """The experts that each task uses: title -> expert's number, from 0, as text -> weight.
@@ -21,7 +23,7 @@ class MeanWeights:
     """Mean weights of per-example gates, over all examples of an evaluation, or over the last batch of training."""
 
     def __init__(self):
-        self.sums, self.examples = (), 0
+        self.sums, self.examples, self.training = (), 0, False
 
     def count(self, weights, examples, training):
         """Count a batch: by task, the experts' mean weights, array [n]; in training it replaces the last one."""
@@ -31,8 +33,10 @@ class MeanWeights:
         self.sums, self.examples, self.training = sums, examples, training
 
     def of_tasks(self, tasks):
-        """See ``experts_of_tasks``; {} before the first batch."""
-        if not self.examples:
+        """See ``experts_of_tasks``; {} before the first batch. All processes of a job must ask."""
+        found = [counted for counted in processes.gathered((self.sums, self.examples, self.training)) if counted[1]]
+        if not found:
             return {}
-        over = f", mean weights over {'the last batch' if self.training else 'all examples'}"
-        return experts_of_tasks(tasks, [total / self.examples for total in self.sums], over)
+        sums, examples, training = zip(*found)
+        over = f", mean weights over {'the last batch' if training[0] else 'all examples'}"
+        return experts_of_tasks(tasks, [sum(totals) / sum(examples) for totals in zip(*sums)], over)

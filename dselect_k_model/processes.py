@@ -7,6 +7,7 @@ what is not, such as a mean over labels of which some are missing, is divided by
 All processes must call these functions equally often, in the same order, and only in training.
 """
 
+import contextlib
 import os
 
 import paddle
@@ -33,6 +34,16 @@ def cores():
     """How many cores this process has to itself."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(available // on_this_machine(), 1)
+
+
+def gathered(value):
+    """``value`` of each process, by rank. Outside of steps, in either graph."""
+    if number() == 1:
+        return [value]
+    found: list = []
+    with contextlib.nullcontext() if paddle.in_dynamic_mode() else paddle.base.dygraph.guard():
+        distributed.all_gather_object(found, value)
+    return found
 
 
 def total(x):

@@ -32,7 +32,7 @@ def start(tool, arguments, cwd, stdout, stderr, new_group=False):
         return subprocess.Popen(command, cwd=cwd, stdout=out, stderr=err, start_new_session=new_group)
 
 
-def _ensure_running():
+def ensure_running():
     """Start the process to fork from, which needs the tools on its path to import them."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(ROOT / "tools")
@@ -46,7 +46,7 @@ class _Forked:
     def __init__(self, *arguments):
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["engine.jobs"])
-        _ensure_running()
+        ensure_running()
         self.process = context.Process(target=_run, args=arguments)
         self.process.start()
         self.pid = self.process.pid
@@ -81,12 +81,17 @@ def _run(tool, arguments, cwd, stdout, stderr, new_group):
     for number, path in ((1, stdout), (2, stderr)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
     os.chdir(cwd)
-    script = ROOT / "tools" / f"{tool}.py"
-    sys.argv = [str(script), *arguments]
-    sys.path[:] = [str(script.parent), *(path for path in sys.path if not _is_in_project(path))]  # as of the script
+    as_script(tool, arguments)
     from engine import cli
 
     cli.main(tool)
+
+
+def as_script(tool, arguments=()):
+    """Give this process the command line and the module path of a tool's script."""
+    script = ROOT / "tools" / f"{tool}.py"
+    sys.argv = [str(script), *arguments]
+    sys.path[:] = [str(script.parent), *(path for path in sys.path if not _is_in_project(path))]
 
 
 def _is_in_project(path):

@@ -507,7 +507,7 @@ def test_predict_needs_no_network_and_the_npz_holds_all(work, tmp_path):
     for name in ("multiMNIST_reader.py", "config.yaml"):
         shutil.copy(ROOT / name, tmp_path)
     (tmp_path / "dselect_k_model").mkdir()
-    for name in ("__init__.py", "array_files.py", "config_key.py", "output_files.py"):
+    for name in ("__init__.py", "array_files.py", "config_key.py", "output_files.py", "processes.py"):
         shutil.copy(ROOT / "dselect_k_model" / name, tmp_path / "dselect_k_model")
     command = [sys.executable, tmp_path / "tools" / "predict.py", "-m", tmp_path / "config.yaml", "-o", *overrides]
     command += [f"runner.export_path={folder / 'static' / '0'}", "runner.predict_path=all.npz"]

@@ -103,9 +103,9 @@ def _start_log():
 
 
 def _do(tool, args):
-    _check_processes(tool, args.print_config)
     config = load_config(args.config_yaml, args.opt)
     settings = read_settings(config, tool.job)
+    _check_processes(tool, settings, args.print_config)
     if settings.tune_process:
         process_settings.tune()
     with package.modules_apart(config["config_abs_dir"]):
@@ -117,9 +117,19 @@ def _do(tool, args):
                 jobs.run(tool, config, settings, args.opt)
 
 
-def _check_processes(tool, prints_config):
+def _check_processes(tool, settings, prints_config):
     """Raise UserError where a launcher has started several processes of what works in one."""
     _, number = announced()
+    if settings.use_fleet is True and number == 1:
+        LOG.warning(
+            "runner.use_fleet is true, but this is the only process. To start several: python -m "
+            "paddle.distributed.launch --nproc_per_node 2 tools/trainer.py -m config.yaml"
+        )
+    if settings.use_fleet is False and number > 1:
+        raise UserError(
+            f"runner.use_fleet is false, but {number} processes have been started. Remove the key, and they work "
+            "together; or start one process, without a launcher."
+        )
     if number > 1 and (prints_config or not tool.spreads):
         what = "--print-config" if prints_config else f"{tool.name}.py"
         raise UserError(f"{what} works in one process, but this is one of {number}. Start it without a launcher.")

@@ -175,11 +175,10 @@ RUNNER_KEYS = {
     "use_visual": Key(bool, False, "Whether to write a VisualDL log beside the YAML."),
     "use_fleet": Key(
         "choice",
-        False,
-        "Collective training; these tools do not support it yet.",
-        job=TRAIN,
-        choices=(False,),
-        decides=STEP,
+        "auto",
+        "Whether the processes that a launcher has started train together, which they do unless this is false: then "
+        "several are refused. true warns if there is only one.",
+        choices=(True, False, "auto"),
     ),
     "reader_type": Key(
         "choice",

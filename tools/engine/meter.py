@@ -157,6 +157,8 @@ class Meter:
     def _end_interval(self, epoch, batch_id, source, tensors, examples):
         metrics, tensors = source.metrics(), self._tensors_of_all(tensors, examples)
         costs = self._costs_of_all()
+        # of several processes all must ask, and only the first has a journal
+        status = source.status() if self.journal.is_open or self.processes.number > 1 else {}
         values = {**{name: value for name, value in metrics.items() if name not in tensors}, **tensors}
         numbers = {name: _number(value) for name, value in values.items() if _is_number(value)}
         if self.bar is None:
@@ -171,7 +173,7 @@ class Meter:
         self.journal.record(
             "interval", epoch=epoch, batch=batch_id, numbers=numbers, examples=costs.examples,
             epoch_examples=costs.seen, reader_s=costs.reader_s, batch_s=costs.batch_s,
-            examples_per_s=costs.examples_per_s, status=source.status() if self.journal.is_open else {},
+            examples_per_s=costs.examples_per_s, status=status,
         )  # fmt: skip
         self._begin_interval()
 

@@ -15,9 +15,11 @@ import time
 from dataclasses import dataclass, field
 
 from engine.errors import Lost, Stopped, UserError
+from engine.shared import load
 from engine.watch import SILENT, Watch
 
 NUMBER, RANK = "PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID"  # in the environment
+SERVERS = "PADDLE_PSERVERS_IP_PORT_LIST"  # of launchers in the mode of parameter servers
 NEEDED = (RANK, "PADDLE_CURRENT_ENDPOINT", "PADDLE_TRAINER_ENDPOINTS")
 # Windows has no SIGHUP
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
@@ -41,9 +43,11 @@ class Alone:
         """``value`` of each process, by rank."""
         return [value]
 
-    def first(self, function):
-        """What ``function()`` gives, called by the first process alone, however long that takes.
+    def first(self, function, takes_long=False):
+        """What ``function()`` gives, called by the first process alone.
 
+        Args:
+            takes_long: it may take more than some seconds, as to write a checkpoint may.
         Raises:
             UserError: on all processes, if it raised one.
         """
@@ -77,6 +81,7 @@ class Several(Alone):
         self.timeout, self.waits = timeout, 0
         with self._ending_unless_all_start():
             self.watch = Watch(_connect(), rank, number)
+        self.gathered = load("processes").gathered
 
     @contextlib.contextmanager
     def _ending_unless_all_start(self):
@@ -96,26 +101,19 @@ class Several(Alone):
             timer.cancel()
 
     def gather(self, value):
-        import paddle
+        with self._naming_the_lost():
+            return self.gathered(value)
 
-        found = []
-        with self._naming_the_lost(), _eager(paddle):
-            paddle.distributed.all_gather_object(found, value)
-        return found
-
-    def first(self, function):
-        import paddle
-
-        outcome = [None]
+    def first(self, function, takes_long=False):
+        outcome = None
         if self.is_first:
             try:
-                outcome = [(None, function())]
+                outcome = None, function()
             except UserError as error:
-                outcome = [(str(error), None)]
-        self.wait()
-        with self._naming_the_lost(), _eager(paddle):
-            paddle.distributed.broadcast_object_list(outcome, src=0)
-        message, value = outcome[0]
+                outcome = str(error), None
+        if takes_long:
+            self.wait()
+        message, value = self.gather(outcome)[0]
         if message is not None:
             raise UserError(message)
         return value
@@ -137,6 +135,15 @@ class Several(Alone):
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
             here = self.watch.add(name, 0)
+
+    def part(self):
+        """The job is done. The first process stays until the others no longer ask its store."""
+        self.wait()
+        gone = self.watch.add("gone", 0 if self.is_first else 1)
+        until = time.monotonic() + self.timeout
+        while self.is_first and gone < self.number - 1 and time.monotonic() < until and not self.watch.ended():
+            time.sleep(0.02)
+            gone = self.watch.add("gone", 0)
 
     def count_step(self):
         self.watch.steps += 1
@@ -161,8 +168,13 @@ def announced():
     """(rank of this process, number of processes), as the launcher tells them.
 
     Raises:
-        UserError: the environment does not say which of several processes this is.
+        UserError: the environment does not say which of several processes this is, or there are parameter servers.
     """
+    if os.environ.get(SERVERS):
+        raise UserError(
+            f"a launcher has started parameter servers ({SERVERS} is set), which these tools do not use. Start "
+            "them with --nproc_per_node or --devices, without --servers, --workers, --server_num and --worker_num."
+        )
     number = _whole_number(NUMBER, os.environ.get(NUMBER) or "1")
     if number < 2:
         return 0, 1
@@ -208,7 +220,7 @@ def joined(timeout):
     except BaseException as error:
         processes.end(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
         raise
-    processes.wait()  # the first one keeps the store
+    processes.part()
     processes.end()
 
 
@@ -234,11 +246,6 @@ def _connect():
     except (ValueError, RuntimeError, OSError) as error:
         raise UserError(f"the processes of the job cannot be connected: {_last_line(error)}") from error
     return store
-
-
-def _eager(paddle):
-    """A block in which Paddle's collectives run at once, whatever the graph."""
-    return contextlib.nullcontext() if paddle.in_dynamic_mode() else paddle.base.dygraph.guard()
 
 
 def _last_line(error):

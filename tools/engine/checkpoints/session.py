@@ -62,7 +62,7 @@ class Session:
         self.unchecked_best = settings.keep_best  # until the names of the metrics are known
         self.lock = None
         try:
-            self.processes.first(self._lock)
+            self.processes.first(self._lock, takes_long=True)
             if validated is not None:
                 self._check_keep_best(validated, "the validation")
         except UserError:
@@ -163,7 +163,7 @@ class Session:
     def after_epoch(self, epoch, numbers, validation=None):
         """Write the epoch's checkpoint with the metrics of training and validation; delete what it replaces."""
         self._save(epoch, epoch + 1, 0, numbers=numbers, validation=validation)
-        self.processes.first(lambda: self._clear_away(epoch))
+        self.processes.first(lambda: self._clear_away(epoch), takes_long=True)
         self.graph.write_data(self.parent)
 
     def _clear_away(self, newest):
@@ -199,7 +199,7 @@ class Session:
 
     def _save(self, name, epoch, batch, **counted):
         agreement.reach(self.graph, f"at epoch {epoch}, batch {batch}")
-        self.processes.first(lambda: self._write(name, epoch, batch, **counted))
+        self.processes.first(lambda: self._write(name, epoch, batch, **counted), takes_long=True)
 
     def _write(self, name, epoch, batch, numbers=None, validation=None, so_far=None):
         metrics = {**(numbers or {}), **(validation or {})}

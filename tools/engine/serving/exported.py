@@ -42,7 +42,7 @@ class ExportedModel(EvaluationGraph):
             )
         self.predictor = self.table = self.counter = None
         self.takes_several = False  # whether the predictor was opened for batches of several examples
-        self.model_s = 0.0
+        self.model_s, self.opened_at = 0.0, time.perf_counter()
 
     def check_encoding(self, found):
         """Raise UserError if the reader's inputs are encoded by other files than the training's."""
