@@ -6,13 +6,15 @@ order does is far above what twenty steps make of that.
 
 import json
 import re
+import signal
+import time
 
 import numpy as np
 import paddle
 import pytest
 
 from support import ROOT, several
-from support.toolbox import run_tool, small_data
+from support.toolbox import assert_refused, run_tool, small_data
 
 PACKAGE = ROOT / "tests" / "several" / "config.yaml"
 PIR = int(paddle.__version__.split(".")[0]) >= 3
@@ -31,58 +33,58 @@ CASES = {
     "top k": ["gate=top_k", "balance_weight=1", *ADAM],
     "uncertainty": ["task_balance=uncertainty", "optimizer.weight_decay=0.01"],
 }
-DEAREST = "per example, batch norm"  # to compile takes long, and so do four processes on two cores
 ROUNDING = 1e-9  # relative, of float64, after twenty steps; wrong averages were seen to give 1e-3 and more
-pytestmark = pytest.mark.xdist_group("several")
+RUNS = [("dynamic", 2, [*CASES]), ("dynamic", 4, ["per example, batch norm"])]  # (graph, processes, cases)
+if PIR:
+    RUNS += [
+        ("static", 2, ["batch norm", "settled, batch norm", "adam, settled", "per example, group norm"]),
+        ("static", 4, ["per example, batch norm"]),
+        ("to_static", 2, ["per example, batch norm"]),
+    ]
+# bytes: two linear layers, and the norm's scale and shift
+EXPERT = ((6 + 3) * 8 + 8 + 8 * 2 + 8 * 6 + 6) * 8
 
 
-def commands(number):
-    """By case: the training of it, with the folder it writes to."""
-    found = {}
-    for graph, (tool, keys) in GRAPHS.items():
-        for case, hyper in CASES.items():
-            if (case != DEAREST and (graph == "to_static" or number == 4)) or (graph, number) == ("to_static", 4):
-                continue
-            overrides = [*keys, f"runner.model_save_path={graph} {case}".replace(" ", "_")]
-            overrides += [f"hyper_parameters.{key}" for key in hyper]
-            found[graph, case] = (tool, ["-m", PACKAGE, "-o", *overrides])
-    return found
+@pytest.mark.parametrize("graph,number,cases", RUNS, ids=[f"{graph} {number}" for graph, number, _ in RUNS])
+def test_several_processes_train_what_one_does(graph, number, cases, tmp_path):
+    runs, logs = {1: tmp_path / "one", number: tmp_path / "several"}, {}
+    for processes, folder in runs.items():
+        folder.mkdir()
+        codes, logs[processes] = several.run(processes, [command(graph, case) for case in cases], folder)
+        assert codes == [0] * processes, logs
+    for case in cases:
+        alone, numbers = saved(runs[1] / case)
+        together, of_all = saved(runs[number] / case)
+        for name, value in alone.items():
+            message = f"{case}: {name}"
+            np.testing.assert_allclose(together[name], value, rtol=ROUNDING, atol=ROUNDING, err_msg=message)
+        assert of_all == pytest.approx(numbers, rel=1e-6, nan_ok=True)  # experts_used is in float32
+    check_logs(logs[1][0], logs[number])
+    if "settled, batch norm" in cases:
+        check_traffic(runs[number])
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """Number of processes -> the folder in which the cases have been trained by so many."""
-    folders = {}
-    for number in (1, 2, 4):
-        folders[number] = tmp_path_factory.mktemp(f"of{number}")
-        codes, logs = several.run(number, commands(number).values(), folders[number])
-        assert codes == [0] * number, logs
-    return folders
+def command(graph, case):
+    tool, keys = GRAPHS[graph]
+    keys = [*keys, f"runner.model_save_path={case}", f"runner.log_json={case}.json"]
+    return tool, ["-m", PACKAGE, "-o", *keys, *(f"hyper_parameters.{key}" for key in CASES[case])]
 
 
-def weights(folder, graph, case):
-    saved = folder / f"{graph} {case}".replace(" ", "_") / "0"
-    manifest = json.loads((saved / "manifest.json").read_text())
-    path = next(saved.glob("*.pdparams"))
-    return {name: np.asarray(value) for name, value in paddle.load(str(path)).items()}, manifest["numbers"]
+def saved(run):
+    """(weights by name, metrics) of the first epoch."""
+    manifest = json.loads((run / "0" / "manifest.json").read_text())
+    weights = paddle.load(str(next((run / "0").glob("*.pdparams"))))
+    return {name: np.asarray(value) for name, value in weights.items()}, manifest["numbers"]
 
 
-@pytest.mark.parametrize("number", [2, 4])
-@pytest.mark.parametrize("graph,case", commands(1))
-def test_several_processes_train_what_one_does(trained, graph, case, number):
-    if (graph, case) not in commands(number):
-        pytest.skip("tried with two processes")
-    alone, numbers = weights(trained[1], graph, case)
-    together, of_all = weights(trained[number], graph, case)
-    for name, value in alone.items():
-        np.testing.assert_allclose(together[name], value, rtol=ROUNDING, atol=ROUNDING, err_msg=name)
-    assert of_all == pytest.approx(numbers, rel=1e-6, nan_ok=True)  # experts_used is in float32
-
-
-def test_some_experts_are_skipped_where_gates_have_settled(trained):
-    for graph in GRAPHS:
-        if graph != "to_static":
-            assert weights(trained[2], graph, "settled, batch norm")[1]["experts_used"] < 4
+def check_logs(alone, together):
+    """The first process logs the numbers of all, the others nothing."""
+    first, *others = together
+    assert len(lines(alone)) == len(lines(first)) > 4
+    for one, of_all in zip(lines(alone), lines(first)):
+        numbers = [re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", line) for line in (one, of_all)]
+        assert np.allclose(*(np.array(found, float) for found in numbers), rtol=1e-5, atol=2e-6), (one, of_all)
+    assert "INFO" not in "".join(others) and "error" not in "".join(others)
 
 
 def lines(log):
@@ -91,15 +93,16 @@ def lines(log):
     return [re.sub(r"avg_reader_cost.*|epoch time.*", "", line) for line in found]
 
 
-def test_the_first_process_logs_the_numbers_of_all_and_the_others_nothing(trained):
-    alone, (first, *others) = (
-        [path.read_text() for path in sorted(trained[number].glob("*.log"))] for number in (1, 2)
-    )
-    assert len(lines(alone[0])) == len(lines(first)) > 20
-    for one, of_all in zip(lines(alone[0]), lines(first)):
-        numbers = [re.findall(r"-?\d+\.?\d*(?:e-?\d+)?", line) for line in (one, of_all)]
-        assert np.allclose(*(np.array(found, float) for found in numbers), rtol=1e-5, atol=2e-6), (one, of_all)
-    assert "INFO" not in others[0] and "error" not in others[0]
+def check_traffic(folder):
+    """The gradients of experts that no gate needs are not sent."""
+    dense, settled = (intervals(folder / f"{case}.json") for case in ("batch norm", "settled, batch norm"))
+    assert dense[0]["sent_bytes"] == dense[-1]["sent_bytes"] > 4 * EXPERT
+    used = settled[-1]["numbers"]["experts_used"]
+    assert used < 4 and settled[0]["sent_bytes"] - settled[-1]["sent_bytes"] == (4 - used) * EXPERT
+
+
+def intervals(journal):
+    return [record for record in map(json.loads, journal.read_text().splitlines()) if record["event"] == "interval"]
 
 
 EVALUATION = ["runner.infer_batch_size=64", "runner.print_interval=4", "runner.infer_load_path=saved"]
@@ -137,3 +140,151 @@ def test_an_evaluation_by_several_is_that_of_one_to_the_digit(evaluated):
 def test_predictions_by_several_are_the_same_bytes(evaluated):
     assert evaluated[1][2][0] == evaluated[3][2][0]
     assert evaluated[1][2][1] == evaluated[3][2][1]
+
+
+# ------------------------------------------------------------------------------------- failure
+
+
+def faulty(folder, fault):
+    """A package whose reader does ``fault`` for batch 6 of the second process: its command line."""
+    (folder / "faulty_reader.py").write_text(
+        "import os, time\nimport numpy as np\nimport exact_reader\n"
+        "class RecDataset(exact_reader.RecDataset):\n"
+        "    count = 0\n"
+        "    def gather(self, indices):\n"
+        "        self.count += 1\n"
+        "        arrays = super().gather(indices)\n"
+        f"        if self.count == 7 and os.environ['PADDLE_TRAINER_ID'] == '1':\n            {fault}\n"
+        "        return arrays\n"
+    )
+    for name in ("config.yaml", "exact_reader.py"):
+        (folder / name).write_bytes((PACKAGE.parent / name).read_bytes())
+    return [
+        "-m",
+        folder / "config.yaml",
+        "-o",
+        "runner.train_reader_path=faulty_reader",
+        "runner.model_save_path=saved",
+    ]
+
+
+TOOLS = sorted({tool for tool, _ in GRAPHS.values()})
+
+
+def test_a_mistake_in_one_process_ends_all_and_is_named(tmp_path):
+    arguments = faulty(tmp_path, "raise ValueError('row 12 is broken')")
+    codes, logs = several.run(2, [("trainer", arguments)], tmp_path)
+    assert codes == [75, 2]
+    assert "row 12 is broken" in logs[1] and "Traceback" not in "".join(logs)
+    assert re.search("error: process 1 .* has ended: .*row 12 is broken", logs[0])
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_is_killed_ends_the_job_and_is_named(rank, tmp_path):
+    job = several.Job(
+        2, [("trainer", ["-m", PACKAGE, "-o", "runner.epochs=1000", "runner.model_save_path=saved"])], tmp_path
+    )
+    wait_for(job.logs[0], "epoch: 1 ")
+    job.signal(rank, signal.SIGKILL)
+    began = time.monotonic()
+    codes, logs = job.wait()
+    assert codes[rank] == -9 and codes[1 - rank] == 75 and time.monotonic() - began < 20
+    assert f"error: process {rank}" in logs[1 - rank] and "Traceback" not in logs[1 - rank]
+
+
+def wait_for(log, words):
+    until = time.monotonic() + 120
+    while not (log.exists() and words in log.read_text()):
+        assert time.monotonic() < until, log.read_text()
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_value_that_is_not_finite_in_one_process_is_undone_in_all(tool, tmp_path):
+    arguments = faulty(tmp_path, "arrays[0] = arrays[0] * np.nan")
+    undoing = [*arguments, "runner.skip_not_finite=1", "runner.epochs=2"]
+    codes, logs = several.run(2, [(tool, undoing), (tool, arguments)], tmp_path)
+    assert codes == [2, 2]
+    for rank, words in enumerate(("on another process", "loss")):
+        assert re.search(f"epoch 0, batch 6: .*{words}.* The step is undone", logs[rank])
+        assert re.search(f"error: epoch 0, batch 6: .*{words}", logs[rank])
+    assert "epoch: 1 done" in logs[0]
+    assert "had other values" not in "".join(logs)  # all undid the same
+
+
+# ------------------------------------------------------------------------------ signals, resuming
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_signal_to_one_process_saves_once_and_the_save_resumes_to_the_same_bits(tool, tmp_path):
+    common = ["-m", PACKAGE, "-o", "runner.epochs=6", "hyper_parameters.expert_dropout=0.2"]
+    whole = several.run(2, [(tool, [*common, "runner.model_save_path=whole"])], tmp_path)
+    assert whole[0] == [0, 0]
+    (tmp_path / "process0.of2.log").unlink()
+    stopped = [*common, "runner.model_save_path=stopped"]
+    job = several.Job(2, [(tool, stopped)], tmp_path)
+    wait_for(job.logs[0], "epoch: 1, batch_id: 7")
+    job.signal(1, signal.SIGTERM)
+    codes, logs = job.wait()
+    assert codes == [143, 143] and logs[0].count("Already save model in stopped/last_step") == 1, logs
+    codes, logs = several.run(2, [(tool, [*stopped, "runner.resume=auto"])], tmp_path)
+    assert codes == [0, 0], logs
+    for name in ("5/manifest.json",):
+        first, second = (json.loads((tmp_path / run / name).read_text()) for run in ("whole", "stopped"))
+        assert first["numbers"] == second["numbers"]
+    for path in sorted((tmp_path / "whole" / "5").glob("*.pd*")):
+        if path.suffix in (".pdparams", ".pdopt"):
+            first, second = (paddle.load(str(tmp_path / run / "5" / path.name)) for run in ("whole", "stopped"))
+            assert all(np.array_equal(first[key], second[key]) for key in first if hasattr(first[key], "shape"))
+    process = run_tool(tool, *common[1:2], *stopped[3:], "runner.resume=stopped/4", cwd=tmp_path)
+    assert process.returncode == 0 and "had 2 processes and has 1 now" in process.stderr, process.stderr
+
+
+def test_the_launcher_ends_the_job_after_a_save(tmp_path):
+    """SIGTERM to Paddle's launcher, which passes it on."""
+    config = ["-m", PACKAGE, "-o", "runner.epochs=1000", "runner.model_save_path=saved"]
+    launcher = several.launch(2, "trainer", config, tmp_path)
+    log = tmp_path / "log" / "workerlog.0"
+    wait_for(log, "epoch: 1 ")
+    launcher.send_signal(signal.SIGTERM)
+    assert launcher.wait(60) != 0
+    text = log.read_text()
+    assert text.count("Already save model in saved/last_step") == 1 and "stopped by SIGTERM" in text
+    assert "error" not in (tmp_path / "log" / "workerlog.1").read_text()
+
+
+# -------------------------------------------------------------------------------- what is refused
+
+ONE_OF_TWO = {
+    "PADDLE_TRAINERS_NUM": "2", "PADDLE_TRAINER_ID": "1", "PADDLE_CURRENT_ENDPOINT": "127.0.0.1:9",
+    "PADDLE_TRAINER_ENDPOINTS": "127.0.0.1:8,127.0.0.1:9",
+}  # fmt: skip
+REFUSED = {
+    "no rank": ("trainer", {"PADDLE_TRAINERS_NUM": "2"}, [], ["PADDLE_TRAINER_ID", "paddle.distributed.launch"]),
+    "no number": ("trainer", {"PADDLE_TRAINERS_NUM": "two"}, [], ["PADDLE_TRAINERS_NUM", "two"]),
+    "rank too great": ("infer", {**ONE_OF_TWO, "PADDLE_TRAINER_ID": "2"}, [], ["PADDLE_TRAINER_ID is 2"]),
+    "export": ("export", ONE_OF_TWO, [], ["export.py works in one process"]),
+    "not together": ("trainer", ONE_OF_TWO, ["runner.use_fleet=false"], ["runner.use_fleet", "2 processes"]),
+    "servers": ("trainer", {"PADDLE_PSERVERS_IP_PORT_LIST": "127.0.0.1:7"}, [], ["parameter servers", "--servers"]),
+    "nobody comes": (
+        "trainer",
+        ONE_OF_TWO,
+        ["runner.processes_timeout=3"],
+        ["cannot be reached at 127.0.0.1:8"],
+    ),
+}
+
+
+@pytest.mark.parametrize("tool,environment,overrides,words", REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_done_is_one_message(tool, environment, overrides, words, tmp_path):
+    process = run_tool(tool, PACKAGE, *overrides, cwd=tmp_path, env=environment)
+    if "cannot be reached" in words[0]:
+        assert process.returncode == 75 and words[0] in process.stderr.splitlines()[-1]
+    else:
+        assert_refused(process, *words)
+
+
+@pytest.mark.skipif(PIR, reason="it trains")
+def test_the_static_graph_of_paddle_2_is_refused(tmp_path):
+    codes, logs = several.run(2, [("static_trainer", ["-m", PACKAGE])], tmp_path)
+    assert codes == [2, 2] and "PIR" in logs[0]

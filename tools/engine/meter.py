@@ -174,6 +174,7 @@ class Meter:
             "interval", epoch=epoch, batch=batch_id, numbers=numbers, examples=costs.examples,
             epoch_examples=costs.seen, reader_s=costs.reader_s, batch_s=costs.batch_s,
             examples_per_s=costs.examples_per_s, status=status,
+            **({"sent_bytes": source.sent_bytes} if self.trains and self.processes.number > 1 else {}),
         )  # fmt: skip
         self._begin_interval()
 

@@ -9,12 +9,12 @@ import contextlib
 import io
 import os
 import signal
-import sys
 import threading
 import time
 from dataclasses import dataclass, field
 
 from engine.errors import Lost, Stopped, UserError
+from engine.meeting import meet
 from engine.shared import load
 from engine.watch import SILENT, Watch
 
@@ -79,26 +79,11 @@ class Several(Alone):
     def __init__(self, rank, number, timeout):
         super().__init__(rank, number)
         self.timeout, self.waits = timeout, 0
-        with self._ending_unless_all_start():
-            self.watch = Watch(_connect(), rank, number)
-        self.gathered = load("processes").gathered
-
-    @contextlib.contextmanager
-    def _ending_unless_all_start(self):
-        """End this process if the others have not started in time: Paddle itself waits for ever."""
-
-        def give_up():
-            print(f"error: not all {self.number} processes started within {self.timeout} s.", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(Lost.code)
-
-        timer = threading.Timer(self.timeout, give_up)
-        timer.daemon = True
-        timer.start()
-        try:
-            yield
-        finally:
-            timer.cancel()
+        reductions = load("processes")
+        if reductions.number() == 1:  # else an earlier run in this process has connected it
+            meet(rank, number, _address(), timeout)
+        self.watch = Watch(_connect(), rank, number)
+        self.gathered = reductions.gathered
 
     def gather(self, value):
         with self._naming_the_lost():
@@ -228,6 +213,14 @@ def _pass_over_signals():
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+def _address():
+    """Where Paddle's store will be: "host:port" of the first process."""
+    host, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
+    if host and port:
+        return f"{host}:{port}"
+    return os.environ.get("PADDLE_MASTER") or os.environ["PADDLE_TRAINER_ENDPOINTS"].split(",")[0]
 
 
 def _connect():

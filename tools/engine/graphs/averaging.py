@@ -38,7 +38,7 @@ class EagerAverage:
         self.parameters = [p for p in network.parameters() if not p.stop_gradient]
         self.statistics = [t for t in network.state_dict().values() if t.stop_gradient and is_float(t)]
         self.expert_of = _expert_of(facts)
-        self.bytes_sent = 0  # of floats, in the last step
+        self.sent_bytes = 0  # what this process gave for the last reduction
 
     @paddle.no_grad()
     def __call__(self, rows, wrong=None):
@@ -82,13 +82,13 @@ class EagerAverage:
         }  # fmt: skip
 
     def _average(self, parameters, rows):
-        self.bytes_sent = 0
+        self.sent_bytes = 0
         for dtype in sorted({str(t.dtype) for t in [*parameters, *self.statistics]}):
             chosen = [p for p in parameters if str(p.dtype) == dtype]
             fixed = [t for t in self.statistics if str(t.dtype) == dtype]
             flat = paddle.concat([paddle.flatten(t) for t in [*(p.grad for p in chosen), *fixed]])
             flat = _averaged(paddle.cast(flat, _sum_dtype(flat)), paddle.to_tensor([rows]))
-            self.bytes_sent += flat.size * flat.element_size()
+            self.sent_bytes += flat.size * flat.element_size()
             flat = paddle.cast(flat, dtype.rpartition(".")[-1])
             shapes = [t.shape for t in [*chosen, *fixed]]
             parts = paddle.split(flat, [int(np.prod(shape)) for shape in shapes])
@@ -148,8 +148,8 @@ class ProgramAverage:
 
     Attributes:
         told: a feed, [1]: 1 if this process has been told to stop.
-        known: a variable, [2]: how many processes have been told to stop, and how many have a value that is not finite.
-        bytes_sent: a variable, [1]: bytes of floats that this process sends in a step.
+        known: a variable, [3]: above 0 if a process has been told to stop; above 0 if one has a value that is not
+            finite; the bytes of what a process gives for the reduction.
     """
 
     def __init__(self, processes, find_facts, feeds, printed):
@@ -159,7 +159,7 @@ class ProgramAverage:
                 "without FLAGS_enable_pir_api=0; or tools/trainer.py."
             )
         self.processes, self.find_facts, self.feeds, self.printed = processes, find_facts, feeds, printed
-        self.told = self.known = self.bytes_sent = None
+        self.told = self.known = None
 
     @contextlib.contextmanager
     def in_optimizers(self):
@@ -205,11 +205,11 @@ class ProgramAverage:
         sizes = [int(np.prod(part.shape)) for part in parts]
         parts += [] if experts is None else [experts.packed()]
         flat = paddle.concat([paddle.cast(paddle.reshape(part, [-1]), dtype) for part in parts])
-        self.bytes_sent = paddle.cast(paddle.shape(flat), "float32") * np.dtype(dtype).itemsize
+        sent = paddle.cast(paddle.shape(flat), dtype) * float(np.dtype(dtype).itemsize)
         flat = _averaged(flat, paddle.shape(self.feeds[0])[:1])
         ends = np.cumsum(sizes).tolist()
         means = [flat[begin:end] for begin, end in zip([0, *ends], ends)]
-        self.known = paddle.concat(means[:2])
+        self.known = paddle.concat([*means[:2], sent])
         averaged = {} if experts is None else experts.unpack(flat[ends[-1] :])
         for tensor, mean in zip(statistics, means[2:]):
             paddle.assign(_like(mean, tensor), output=tensor)

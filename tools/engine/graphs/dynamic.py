@@ -82,7 +82,8 @@ class DynamicGraph(Graph):
         finite.check(gradients, "the gradient of {names} is not finite")
         self.optimizer.step()
         self._advance_schedule("batch")
-        return Step(tensors or {}, self.metrics, self.status), 0 if isinstance(batch, Copy) else len(batch[0])
+        step = Step(tensors or {}, self.metrics, self.status, self.average.sent_bytes if self.average else 0)
+        return step, 0 if isinstance(batch, Copy) else len(batch[0])
 
     def snapshot(self):
         # The optimizer's moments are not in it: a step that raises NotFinite ends before they change.

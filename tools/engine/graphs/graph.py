@@ -20,11 +20,13 @@ class Step:
         tensors: name -> tensor or array, to print.
         metrics: function () -> the metrics so far, name -> float. Called only when a line is due.
         status: function () -> what the package says of the network. Likewise.
+        sent_bytes: what this process gave for the average of gradients over several processes.
     """
 
     tensors: dict
     metrics: Callable
     status: Callable = dict
+    sent_bytes: int = 0
 
 
 class EvaluationGraph(abc.ABC):

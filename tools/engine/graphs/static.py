@@ -150,6 +150,7 @@ class StaticGraph(Graph):
     def _execute(self, batch):
         """(Step, number of examples, function that counts the batch for the epoch)."""
         feed = self._feed(batch)
+        sent_bytes = 0
         if self.average:
             feed["told_to_stop"] = np.asarray([self.processes.is_told_to_stop], "float32")
         fetches = [*self.fetches.values(), *self.observed.values(), *([self.finite[0]] if self.finite else [])]
@@ -158,7 +159,8 @@ class StaticGraph(Graph):
             values = self.executor.run(self.to_run, feed=feed, fetch_list=fetches, scope=self.scope)
         values = [np.asarray(value) for value in values]
         if self.average:
-            self.processes.must_stop, self.is_wrong_elsewhere = (bool(x) for x in values.pop() > 0)
+            stop, wrong, sent_bytes = values.pop().tolist()
+            self.processes.must_stop, self.is_wrong_elsewhere = stop > 0, wrong > 0
         if self.finite:
             self.finite_now = {name for name, is_finite in zip(self.finite[1], values.pop()) if is_finite}
         fetched, observed = values[: len(self.fetches)], dict(zip(self.observed, values[len(self.fetches) :]))
@@ -166,12 +168,13 @@ class StaticGraph(Graph):
         examples = 0 if isinstance(batch, Copy) else len(feed[self.feed_names[0]])
 
         def count():
-            if self.observed and examples:
-                self.model.update_metrics(self.metrics_list, observed, batch)
+            if self.observed:
+                with self._counted_once(batch):
+                    self.model.update_metrics(self.metrics_list, observed, batch)
             if self.settings.use_save_data:
                 self.saved_data.append(fetched)
 
-        return Step(dict(zip(self.fetches, fetched)), self.metrics, self.status), examples, count
+        return Step(dict(zip(self.fetches, fetched)), self.metrics, self.status, int(sent_bytes)), examples, count
 
     def _feed(self, batch):
         if isinstance(batch, (list, tuple)) and len(batch) == 1 and isinstance(batch[0], dict):
