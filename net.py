@@ -306,14 +306,13 @@ class Gate(nn.Layer):
             a mean; to be replaced where a batch is spread over several processes.
     """
 
-    mean_of_rows: Callable = staticmethod(lambda x: paddle.mean(x, axis=0))
-
     def __init__(self, expert_num: int, feature_size: int = 0) -> None:
         super().__init__()
         _check_whole("expert_num", expert_num, 1)
         _check_whole("feature_size", feature_size, 0)
         self.expert_num, self.feature_size = expert_num, feature_size
         self.per_example = feature_size > 0
+        self.mean_of_rows: Callable = _mean_of_rows
 
     def forward(self, features: Optional[Tensor] = None) -> tuple[Tensor, Any]:
         """The experts' weights.
@@ -351,6 +350,10 @@ class Gate(nn.Layer):
         if features is None:
             raise ValueError(f"{self!r} needs features [B, {self.feature_size}], but got none")
         _check_shape("features", features, -1, self.feature_size)
+
+
+def _mean_of_rows(x):
+    return paddle.mean(x, axis=0)
 
 
 class DSelectKGate(Gate):
@@ -514,7 +517,7 @@ class TopKGate(Gate):
 
     def penalties(self, state: Any) -> dict[str, Tensor]:
         weights, chosen = state
-        mean = self.mean_of_rows if self.training else Gate.mean_of_rows
+        mean = self.mean_of_rows if self.training else _mean_of_rows
         terms = [_squared_variation(mean(weights))]
         if chosen is not None:
             terms.append(_squared_variation(mean(chosen)))

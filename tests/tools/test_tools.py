@@ -177,7 +177,6 @@ MISTAKES = {
     "bad value, static": ("static_infer", ["hyper_parameters.gamma=0"], CONFIG, ["hyper_parameters.gamma", "0"]),
     "no data, static": ("static_infer", ["runner.test_data_dir=nowhere"], CONFIG, ["test_data_dir", GET_DATA]),
     "no equals sign": ("trainer", ["runner.epochs"], CONFIG, ["-o runner.epochs"]),
-    "fleet": ("trainer", ["runner.use_fleet=true"], CONFIG, ["runner.use_fleet"]),
     "other reader type": ("static_trainer", ["runner.reader_type=QueueDataset"], CONFIG, ["reader_type"]),
     "wrong task number": ("static_trainer", THREE_TASKS, CONFIG, ["items", "label3"]),
     "wrong task number, dynamic": ("trainer", THREE_TASKS, CONFIG, ["2 labels", "task_num"]),
@@ -243,12 +242,3 @@ def test_print_config_gives_a_config_that_says_where_each_value_is_from(tmp_path
     copy_model(tmp_path)
     cli.main("static_trainer", ["-m", str(tmp_path / "again.yaml"), "--print-config"])
     assert yaml.safe_load(capsys.readouterr().out) == written
-
-
-@pytest.mark.parametrize("tool", ["trainer", "static_infer"])
-def test_one_of_several_processes_is_refused(tool, data, tmp_path, monkeypatch):
-    """As `python -m paddle.distributed.launch` starts them: each would save over the others."""
-    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
-    process = run_here(tool, CONFIG, *data, cwd=tmp_path)
-    assert_refused(process, "one of 2 processes", "paddle.distributed.launch")
-    assert not list(tmp_path.iterdir())

@@ -46,7 +46,7 @@ class EagerAverage:
 
         Args:
             rows: of this process.
-            wrong: NotFinite of this process's forward pass, which had no backward pass; or None.
+            wrong: NotFinite of this process's forward pass; or None.
         Raises:
             NotFinite: ``wrong``, or that another process has one.
         """
@@ -73,7 +73,7 @@ class EagerAverage:
         told = [self.processes.is_told_to_stop, wrong is not None, *has_gradient]
         in_use = getattr(self.facts, "experts_in_use", None)
         if in_use is not None:
-            told += (in_use.numpy() > 0).tolist() if wrong is None else [False] * in_use.shape[0]
+            told += (in_use.numpy() > 0).tolist()
         told = reductions.greatest(paddle.to_tensor(np.asarray(told, "int32"))).numpy() > 0
         self.processes.must_stop = bool(told[STOP])
         end = 2 + len(has_gradient)

@@ -71,11 +71,11 @@ class DynamicGraph(Graph):
         wrong = None
         try:
             finite.check_scalars({"loss": loss, **(tensors or {})})
-            loss.backward()
         except NotFinite as error:
             if self.average is None:
                 raise
-            wrong = error  # the others must hear of it
+            wrong = error  # the others must hear of it, and may wait for this one in the backward pass
+        loss.backward()
         if self.average is not None:
             self.average(len(batch[0]), wrong)
         gradients = ((name, parameter.grad) for name, parameter in self.trained if parameter.grad is not None)
