@@ -116,6 +116,8 @@ def evaluated(tmp_path_factory):
     config = ROOT / "config.yaml"
     keys = [*data, "runner.epochs=1", "runner.model_save_path=saved", "hyper_parameters.expert_num=3"]
     assert run_tool("trainer", config, *keys, cwd=folder).returncode == 0
+    exporting = [*data, "runner.infer_load_path=saved", "runner.export_path=exported", "hyper_parameters.expert_num=3"]
+    assert run_tool("export", config, *exporting, cwd=folder).returncode == 0
     found = {}
     for number in (1, 3):
         runs = [("infer", [*EVALUATION, "runner.infer_end_epoch=1", "hyper_parameters.expert_num=3"])]
@@ -123,7 +125,7 @@ def evaluated(tmp_path_factory):
             runs.append(("static_infer", [*runs[0][1], "runner.use_save_data=true"]))
         for kind in ("csv", "npz"):
             path = f"runner.predict_path=by{number}.{kind}"
-            runs.append(("predict", [path, f"runner.export_path={ROOT / 'data' / 'model'}", EVALUATION[0]]))
+            runs.append(("predict", [path, "runner.export_path=exported", EVALUATION[0]]))
         runs = [(tool, ["-m", config, "-o", *data, *overrides]) for tool, overrides in runs]
         codes, logs = several.run(number, runs, folder)
         assert codes == [0] * number, logs

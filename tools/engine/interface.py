@@ -101,8 +101,10 @@ class OptionalOfModel:
     # that describe the network, not a batch: an epoch's is the one at its end), uses_all_cores (whether the network's
     # operators run on all cores in training: then a program runs them one after another, and to_static: auto compiles
     # nothing), and finite_parameters (of a static program in training, pair: a variable, of which an element is 0 if a
-    # parameter is not finite after a step, and the parameters' names). Called with the network in the dynamic graph,
-    # without arguments in the static one.
+    # parameter is not finite after a step, and the parameters' names). For several processes: expert_parameters (by
+    # expert, the names of its parameters) and experts_in_use (of the training step, a tensor or variable: by expert, 0
+    # if its gradients are zero), and reduces_within (the network itself reduces over the processes). Called with the
+    # network in the dynamic graph, without arguments in the static one.
     network_facts: Optional[Callable] = None
     # printed name -> whether higher is better, for keep_best, patience and best. Objects of create_metrics may have an
     # attribute of this name instead. Paddle's metrics and names that begin with loss need none; the rest is guessed.

@@ -137,6 +137,15 @@ def _expert_of(facts):
 # ----------------------------------------------------------------------------------- static graph
 
 
+def check_programs():
+    """Raise UserError if the programs of this Paddle cannot reduce over processes."""
+    if not paddle.framework.use_pir_api():
+        raise UserError(
+            "several processes need programs of PIR for the static graph and for runner.to_static: use paddlepaddle "
+            "3.1.1 or later, without FLAGS_enable_pir_api=0; or tools/trainer.py with runner.to_static: false."
+        )
+
+
 class ProgramAverage:
     """Puts the averaging into a training program, between its backward pass and the optimizer's update.
 
@@ -153,11 +162,6 @@ class ProgramAverage:
     """
 
     def __init__(self, processes, find_facts, feeds, printed):
-        if not paddle.framework.in_pir_mode():
-            raise UserError(
-                "several processes train the static graph with PIR programs only: use paddlepaddle 3.1.1 or later, "
-                "without FLAGS_enable_pir_api=0; or tools/trainer.py."
-            )
         self.processes, self.find_facts, self.feeds, self.printed = processes, find_facts, feeds, printed
         self.told = self.known = None
 

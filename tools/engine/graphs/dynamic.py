@@ -11,7 +11,7 @@ import paddle
 from engine.checkpoints import compatibility, manifests, weight_files
 from engine.errors import NotFinite, user_errors
 from engine.graphs import finite, metric_state
-from engine.graphs.averaging import EagerAverage
+from engine.graphs.averaging import EagerAverage, check_programs
 from engine.graphs.graph import Graph, Step
 from engine.interface import offered
 from engine.spread import Copy
@@ -179,10 +179,12 @@ class DynamicGraph(Graph):
 
 def _is_to_be_compiled(settings, place, facts):
     """``runner.to_static``; auto: where it was measured to be faster, in PIR's programs on a CPU of many operators."""
+    reduces = settings.processes.number > 1 and getattr(facts, "reduces_within", False)
     if settings.to_static != "auto":
+        if settings.to_static and reduces:
+            check_programs()
         return settings.to_static
     if not paddle.framework.use_pir_api() or not isinstance(place, paddle.CPUPlace):
         return False
     # where a reduction within a compiled network fails, Paddle aborts the process instead of raising (3.3.1)
-    fails_badly = settings.processes.number > 1 and getattr(facts, "reduces_within", False)
-    return not getattr(facts, "uses_all_cores", False) and not fails_badly
+    return not getattr(facts, "uses_all_cores", False) and not reduces

@@ -14,7 +14,7 @@ from paddle.base.data_feeder import convert_dtype
 from engine.checkpoints import compatibility, folders, manifests, weight_files
 from engine.errors import NotFinite, UserError, user_errors
 from engine.graphs import executor, finite, programs
-from engine.graphs.averaging import ELSEWHERE, ProgramAverage
+from engine.graphs.averaging import ELSEWHERE, ProgramAverage, check_programs
 from engine.graphs.graph import Graph, Step
 from engine.interface import offered
 from engine.seeds import random_states_kept
@@ -49,6 +49,8 @@ class StaticGraph(Graph):
             self.finite = getattr(self.facts(), "finite_parameters", None)
 
     def _build(self):
+        if self.job == "train" and self.processes.number > 1:
+            check_programs()
         with user_errors(self.config["yaml_path"]):
             self.model = self.find_wrapper(self.package)(self.config)
             trains = self.job == "train"
