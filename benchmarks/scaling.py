@@ -18,6 +18,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / name) for name in ("", "tools", "scripts")]
 
 import machine_facts  # noqa: E402  (found by the line above)
+
 from support import several  # noqa: E402
 
 IMAGES, TABLE = ROOT / "config.yaml", ROOT / "examples" / "census" / "config.yaml"

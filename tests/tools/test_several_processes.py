@@ -125,7 +125,7 @@ def evaluated(tmp_path_factory):
             runs.append(("static_infer", [*runs[0][1], "runner.use_save_data=true"]))
         for kind in ("csv", "npz"):
             path = f"runner.predict_path=by{number}.{kind}"
-            runs.append(("predict", [path, "runner.export_path=exported", EVALUATION[0]]))
+            runs.append(("predict", [path, "runner.export_path=exported", "runner.predict_threads=1", EVALUATION[0]]))
         runs = [(tool, ["-m", config, "-o", *data, *overrides]) for tool, overrides in runs]
         codes, logs = several.run(number, runs, folder)
         assert codes == [0] * number, logs
