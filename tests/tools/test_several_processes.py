@@ -13,8 +13,9 @@ import numpy as np
 import paddle
 import pytest
 
+import make_vocabulary
 from support import ROOT, several
-from support.toolbox import assert_refused, run_tool, small_data
+from support.toolbox import assert_refused, run_script, run_tool, small_data
 
 PACKAGE = ROOT / "tests" / "several" / "config.yaml"
 PIR = int(paddle.__version__.split(".")[0]) >= 3
@@ -71,10 +72,11 @@ def command(graph, case):
 
 
 def saved(run):
-    """(weights by name, metrics) of the first epoch."""
+    """(weights by name, metrics of training and validation) of the first epoch."""
     manifest = json.loads((run / "0" / "manifest.json").read_text())
     weights = paddle.load(str(next((run / "0").glob("*.pdparams"))))
-    return {name: np.asarray(value) for name, value in weights.items()}, manifest["numbers"]
+    validation = {f"validation {name}": value for name, value in manifest["validation"].items()}
+    return {name: np.asarray(value) for name, value in weights.items()}, {**manifest["numbers"], **validation}
 
 
 def check_logs(alone, together):
@@ -103,6 +105,27 @@ def check_traffic(folder):
 
 def intervals(journal):
     return [record for record in map(json.loads, journal.read_text().splitlines()) if record["event"] == "interval"]
+
+
+def test_a_table_is_read_in_shares_and_every_row_comes_once_an_epoch(tmp_path):
+    rng = np.random.default_rng(2)
+    (tmp_path / "data").mkdir()
+    for part, rows in enumerate((400, 90, 11)):  # the parts go to the processes in turn
+        lines = [f"{rng.normal():.4f},{rng.choice(list('abc'))},{rng.integers(2)}" for _ in range(rows)]
+        (tmp_path / "data" / f"{part}.csv").write_text("x,kind,buys\n" + "\n".join(lines) + "\n")
+    options = ["--train", "data", "--dense", "x", "--sparse", "kind", "--labels", "buys", "--out", "vocabulary.json"]
+    assert run_script(make_vocabulary, *options, cwd=tmp_path).returncode == 0
+    (tmp_path / "table.yaml").write_text(
+        "runner: {train_data_dir: data, validation_data_dir: data, train_reader_path: tabular.reader, shuffle: true,\n"
+        "  infer_reader_path: tabular.reader, vocabulary: vocabulary.json, epochs: 2, train_batch_size: 32,\n"
+        "  infer_batch_size: 50, print_interval: 5, drop_last: false, log_json: log.json}\n"
+        "hyper_parameters: {tasks: [{kind: binary}], input: {dense_size: 1, vocabulary_sizes: [4]}, expert_num: 2}\n"
+    )
+    codes, logs = several.run(2, [("trainer", ["-m", "table.yaml"])], tmp_path)
+    assert codes == [0, 0], logs
+    records = [json.loads(line) for line in (tmp_path / "log.json").read_text().splitlines()]
+    examples = [record["examples"] for record in records if record["event"] in ("epoch", "validation")]
+    assert examples == [501] * 4
 
 
 EVALUATION = ["runner.infer_batch_size=64", "runner.print_interval=4", "runner.infer_load_path=saved"]
