@@ -8,7 +8,6 @@ All runs have the same batch, which the processes share out. ``dense``: gates in
 
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import sys
@@ -51,11 +50,12 @@ def measure(number, tool, config, hyper, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--processes", nargs="*", type=int, default=[1, 2, 4])
     args = parser.parse_args()
-    print(machine_facts.line() if hasattr(machine_facts, "line") else os.uname().machine)
+    facts = machine_facts.machine()
+    print(f"{facts['cpu']}, {facts['cores']} cores, load {facts['load']}, commit {machine_facts.commit('docs')}")
     print(f"{'case':20s} {'graph':8s} {'gates':8s} {'used':>4s}  " + "  ".join(f"{n:>20d}" for n in args.processes))
     for case in args.cases:
         config, keys = CASES[case]
