@@ -72,11 +72,12 @@ test-onnx: $(VENV)/onnx $(VENV26)/onnx  ## the tests of ONNX on both releases, w
 	$(VENV)/bin/python -m pytest tests/engine/test_export.py -k onnx
 	$(VENV26)/bin/python -m pytest tests/engine/test_export.py -k onnx
 
-stress: env  ## faults, kills and hostile files at length, some six minutes; the faults need strace
+stress: env  ## faults, kills and hostile files at length, some fifteen minutes; the faults need strace
 	$(VENV)/bin/python tests/stress/fuzz_data.py --files $(FUZZ)
 	$(VENV)/bin/python tests/stress/fuzz_files.py --files $(FUZZ)
 	$(VENV)/bin/python tests/stress/save_faults.py --resume-every 10
 	$(VENV)/bin/python tests/stress/kill_resume.py --trials $(KILLS)
+	$(VENV)/bin/python tests/stress/kill_one_of_several.py --kills $(KILLS)
 
 check: env  ## lint, format, types, and who may import whom
 	$(VENV)/bin/ruff check .

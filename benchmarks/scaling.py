@@ -1,6 +1,6 @@
 """Training by 1, 2 and 4 processes of one machine: examples a second, and bytes a step, in both graphs.
 
-    python benchmarks/scaling.py            # ten minutes; the machine idle
+    python benchmarks/scaling.py            # some ten minutes; the machine idle
 
 All runs have the same batch, which the processes share out. ``dense``: gates in their first steps, all experts in use.
 ``settled``: fixed gates, one expert for each task. ``local``: batch norm over each process's rows.
@@ -22,7 +22,7 @@ from support import several  # noqa: E402
 
 IMAGES, TABLE = ROOT / "config.yaml", ROOT / "examples" / "census" / "config.yaml"
 COMMON = [
-    "runner.epochs=6", "runner.train_batch_size=256", "runner.print_interval=5", "runner.progress=false",
+    "runner.epochs=3", "runner.train_batch_size=256", "runner.print_interval=5", "runner.progress=false",
     "hyper_parameters.optimizer.schedule=constant", "runner.resume=off",
 ]  # fmt: skip
 GATES = {"dense": ["gate=dselect_k", "entropy_weight=0"], "settled": ["gate=random", "top_k=1"]}

@@ -64,7 +64,14 @@ def _spread(network, hyper):
     """Have a network that several processes train compute what one process would."""
     for gate in network.gates:
         gate.mean_of_rows = processes.mean_of_rows
-    if hyper.sync_batch_norm and sync_norm.convert(network) and network.per_example:
+    if not hyper.sync_batch_norm or not sync_norm.convert(network):
+        return
+    LOG.info(
+        "batch norm is over the rows of all %d processes, without kernels (hyper_parameters.sync_batch_norm: false, or "
+        "another expert_norm, is faster)",
+        processes.number(),
+    )
+    if network.per_example:
         network.agree = processes.greatest  # the experts' norms reduce: all processes must run the same experts
 
 

@@ -27,6 +27,8 @@ def other_values(key):
         return [choice for choice in key.choices if choice not in (key.default, True)]  # true may be refused here
     if key.type in (int, float):
         return [key.default + 1 if key.type is int else 0.5 if key.default != 0.5 else 0.25]
+    if key.type is bool:
+        return [not key.default]
     if key.type == "sizes":
         return [[size + 1 for size in key.default] or [3]]
     return [{"weights": [1.0, 2.0], "mappings": [{"classes": 11}, {"kind": "binary"}]}[key.type]]

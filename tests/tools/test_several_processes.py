@@ -32,6 +32,7 @@ CASES = {
     "per example, group norm": ["gate=dselect_k_per_example", "expert_norm=group"],
     "per example, batch norm": ["gate=dselect_k_per_example"],
     "top k": ["gate=top_k", "balance_weight=1", *ADAM],
+    "sparse gradients": ["optimizer.class=lazy_adam", "optimizer.learning_rate=0.01", "expert_norm=none"],
     "uncertainty": ["task_balance=uncertainty", "optimizer.weight_decay=0.01"],
 }
 ROUNDING = 1e-9  # relative, of float64, after twenty steps; wrong averages were seen to give 1e-3 and more

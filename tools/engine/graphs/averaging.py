@@ -109,14 +109,15 @@ def _averaged(flat, rows):
 def _average_rows(parameter, rows, processes):
     """Average a sparse gradient: all processes get the rows of all."""
     gradient = parameter.grad
-    values = gradient.get_selected_rows().numpy() * rows
+    values = gradient.get_selected_rows().numpy()
     found = processes.gather((np.asarray(gradient.rows()), values, rows))
-    numbers = np.concatenate([of_one[0] for of_one in found])
-    values = np.concatenate([of_one[1] for of_one in found]) / sum(of_one[2] for of_one in found)
+    total = sum(of_one for *_, of_one in found)
+    numbers = np.concatenate([numbers for numbers, *_ in found])
+    values = np.concatenate([values * values.dtype.type(of_one / total) for _, values, of_one in found])
     parameter.clear_gradient(set_to_zero=False)
     with paddle.enable_grad():  # Paddle makes sparse gradients in no other way
         vectors = paddle.nn.functional.embedding(paddle.to_tensor(numbers), parameter, sparse=True)
-        paddle.sum(vectors * paddle.to_tensor(values.astype("float32"))).backward()
+        paddle.sum(vectors * paddle.to_tensor(values)).backward()
 
 
 def _sum_dtype(tensor):
