@@ -267,7 +267,8 @@ class _Experts:
         if any(len({(*gradients[name].shape, str(gradients[name].dtype)) for name in names}) > 1 for names in columns):
             return False
         self.columns = columns
-        self.stacked = [paddle.stack([paddle.reshape(gradients[name], [-1]) for name in names]) for names in columns]
+        stacked = [paddle.stack([gradients[name] for name in names]) for names in columns]
+        self.stacked = [paddle.reshape(each, [len(self.parameters), -1]) for each in stacked]
         self.like = [gradients[names[0]] for names in columns]
         return True
 
@@ -282,5 +283,5 @@ class _Experts:
         found = {}
         for names, stacked, part, like in zip(self.columns, self.stacked, parts, self.like):
             whole = paddle.scatter(paddle.zeros_like(stacked), self.index, paddle.cast(part, stacked.dtype))
-            found.update(zip(names, [paddle.reshape(one, like.shape) for one in paddle.unbind(whole)]))
+            found.update(zip(names, paddle.unbind(paddle.reshape(whole, [len(names), *like.shape]))))
         return found
