@@ -19,7 +19,11 @@ PAGES = [
     for pattern in ("*.md", "docs/*.md", "data/*.md", "examples/*/*.md")
     for path in sorted(ROOT.glob(pattern))
 ]
-TRANSLATED = {"README.zh-CN.md": "README.md", "docs/guide.zh-CN.md": "docs/guide.md"}
+TRANSLATED = {
+    "README.zh-CN.md": "README.md",
+    "docs/guide.zh-CN.md": "docs/guide.md",
+    "docs/scaling.zh-CN.md": "docs/scaling.md",
+}
 FOLDERS = "docs|tools|tests|scripts|support|benchmarks|experiments|examples|data|dselect_k_model|tabular"
 
 
