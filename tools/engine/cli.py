@@ -77,7 +77,7 @@ class _Parser(argparse.ArgumentParser):
 @contextlib.contextmanager
 def _restored():
     """Start the log; afterwards restore it, the warning filters and the environment."""
-    log = LOG.handlers[:], LOG.level, LOG.propagate
+    log, disabled = (LOG.handlers[:], LOG.level, LOG.propagate), logging.root.manager.disable
     environment = {name: os.environ.get(name) for name in ENVIRONMENT}
     with warnings.catch_warnings():
         try:
@@ -85,6 +85,7 @@ def _restored():
             yield
         finally:
             LOG.handlers[:], LOG.level, LOG.propagate = log
+            logging.disable(disabled)
             for name, value in environment.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
@@ -96,7 +97,8 @@ def _start_log():
     whose = f"process {rank} - " if rank else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s - {whose}%(levelname)s - %(message)s"))
     LOG.addHandler(handler)
-    LOG.setLevel(logging.WARNING if rank else logging.INFO)  # the first process's log is the job's
+    LOG.setLevel(logging.INFO)
+    logging.disable(logging.INFO if rank else logging.NOTSET)  # the first process's log is the job's
     LOG.propagate = False  # paddle puts a handler of its own on the root logger
     for words in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", words)

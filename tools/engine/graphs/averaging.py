@@ -108,9 +108,8 @@ def _averaged(flat, rows):
 
 def _average_rows(parameter, rows, processes):
     """Average a sparse gradient: all processes get the rows of all."""
-    gradient = parameter.grad
-    values = gradient.get_selected_rows().numpy()
-    found = processes.gather((np.asarray(gradient.rows()), values, rows))
+    gradient = parameter.grad.get_selected_rows()
+    found = processes.gather((np.asarray(gradient.rows()), np.array(gradient.get_tensor()), rows))
     total = sum(of_one for *_, of_one in found)
     numbers = np.concatenate([numbers for numbers, *_ in found])
     values = np.concatenate([values * values.dtype.type(of_one / total) for _, values, of_one in found])
