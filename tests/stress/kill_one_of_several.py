@@ -22,7 +22,7 @@ from support import several  # noqa: E402
 
 PACKAGE = ROOT / "tests" / "several" / "config.yaml"
 KEYS = ["runner.save_interval_steps=3", "hyper_parameters.expert_dropout=0.2", "runner.resume=auto"]
-LONGEST = 20.0  # seconds until the other process has ended
+LONGEST = 40.0  # seconds until the other process has ended
 
 
 def command(tool, epochs, folder):

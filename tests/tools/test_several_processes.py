@@ -171,8 +171,8 @@ def test_predictions_by_several_are_the_same_bytes(evaluated):
 # ------------------------------------------------------------------------------------- failure
 
 
-def faulty(folder, fault):
-    """A package whose reader does ``fault`` for batch 6 of the second process: its command line."""
+def faulty(folder, fault, rank=1):
+    """A package whose reader does ``fault`` for batch 6 of a process: its command line."""
     (folder / "faulty_reader.py").write_text(
         "import os, time\nimport numpy as np\nimport exact_reader\n"
         "class RecDataset(exact_reader.RecDataset):\n"
@@ -180,7 +180,7 @@ def faulty(folder, fault):
         "    def gather(self, indices):\n"
         "        self.count += 1\n"
         "        arrays = super().gather(indices)\n"
-        f"        if self.count == 7 and os.environ['PADDLE_TRAINER_ID'] == '1':\n            {fault}\n"
+        f"        if self.count == 7 and os.environ['PADDLE_TRAINER_ID'] == '{rank}':\n            {fault}\n"
         "        return arrays\n"
     )
     for name in ("config.yaml", "exact_reader.py"):
@@ -205,6 +205,13 @@ def test_a_mistake_in_one_process_ends_all_and_is_named(tmp_path):
     assert re.search("error: process 1 .* has ended: .*row 12 is broken", logs[0])
 
 
+def test_a_traceback_of_the_first_process_is_named_by_the_others(tmp_path):
+    arguments = faulty(tmp_path, "self.nothing", rank=0)
+    codes, logs = several.run(2, [("trainer", arguments)], tmp_path)
+    assert codes[0] not in (0, 75) and codes[1] == 75
+    assert "error: process 0 (" in logs[1] and "nothing" in logs[1]
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_process_that_is_killed_ends_the_job_and_is_named(rank, tmp_path):
     job = several.Job(
@@ -214,7 +221,7 @@ def test_a_process_that_is_killed_ends_the_job_and_is_named(rank, tmp_path):
     job.signal(rank, signal.SIGKILL)
     began = time.monotonic()
     codes, logs = job.wait()
-    assert codes[rank] == -9 and codes[1 - rank] == 75 and time.monotonic() - began < 20
+    assert codes[rank] == -9 and codes[1 - rank] == 75 and time.monotonic() - began < 40
     assert f"error: process {rank}" in logs[1 - rank] and "Traceback" not in logs[1 - rank]
 
 
@@ -308,6 +315,11 @@ def test_what_cannot_be_done_is_one_message(tool, environment, overrides, words,
         assert process.returncode == 75 and words[0] in process.stderr.splitlines()[-1]
     else:
         assert_refused(process, *words)
+
+
+def test_a_batch_of_fewer_examples_than_processes_is_refused(tmp_path):
+    codes, logs = several.run(2, [("trainer", ["-m", PACKAGE, "-o", "runner.train_batch_size=1"])], tmp_path)
+    assert codes == [2, 2] and all("2 processes share a batch" in log for log in logs)
 
 
 @pytest.mark.skipif(PIR, reason="it trains")

@@ -103,11 +103,19 @@ class Batches:
             trains=self.trains,
         )
         self.source = _source(dataset, self.options)
-        if self.source.is_counted:
-            self._check_same_number()
+        if settings.processes.number > 1:
+            self._check_shares()
 
-    def _check_same_number(self):
-        numbers = self.options.processes.gather(self.source.example_num())
+    def _check_shares(self):
+        if self.trains and self.options.batch_size < self.options.processes.number:
+            raise UserError(
+                f"runner.train_batch_size is {self.options.batch_size}, but {self.options.processes.number} processes "
+                "share a batch. Give each at least one example."
+            )
+        if not self.source.is_counted:
+            return
+        with user_errors("reading", self.options.folder):
+            numbers = self.options.processes.gather(self.source.example_num())
         if len(set(numbers)) > 1:
             raise UserError(
                 f"{self.options.folder}: it has {numbers[0]} examples for process 0, but "

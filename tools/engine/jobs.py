@@ -83,7 +83,7 @@ def train(tool, config, settings, report):
             loop.train(graph, batches, first, settings.epochs, meter, session, validation)
         except Stopped as stop:
             stopped = stop
-        results, best = settings.processes.first(lambda: (session.results(), session.best()))
+        results, best = settings.processes.first(lambda: (session.results(), session.best()), takes_long=True)
         report.end_of_training(results, best, source, stopped)
         if stopped is not None:
             raise stopped
@@ -99,7 +99,7 @@ def infer(tool, config, settings, report):
             return which.to_evaluate(settings)
         return [which.chosen_epoch(settings, "infer_epoch", "evaluate")]
 
-    epochs = settings.processes.first(chosen)
+    epochs = settings.processes.first(chosen, takes_long=True)
 
     def load(epoch):
         LOG.info("load model epoch %d", epoch)
@@ -139,7 +139,7 @@ def predict(tool, config, settings, report):
     try:
         predicting.predict_folder(config, settings, report.journal)
     except UserError:
-        if os.path.lexists(settings.predict_path):
+        if settings.processes.is_first and os.path.lexists(settings.predict_path):
             LOG.warning("%s is from an earlier run; this run wrote no predictions", settings.predict_path)
         raise
     report.end()
@@ -160,6 +160,9 @@ def print_config(tool, config, settings, overrides):
 def _open(tool, config, settings, report, output_key):
     """(graph, batches, meter, config for the package, reader for validation or None) to train or evaluate with."""
     output = getattr(settings, output_key)
+
+    if tool.job == "train" and settings.use_save_data and settings.processes.number > 1:
+        raise UserError("runner.use_save_data is true, but several processes train: each has only a part of a batch.")
 
     def check_output():
         folders.check_folder(output, f"runner.{output_key}")

@@ -70,6 +70,7 @@ def _take_steps(epoch, batches, graph, take_step, meter, begin=0, session=None):
         if batch is None:
             graph.leave_to_another()
             meter.add_of_another(epoch, batch_id, graph)
+            asked = time.perf_counter()
             continue
         if session is not None:
             session.before_step(epoch, batch_id)

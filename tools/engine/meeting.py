@@ -7,6 +7,7 @@ import time
 from engine.errors import Lost
 
 PAUSE = 0.1  # seconds between two attempts to reach the first process
+ANSWER = 5.0  # seconds that a connection may take to say whose it is
 GO = b"go\n"
 
 
@@ -39,7 +40,7 @@ def _receive(number, port, until, timeout):
             server.settimeout(max(until - time.monotonic(), 0.001))
             try:
                 connection = opened.enter_context(server.accept()[0])
-                connection.settimeout(max(until - time.monotonic(), 0.001))
+                connection.settimeout(min(max(until - time.monotonic(), 0.001), ANSWER))
                 missing.discard(int(connection.makefile().readline() or -1))
                 connections.append(connection)
             except (OSError, ValueError) as error:

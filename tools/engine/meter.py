@@ -141,7 +141,8 @@ class Meter:
         for key in ("sums", "examples"):
             names = dict.fromkeys(name for one in found for name in one[key])
             whole[key] = {name: sum(one[key].get(name, 0) for one in found) for name in names}
-        return {**whole, "seen": sum(one["seen"] for one in found)}
+        vectors = set().union(*(one["vectors"] for one in found))
+        return {**whole, "vectors": vectors, "seen": sum(one["seen"] for one in found)}
 
     def _add_to_epoch(self, tensors, examples):
         for name, value in tensors.items():

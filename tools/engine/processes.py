@@ -9,6 +9,8 @@ import contextlib
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -16,11 +18,21 @@ from dataclasses import dataclass, field
 from engine.errors import Lost, Stopped, UserError
 from engine.meeting import meet
 from engine.shared import load
-from engine.watch import SILENT, Watch
+from engine.watch import SILENT, Watch, in_time
 
 NUMBER, RANK = "PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID"  # in the environment
 SERVERS = "PADDLE_PSERVERS_IP_PORT_LIST"  # of launchers in the mode of parameter servers
 NEEDED = (RANK, "PADDLE_CURRENT_ENDPOINT", "PADDLE_TRAINER_ENDPOINTS")
+CONNECTED = 60  # seconds within which Paddle connects processes that are all there
+KILL = """
+import os, sys, threading
+waiting = threading.Thread(target=sys.stdin.read, daemon=True)
+waiting.start()
+waiting.join(float(sys.argv[2]))
+if waiting.is_alive():
+    print("error:", sys.argv[3], file=sys.stderr, flush=True)
+    os.kill(int(sys.argv[1]), 9)
+"""
 # Windows has no SIGHUP
 STOP_SIGNALS = [getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
 LONGEST_PAUSE = 1.0  # seconds between two looks at who has come
@@ -73,7 +85,7 @@ class Several(Alone):
         rank, number: of this process, and of all.
         timeout: seconds that the work of one process may take while the others wait.
     Raises:
-        UserError: the processes cannot be connected.
+        Lost: the processes cannot be connected.
     """
 
     def __init__(self, rank, number, timeout):
@@ -82,7 +94,8 @@ class Several(Alone):
         reductions = load("processes")
         if reductions.number() == 1:  # else an earlier run in this process has connected it
             meet(rank, number, _address(), timeout)
-        self.watch = Watch(_connect(), rank, number)
+        with _ending_if_stuck():
+            self.watch = Watch(_connect(), rank, number)
         self.gathered = reductions.gathered
 
     def gather(self, value):
@@ -107,9 +120,9 @@ class Several(Alone):
         """See ``Alone``. Paddle's collectives fail after 30 s on CPUs; this waits as long as ``timeout``."""
         self.waits += 1
         name, pause, until = f"wait/{self.waits}", 0.01, time.monotonic() + self.timeout
-        here = self.watch.add(name, 1)
+        here, seen = self._count(name, 1), {}
         while here < self.number:
-            lost = self.watch.ended()
+            lost = self.watch.ended() or (self.watch.look(seen) if pause == LONGEST_PAUSE else None)
             if lost:
                 raise Lost(lost)
             if time.monotonic() > until:
@@ -119,7 +132,14 @@ class Several(Alone):
                 )
             time.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
-            here = self.watch.add(name, 0)
+            here = self._count(name, 0)
+
+    def _count(self, name, number):
+        """Add to a number that all processes see: its sum."""
+        found = in_time(lambda: self.watch.add(name, number))
+        if not isinstance(found, int):
+            raise Lost(found)
+        return found
 
     def part(self):
         """The job is done. The first process stays until the others no longer ask its store."""
@@ -186,7 +206,7 @@ def stay_for_the_others():
     """Called where this process fails, after its message: the first one keeps the store, in which the others look."""
     rank, number = announced()
     if number > 1 and rank == 0:
-        time.sleep(2 * SILENT)
+        time.sleep(3 * SILENT)
 
 
 @contextlib.contextmanager
@@ -202,10 +222,15 @@ def joined(timeout):
     except (Stopped, Lost):
         processes.end()
         raise
-    except BaseException as error:
-        processes.end(str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+    except UserError as error:
+        processes.end(str(error))
         raise
-    processes.part()
+    except BaseException as error:
+        processes.end(f"{type(error).__name__}: {error}")
+        stay_for_the_others()
+        raise
+    with contextlib.suppress(Exception):  # the job is done
+        processes.part()
     processes.end()
 
 
@@ -213,6 +238,16 @@ def _pass_over_signals():
     if threading.current_thread() is threading.main_thread():
         for number in STOP_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def _ending_if_stuck():
+    """Have another process end this one if Paddle does not connect it: no thread of this one runs meanwhile."""
+    message = f"the processes of the job have not been connected within {CONNECTED} s: one has ended meanwhile"
+    command = [sys.executable, "-c", KILL, str(os.getpid()), str(CONNECTED), message]
+    with subprocess.Popen(command, stdin=subprocess.PIPE) as killer:
+        yield
+        killer.kill()
 
 
 def _address():
@@ -237,7 +272,7 @@ def _connect():
             store = core.create_or_get_global_tcp_store()
             paddle.distributed.init_parallel_env()
     except (ValueError, RuntimeError, OSError) as error:
-        raise UserError(f"the processes of the job cannot be connected: {_last_line(error)}") from error
+        raise Lost(f"the processes of the job cannot be connected: {_last_line(error)}") from error
     return store
 
 

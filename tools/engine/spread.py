@@ -27,14 +27,15 @@ def range_of_rows(rows, processes):
 
 
 def own_rows(batch, processes):
-    """This process's rows of a batch: a list of arrays, or a dict of them."""
+    """This process's rows of a batch: a list of arrays, or a dict of them, alone or in a list, which becomes a list."""
     if processes.number == 1:
         return batch
-    if isinstance(batch, dict):
-        return dict(zip(batch, own_rows(list(batch.values()), processes)))
-    rows = len(batch[0])
+    fields = batch[0] if isinstance(batch, (list, tuple)) and isinstance(batch[0], dict) else batch
+    arrays = list(fields.values()) if isinstance(fields, dict) else fields
+    rows = len(arrays[0])
     begin, end = range_of_rows(rows, processes)
-    own = [own_rows(item, processes) if isinstance(item, dict) else item[begin:end] for item in batch]
+    own = [array[begin:end] for array in arrays]
+    own = [dict(zip(fields, own))] if isinstance(fields, dict) else own
     return Copy(own) if is_copy(rows, processes) else own
 
 

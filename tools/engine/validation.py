@@ -38,7 +38,8 @@ class Validation:
             self.graph = graph.for_evaluation(config, settings)
             if reader is None:
                 self.batches = CustomBatches(self.graph.model.create_data_loader(), settings.processes, trains=False)
-        self.meter = self._new_meter(progress.bars(settings.progress, self.batches.steps), journal)
+        bars = progress.bars(settings.progress, self.batches.steps) if settings.processes.is_first else None
+        self.meter = self._new_meter(bars, journal)
 
     def _new_meter(self, open_bar=None, journal=SILENT):
         at_end = self.graph.values_at_end()

@@ -5,6 +5,8 @@ import logging
 
 import numpy as np
 
+from engine.errors import UserError
+
 LOG = logging.getLogger("engine")
 
 
@@ -22,13 +24,15 @@ def reach(graph, when):
         return
     state = {name: np.asarray(value) for name, value in graph.state().items()}
     digests = processes.gather({name: _digest(value) for name, value in state.items()})
-    wrong = sorted({name for other in digests[1:] for name in state if other.get(name) != digests[0].get(name)})
+    if any(other.keys() != digests[0].keys() for other in digests):
+        raise UserError(f"{when} the processes train different networks. Start all with the same config and files.")
+    wrong = sorted({name for other in digests for name in other if other[name] != digests[0][name]})
     if not wrong:
         return
     right = processes.gather({name: state[name] for name in wrong} if processes.is_first else None)[0]
     graph.set_state({**state, **right})
     greatest = max(max(found) for found in processes.gather([_difference(state[name], right[name]) for name in wrong]))
-    LOG.warning(
+    (LOG.warning if processes.is_first else LOG.info)(
         "%s the processes had other values of %s and %d more (by %.1e at most); all have the first one's now",
         when, wrong[0], len(wrong) - 1, greatest,
     )  # fmt: skip

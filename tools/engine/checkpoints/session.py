@@ -93,16 +93,17 @@ class Session:
         start = resume(self.graph, self.settings, self.config)
         self.run = start.run or self.run
         if self.settings.resume == "auto" and start.epoch and not start.batch:
-            self.processes.first(lambda: self._clear_away(start.epoch - 1))  # the killed run may not have come to that
+            # the killed run may not have come to that
+            self.processes.first(lambda: self._clear_away(start.epoch - 1), takes_long=True)
         agreement.reach(self.graph, "at the start")
-        so_far = start[2:4] if self.processes.is_first else (None, None)  # it is all processes'
+        so_far = start[2:4] if self.processes.is_first else (None, None)  # it has the counts of all processes
         return (*start[:2], *so_far)
 
     def is_over(self, epoch):
         """Whether ``patience`` has run out before ``epoch``. Read from the manifests, so that a resumed run agrees."""
         if not self.settings.patience:
             return False
-        found = self.processes.first(lambda: self.best(epoch - 1))
+        found = self.processes.first(lambda: self.best(epoch - 1), takes_long=True)
         if found is None or epoch - 1 - found < self.settings.patience:
             return False
         name = self.settings.keep_best
@@ -221,7 +222,7 @@ class Session:
     def listen(self):
         """From now on SIGTERM, Ctrl-C and a closed terminal end the run after its step; a second signal, at once.
 
-        Of several processes each ends after the same step. They pass over further signals, for the launcher repeats
+        All processes of a job end after the same step. They pass over further signals, for the launcher repeats
         what the terminal has sent.
         """
         if threading.current_thread() is not threading.main_thread():
@@ -255,7 +256,7 @@ def resume(graph, settings, config):
     Raises:
         UserError: the checkpoint is missing or broken, or its config does not fit.
     """
-    folder, manifest = settings.processes.first(lambda: which.to_resume(settings))
+    folder, manifest = settings.processes.first(lambda: which.to_resume(settings), takes_long=True)
     if folder is None:
         return Start()
     weights_only = "Use runner.model_init_path to start from its weights"

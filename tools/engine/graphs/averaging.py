@@ -50,13 +50,12 @@ class EagerAverage:
         Raises:
             NotFinite: ``wrong``, or that another process has one.
         """
-        sparse = [p for p in self.parameters if p.grad is not None and p.grad.is_selected_rows()]
-        exchanged = self._exchange([p.grad is not None for p in self.parameters], wrong)
+        exchanged = self._exchange(wrong)
         if wrong is not None:
             raise wrong
         if exchanged["wrong"]:
             raise NotFinite(ELSEWHERE)
-        dense = []
+        dense, sparse = [], [p for p, is_sparse in zip(self.parameters, exchanged["is_sparse"]) if is_sparse]
         for parameter, has_gradient in zip(self.parameters, exchanged["has_gradient"]):
             expert = self.expert_of.get(parameter.name)
             is_used = expert is None or exchanged["in_use"] is None or exchanged["in_use"][expert]
@@ -68,17 +67,20 @@ class EagerAverage:
         for parameter in sparse:
             _average_rows(parameter, rows, self.processes)
 
-    def _exchange(self, has_gradient, wrong):
-        """What the processes must agree on: may they go on, and which gradients are there."""
-        told = [self.processes.is_told_to_stop, wrong is not None, *has_gradient]
+    def _exchange(self, wrong):
+        """What the processes must agree on: may they go on, and which gradients are there, whole or by rows."""
+        gradients = [p.grad for p in self.parameters]
+        told = [self.processes.is_told_to_stop, wrong is not None, *(g is not None for g in gradients)]
+        told += [g is not None and g.is_selected_rows() for g in gradients]
         in_use = getattr(self.facts, "experts_in_use", None)
         if in_use is not None:
             told += (in_use.numpy() > 0).tolist()
         told = reductions.greatest(paddle.to_tensor(np.asarray(told, "int32"))).numpy() > 0
         self.processes.must_stop = bool(told[STOP])
-        end = 2 + len(has_gradient)
+        begin, end = 2 + len(gradients), 2 + 2 * len(gradients)
         return {
-            "wrong": told[WRONG], "has_gradient": told[2:end], "in_use": None if in_use is None else told[end:]
+            "wrong": told[WRONG], "has_gradient": told[2:begin], "is_sparse": told[begin:end],
+            "in_use": None if in_use is None else told[end:],
         }  # fmt: skip
 
     def _average(self, parameters, rows):
@@ -108,11 +110,15 @@ def _averaged(flat, rows):
 
 def _average_rows(parameter, rows, processes):
     """Average a sparse gradient: all processes get the rows of all."""
-    gradient = parameter.grad.get_selected_rows()
-    found = processes.gather((np.asarray(gradient.rows()), np.array(gradient.get_tensor()), rows))
+    own = np.zeros(0, "int64"), np.zeros([0, *parameter.shape[1:]], "float32")  # of a process without a gradient
+    if parameter.grad is not None:
+        gradient = parameter.grad.get_selected_rows()
+        own = np.asarray(gradient.rows()), np.array(gradient.get_tensor())
+    found = processes.gather((*own, rows))
     total = sum(of_one for *_, of_one in found)
     numbers = np.concatenate([numbers for numbers, *_ in found])
-    values = np.concatenate([values * values.dtype.type(of_one / total) for _, values, of_one in found])
+    dtype = np.result_type(*(values for _, values, _ in found))
+    values = np.concatenate([values * dtype.type(of_one / total) for _, values, of_one in found])
     parameter.clear_gradient(set_to_zero=False)
     with paddle.enable_grad():  # Paddle makes sparse gradients in no other way
         vectors = paddle.nn.functional.embedding(paddle.to_tensor(numbers), parameter, sparse=True)
@@ -196,6 +202,8 @@ class ProgramAverage:
 
     def __call__(self, params_grads):
         """Pairs (parameter, gradient) with the gradients averaged."""
+        if self.known is not None:
+            raise UserError("this package builds two optimizers, which several processes cannot train with.")
         pairs = [(p, g) for p, g in params_grads if g is not None]
         dtype = "float64" if any("float64" in str(g.dtype).lower() for _, g in pairs) else "float32"
         experts, others = _Experts.of(self.find_facts()), pairs

@@ -95,7 +95,9 @@ ADDED = {Accuracy: ("total", "count"), Auc: ("_stat_pos", "_stat_neg"), Precisio
 def accumulated(metrics, names, processes):
     """Name -> number, over all that the processes have counted; the same on all of them."""
     with merged(metrics, names, processes):
-        numbers = {name: float(metric.accumulate()) for name, metric in zip(names, metrics)}
+        numbers = None
+        if processes.is_first:  # the others have counted a part, which may be nothing
+            numbers = {name: float(metric.accumulate()) for name, metric in zip(names, metrics)}
     return numbers if processes.number == 1 else processes.gather(numbers)[0]
 
 
