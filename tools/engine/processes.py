@@ -23,7 +23,7 @@ from engine.watch import SILENT, Watch, in_time
 NUMBER, RANK = "PADDLE_TRAINERS_NUM", "PADDLE_TRAINER_ID"  # in the environment
 SERVERS = "PADDLE_PSERVERS_IP_PORT_LIST"  # of launchers in the mode of parameter servers
 NEEDED = (RANK, "PADDLE_CURRENT_ENDPOINT", "PADDLE_TRAINER_ENDPOINTS")
-CONNECTED = 60  # seconds within which Paddle connects processes that are all there
+CONNECTED = 60  # seconds, and one more for each process, within which Paddle connects those that are all there
 KILL = """
 import os, sys, threading
 waiting = threading.Thread(target=sys.stdin.read, daemon=True)
@@ -94,7 +94,7 @@ class Several(Alone):
         reductions = load("processes")
         if reductions.number() == 1:  # else an earlier run in this process has connected it
             meet(rank, number, _address(), timeout)
-        with _ending_if_stuck():
+        with _ending_if_stuck(CONNECTED + number):
             self.watch = Watch(_connect(), rank, number)
         self.gathered = reductions.gathered
 
@@ -241,10 +241,10 @@ def _pass_over_signals():
 
 
 @contextlib.contextmanager
-def _ending_if_stuck():
+def _ending_if_stuck(seconds):
     """Have another process end this one if Paddle does not connect it: no thread of this one runs meanwhile."""
-    message = f"the processes of the job have not been connected within {CONNECTED} s: one has ended meanwhile"
-    command = [sys.executable, "-c", KILL, str(os.getpid()), str(CONNECTED), message]
+    message = f"the processes of the job have not been connected within {seconds} s: one has ended meanwhile"
+    command = [sys.executable, "-c", KILL, str(os.getpid()), str(seconds), message]
     with subprocess.Popen(command, stdin=subprocess.PIPE) as killer:
         yield
         killer.kill()
