@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT / name) for name in ("", "tools", "scripts")]
 
 import machine_facts  # noqa: E402  (found by the line above)
 
-from support import several  # noqa: E402
+from support import several  # noqa: E402  (likewise)
 
 IMAGES, TABLE = ROOT / "config.yaml", ROOT / "examples" / "census" / "config.yaml"
 COMMON = [

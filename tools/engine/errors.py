@@ -67,6 +67,11 @@ def user_errors_raised_in(*folders):
         raise
 
 
+def last_line(error):
+    """The last line of a library's message, which says what is wrong; the error's class if there is none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()
+
+
 def clipped(value, limit=200):
     """A value's text, shortened for a message."""
     text = str(value)

@@ -15,7 +15,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 
-from engine.errors import Lost, Stopped, UserError
+from engine.errors import Lost, Stopped, UserError, last_line
 from engine.meeting import meet
 from engine.shared import load
 from engine.watch import SILENT, Watch, in_time
@@ -156,7 +156,7 @@ class Several(Alone):
     def loss_of_another(self, error):
         _pass_over_signals()  # the launcher ends the others of its processes, which may now say what they know
         lost = self.watch.find_lost()
-        return None if lost is None else Lost(f"{lost} Paddle reports: {_last_line(error)}")
+        return None if lost is None else Lost(f"{lost} Paddle reports: {last_line(error)}")
 
     @contextlib.contextmanager
     def _naming_the_lost(self):
@@ -272,10 +272,5 @@ def _connect():
             store = core.create_or_get_global_tcp_store()
             paddle.distributed.init_parallel_env()
     except (ValueError, RuntimeError, OSError) as error:
-        raise Lost(f"the processes of the job cannot be connected: {_last_line(error)}") from error
+        raise Lost(f"the processes of the job cannot be connected: {last_line(error)}") from error
     return store
-
-
-def _last_line(error):
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__

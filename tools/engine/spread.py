@@ -63,7 +63,7 @@ def of_stream(batches, processes, trains, folder):
         return batches
     batches = iter(batches)
     first = list(itertools.islice(batches, 1))
-    if len(set(processes.gather([_digest(batch) for batch in first].pop() if first else None))) > 1:
+    if len(set(processes.gather(_digest(first[0]) if first else None))) > 1:
         raise UserError(
             f"{folder}: the reader gives other rows in another process of the job. If it gives each process a share of "
             "its own, have it say so (shards_by_rank = True); else give all processes the same files."

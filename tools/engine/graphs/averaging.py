@@ -6,7 +6,6 @@ batch norm's, are averaged likewise, so that all processes hold the same network
 """
 
 import contextlib
-import logging
 
 import numpy as np
 import paddle
@@ -15,7 +14,6 @@ from engine.checkpoints.weight_files import is_learning_rate
 from engine.errors import NotFinite, UserError
 from engine.shared import load
 
-LOG = logging.getLogger("engine")
 reductions = load("processes")
 STOP, WRONG = 0, 1  # places in what the processes tell each other at each step
 ELSEWHERE = "a value is not finite on another process, whose log names it"

@@ -9,7 +9,7 @@ import paddle
 from paddle import inference
 
 from engine.checkpoints import compatibility
-from engine.errors import UserError
+from engine.errors import UserError, last_line
 from engine.graphs import metric_state
 from engine.graphs.graph import EvaluationGraph, Step
 from engine.processes import Alone
@@ -149,7 +149,7 @@ class ExportedModel(EvaluationGraph):
         try:
             plain, expected = self._try(inputs, onednn=False)
         except Exception as error:  # of Paddle's own, under many names
-            raise UserError(f"{self.folder}: Paddle {paddle.__version__} cannot run it: {_last_line(error)}") from error
+            raise UserError(f"{self.folder}: Paddle {paddle.__version__} cannot run it: {last_line(error)}") from error
         why_not = why_no_onednn(self.folder, several)
         if why_not:
             LOG.info("oneDNN: off, %s; threads: %d", why_not, self.threads)
@@ -158,7 +158,7 @@ class ExportedModel(EvaluationGraph):
             fast, outputs = self._try(inputs, onednn=True)
             trouble = None if _close(outputs, expected) else "its outputs are not those without it"
         except Exception as error:
-            trouble = _last_line(error)
+            trouble = last_line(error)
         if trouble is not None:
             LOG.warning("oneDNN cannot run this model in Paddle %s and is off: %s", paddle.__version__, trouble)
         LOG.info("oneDNN: %s, threads: %d", "off" if trouble else "on", self.threads)
@@ -167,10 +167,6 @@ class ExportedModel(EvaluationGraph):
     def _try(self, inputs, onednn):
         opened = predictor(self.folder, self.threads, onednn)
         return opened, _compute(opened, inputs)
-
-
-def _last_line(error):
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def _close(outputs, expected):
