@@ -46,7 +46,7 @@ class DygraphModel:
             # An expert that has not run yet would have no gradient at all, and Adam would leave
             # its moments alone where a static program, or a dense one, lets them decay.
             parameter.grad = paddle.zeros_like(parameter)
-        return training.build_optimizer(dy_model, self.hyper, rate, parameters)
+        return training.build_optimizer(dy_model, self.hyper, rate, parameters, self.facts.shards)
 
     def create_metrics(self):
         """The tasks' metrics, over all labelled examples since the last reset. Call ``create_model`` first.
@@ -96,7 +96,8 @@ class DygraphModel:
         if self.facts.per_example:
             means = [w.numpy().mean(axis=0) for w in gate_weights]
             self.mean_weights.count(means, len(labels[0]), training)
-        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job=training)
+        over_job = training or self.facts.shards is not None  # else each process has batches of its own
+        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job)
         if training:
             losses = tasks.losses(self.tasks, outputs, masked, penalty, self.log_variances)
         else:

@@ -803,6 +803,9 @@ class SparseMixture(nn.Layer):
             self.rows_are_independent = not any(_is_batch_norm(layer) for e in experts for layer in e.sublayers(True))
         self.branch = False  # see mix_needed_experts; for whoever builds a program that must not have empty batches
         self.agree: Optional[Callable] = None  # in training: see needed_rows
+        self.mix_experts: Optional[Callable] = (
+            None  # in place of mix_needed_experts, if processes share out the experts
+        )
 
     @property
     def per_example(self) -> bool:
@@ -839,7 +842,8 @@ class SparseMixture(nn.Layer):
             return Mixed(self._mix_by_kernels(x, weights, towers), weights, penalties)
         by_row = self.rows_are_independent or not self.training
         agree = self.agree if self.training else None
-        outputs = mix_needed_experts(self.experts, x, weights, self.expert_size, by_row, self.branch, agree)
+        mix = self.mix_experts or mix_needed_experts
+        outputs = mix(self.experts, x, weights, self.expert_size, by_row, self.branch, agree)
         if towers:
             outputs = [tower(mixture) for tower, mixture in zip(towers, outputs)]
         return Mixed(outputs, weights, penalties)
@@ -1184,6 +1188,14 @@ class CNNExpert(nn.Layer):
         return f"image_shape={self.image_shape}, out_size={self.out_size}"
 
 
+class Embedding(nn.Embedding):
+    """Ids -> rows of a table: ``paddle.nn.Embedding``, whose gradient is sparse where a call asks for it."""
+
+    def forward(self, ids: Tensor, sparse: bool = False) -> Tensor:
+        """int64 [B, F], ``sparse``: see ``TableInput.sparse_gradients`` -> float32 [B, F, width]."""
+        return F.embedding(ids, self.weight, sparse=sparse)
+
+
 class TableInput(nn.Layer):
     """Dense features and sparse ids -> one vector: the features, then each field's embedding.
 
@@ -1195,6 +1207,7 @@ class TableInput(nn.Layer):
             the rows of a batch's ids alone, for an optimizer that leaves the other rows as they are.
         kernels: as for ``SparseMixture``; in training they join features and embeddings, and refuse an id out of its
             field's range.
+        make_embedding: makes the layer of all embeddings, as ``Embedding`` does.
     Raises:
         ValueError: there is neither a feature nor a field, or a size is out of its range.
     """
@@ -1206,6 +1219,7 @@ class TableInput(nn.Layer):
         embedding_size: int = 8,
         sparse_gradients: bool = False,
         kernels: Any = None,
+        make_embedding: Callable = Embedding,
     ) -> None:
         super().__init__()
         _check_whole("dense_size", dense_size, 0 if vocabulary_sizes else 1)
@@ -1219,9 +1233,8 @@ class TableInput(nn.Layer):
         self.out_size = dense_size + self.field_num * embedding_size
         if self.field_num:
             init = nn.initializer.Normal(std=1.0 / math.sqrt(embedding_size))
-            self.embedding = nn.Embedding(
-                int(sum(vocabulary_sizes)), embedding_size, weight_attr=paddle.ParamAttr(initializer=init)
-            )
+            row_num = int(sum(vocabulary_sizes))
+            self.embedding = make_embedding(row_num, embedding_size, weight_attr=paddle.ParamAttr(initializer=init))
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Join.
@@ -1242,12 +1255,14 @@ class TableInput(nn.Layer):
             if self.dense_size and not sparse and self._joins_by_kernel(parts[0]):
                 return self.kernels.join(*parts, self.embedding.weight, self.ends.tolist())
             rows = parts[-1] + paddle.assign(np.concatenate([[0], self.ends[:-1]]))
-            vectors = F.embedding(rows, self.embedding.weight, sparse=sparse)  # [B, fields, embedding_size]
+            vectors = self.embedding(rows, sparse)  # [B, fields, embedding_size]
             joined.append(paddle.flatten(vectors, start_axis=1))
         return paddle.concat(joined, axis=1)
 
     def _joins_by_kernel(self, dense):
         if self.kernels is None or not self.training or not dense.stop_gradient or self.ends[-1] > INT_MAX:
+            return False
+        if type(self.embedding) is not Embedding:
             return False
         return is_float32(dense) and _kernels_take(self.embedding.weight)
 

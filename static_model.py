@@ -61,7 +61,8 @@ class StaticModel:
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
         outputs, gate_weights, penalty = self.network(*inputs, details=True)
-        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job=not is_infer)
+        over_job = not is_infer or self.facts.shards is not None  # else each process has batches of its own
+        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job)
         if is_infer:
             losses = tasks.losses(self.tasks, outputs, masked)
         else:
@@ -173,7 +174,7 @@ class StaticModel:
         rate = training.learning_rate(self.hyper, self.config)
         if isinstance(rate, training.TrainingSchedule):
             rate = _SteppedByExecutor(rate)
-        optimizer = training.build_optimizer(self.network, self.hyper, rate)
+        optimizer = training.build_optimizer(self.network, self.hyper, rate, shards=self.facts.shards)
         if strategy is not None:
             import paddle.distributed.fleet as fleet
 

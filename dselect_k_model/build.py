@@ -1,10 +1,13 @@
 """A config's keys -> ``net.py``'s network."""
 
+import functools
 import logging
 import math
 
+import paddle
+
 import net
-from dselect_k_model import kernels, processes, sync_norm, training
+from dselect_k_model import kernels, processes, sharding, sync_norm, training
 from dselect_k_model.experts import make_expert
 from dselect_k_model.gates import expert_num, make_gate
 
@@ -30,6 +33,7 @@ def build(hyper):
             hyper.input_embedding_size,
             hyper.sparse_gradients,
             kernels.chosen(hyper.kernels),
+            _make_embedding(hyper),
         )
         shape = [inputs.out_size]
     if hyper.bottom == "cnn":
@@ -44,7 +48,7 @@ def build(hyper):
     if expert_num(hyper) != hyper.expert_num:
         LOG.info("the gate %s has %d experts; expert_num is ignored", hyper.gate, expert_num(hyper))
     network = net.MultiTaskNetwork(
-        [make_expert(hyper, shape) for _ in range(expert_num(hyper))],
+        _experts(hyper, shape),
         [make_gate(hyper, t, math.prod(shape)) for t in range(len(tasks))],
         [net.MLP(hyper.expert_size, [*task.tower_sizes, task.kind.out_size]) for task in tasks],
         hyper.expert_size,
@@ -55,23 +59,64 @@ def build(hyper):
         learned_balance=hyper.task_balance == "uncertainty",
         kernels=kernels.chosen(hyper.kernels),
     )
+    if hyper.shard_experts and not all(gate.per_example for gate in network.gates):
+        raise ValueError(
+            f"hyper_parameters.shard_experts is true, but the gate {hyper.gate} gives every example the same "
+            "weights: each process computes the few experts in use by itself. Set it to false, or use another gate."
+        )
+    if _is_shared_out(hyper.shard_experts):
+        network.mix_experts = sharding.ShardedMixture()
     if processes.number() > 1:
         _spread(network, hyper)
     return network
+
+
+def _is_shared_out(wanted):
+    return wanted and processes.number() > 1
+
+
+def _make_embedding(hyper):
+    """The class of the layer of all embeddings, or a function like it."""
+    if not _is_shared_out(hyper.input_shard_embedding):
+        return net.Embedding
+    is_lazy = hyper.optimizer_class == "lazy_adam"
+    if is_lazy and int(paddle.__version__.split(".")[0]) < 3:
+        raise ValueError(
+            "hyper_parameters.input.shard_embedding with the optimizer lazy_adam needs paddlepaddle 3: earlier ones "
+            "crash where a process has no id of a batch. Use adam, or sgd with the momentum 0."
+        )
+    return functools.partial(sharding.ShardedEmbedding, counts_steps=is_lazy)
+
+
+def _experts(hyper, shape):
+    number = expert_num(hyper)
+    begin, end = sharding.share_of(number) if _is_shared_out(hyper.shard_experts) else (0, number)
+    if number < processes.number() and _is_shared_out(hyper.shard_experts):
+        raise ValueError(
+            f"hyper_parameters.shard_experts is true, but there are {number} experts for {processes.number()} "
+            "processes. Start at most as many processes as there are experts."
+        )
+    if end - begin < number:
+        LOG.info("this process holds the experts %d to %d of %d", begin, end - 1, number)
+    return [
+        make_expert(hyper, shape) if begin <= i < end else sharding.Elsewhere(lambda: make_expert(hyper, shape))
+        for i in range(number)
+    ]
 
 
 def _spread(network, hyper):
     """Have a network that several processes train compute what one process would."""
     for gate in network.gates:
         gate.mean_of_rows = processes.mean_of_rows
-    if not hyper.sync_batch_norm or not sync_norm.convert(network):
+    with_all_rows = network.experts if hyper.shard_experts else ()
+    if not hyper.sync_batch_norm or not sync_norm.convert(network, but=with_all_rows):
         return
     LOG.info(
         "batch norm is over the rows of all %d processes, without kernels (hyper_parameters.sync_batch_norm: false, or "
         "another expert_norm, is faster)",
         processes.number(),
     )
-    if network.per_example:
+    if network.per_example and not with_all_rows:
         network.agree = processes.greatest  # the experts' norms reduce: all processes must run the same experts
 
 
@@ -93,9 +138,12 @@ class NetworkFacts:
         # by expert, its parameters' names, and how needed it is: see ``find_experts_in_use``
         self.expert_parameters = [[p.name for p in e.parameters() if not p.stop_gradient] for e in network.experts]
         self.experts_in_use = None
-        self.reduces_within = any(isinstance(layer, sync_norm.SyncBatchNorm) for layer in network.sublayers())
+        self.shards = sharding.Shards.of(network)  # None: every process holds the whole network
+        self.reduces_within = self.shards is not None or any(
+            isinstance(layer, sync_norm.SyncBatchNorm) for layer in network.sublayers()
+        )
 
     def find_experts_in_use(self, gate_weights):
         """Keep, for a step of one of several processes, each expert's greatest weight [n]: 0 means no gradient."""
-        if processes.number() > 1:
+        if processes.number() > 1 and self.shards is None:
             self.experts_in_use = net.greatest_weights(gate_weights)

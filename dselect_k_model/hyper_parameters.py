@@ -51,6 +51,12 @@ class HyperParameters:
         decides=NETWORK,
     )
     input_embedding_size: int = _field(int, 8, "The width of an id's embedding.", low=1, high=65536, decides=NETWORK)
+    input_shard_embedding: bool = _field(
+        bool,
+        False,
+        "Where several processes work: whether each holds a share of the embeddings' rows, which take its part of the "
+        "memory, or all of them.",
+    )
     bottom: str = _field(
         "choice",
         "none",
@@ -117,6 +123,12 @@ class HyperParameters:
         "Where several processes train: whether a batch norm's mean and variance are those of the whole batch, as in "
         "one process, or of each process's own rows, which needs no communication.",
         decides=STEP,
+    )
+    shard_experts: bool = _field(
+        bool,
+        False,
+        "Where several processes work: whether each holds a share of the experts, to which the rows of the batch "
+        "travel (expert parallelism), or all of them. For per-example gates.",
     )
     expert_activation: str = _field(
         "choice", "relu", "The activation of an mlp expert.", choices=tuple(net.ACTIVATIONS), decides=NETWORK
@@ -307,6 +319,16 @@ class HyperParameters:
             raise ValueError(
                 f"{PREFIX}optimizer.class is lazy_adam, which needs embeddings (input.vocabulary_sizes), and no "
                 "weight_decay, which would move all of them at each step. Use adam, or change these keys."
+            )
+        if self.input_shard_embedding and not self.input_vocabulary_sizes:
+            raise ValueError(
+                f"{PREFIX}input.shard_embedding is true, but there are no embeddings (input.vocabulary_sizes)."
+            )
+        if self.input_shard_embedding and self.sparse_gradients and self.optimizer_clip_norm:
+            raise ValueError(
+                f"{PREFIX}optimizer.clip_norm is {self.optimizer_clip_norm}, which needs the whole gradient, but "
+                "that of the embeddings is sparse and on several processes (input.shard_embedding). Set it to 0, "
+                "or use adam."
             )
         if len(self.input_image) != 3:
             raise ValueError(f"{PREFIX}input.image is {list(self.input_image)}, but must be [channels, height, width].")

@@ -21,6 +21,11 @@ def number():
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def rank():
+    """Which of them this is, from 0."""
+    return distributed.get_rank() if number() > 1 else 0
+
+
 def on_this_machine():
     """How many processes of the job run on this machine, as the launcher tells."""
     if os.environ.get("PADDLE_LOCAL_SIZE", "").isdigit():
@@ -108,10 +113,10 @@ def total_with_gradient(x, rows):
         return x
     rows = paddle.reshape(paddle.cast(rows, x.dtype), [1])
     # backward, the processes' gradients are weighted by their rows, and each gets the sum in its own measure
-    return _with_gradient_times(_total(_with_gradient_times(x, 1.0 / rows)), rows)
+    return with_gradient_times(_total(with_gradient_times(x, 1.0 / rows)), rows)
 
 
-def _with_gradient_times(x, factor):
+def with_gradient_times(x, factor):
     """``x`` exactly, its gradient multiplied by ``factor``."""
     value = x * 1.0
     value.stop_gradient = True
@@ -137,3 +142,68 @@ class _Total(paddle.autograd.PyLayer):
     @staticmethod
     def backward(ctx, gradient):
         return total(gradient)
+
+
+# ------------------------------------------------------------------------------ rows that travel
+
+
+def rows_of_all(x):
+    """The rows of all processes, by rank: [m, C] of each -> [N m, C] for N processes.
+
+    Its gradient for a process's rows is the sum of all processes' gradients for them.
+    """
+    if x.stop_gradient:
+        return _gathered_rows(x)
+    if paddle.in_dynamic_mode():
+        return _RowsOfAll.apply(x)
+    return paddle.static.nn.static_pylayer(_gathered_rows, [x], _own_rows_of_total)
+
+
+def own_rows_of_total(x, reached):
+    """The sum of [N m, C] over the processes, of which each gets its rows, by rank: [m, C].
+
+    Its gradient for [N m, C] is the rows of all processes' gradients.
+
+    Args:
+        x: float tensor.
+        reached: a tensor with a gradient. Its gradient is asked for on every process, with zeros from here, even if
+            ``x`` has none on one of them: so all take the same part in the reductions of a backward pass.
+    """
+    if paddle.in_dynamic_mode():
+        return _OwnRowsOfTotal.apply(x, reached)
+    return paddle.static.nn.static_pylayer(_own_rows_of_total, [x], _gathered_rows)
+
+
+def _gathered_rows(x):
+    if not paddle.in_dynamic_mode():
+        return paddle._C_ops.all_gather(x, RING, number())
+    parts: list = []
+    distributed.all_gather(parts, x.detach())
+    return paddle.concat(parts)
+
+
+def _own_rows_of_total(x):
+    summed = total(x) if paddle.in_dynamic_mode() else _reduce_in_program(x)
+    return paddle.reshape(summed, [number(), -1, x.shape[1]])[rank()]
+
+
+class _RowsOfAll(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x):
+        return _gathered_rows(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _own_rows_of_total(gradient)
+
+
+class _OwnRowsOfTotal(paddle.autograd.PyLayer):
+    @staticmethod
+    def forward(ctx, x, reached):
+        ctx.shape, ctx.has_gradient = reached.shape, not x.stop_gradient
+        return _own_rows_of_total(x)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        rows = _gathered_rows(gradient)
+        return rows if ctx.has_gradient else None, paddle.zeros(ctx.shape, gradient.dtype)

@@ -73,10 +73,16 @@ def _affine(x, scale, offset):
     return F.batch_norm(x, zero, one, scale, offset, training=False, epsilon=0.0)
 
 
-def convert(network):
-    """Put a SyncBatchNorm in the place of each batch norm in ``network``; returns how many there were."""
-    found = 0
+def convert(network, but=()):
+    """Put a SyncBatchNorm in the place of each batch norm in ``network`` that is in none of the layers ``but``.
+
+    Returns:
+        How many there were.
+    """
+    found, spared = 0, {id(layer) for each in but for layer in each.sublayers(include_self=True)}
     for parent in network.sublayers(include_self=True):
+        if id(parent) in spared:
+            continue
         for name, layer in list(parent.named_children()):
             if type(layer) in BATCH_NORMS:
                 parent.add_sublayer(name, SyncBatchNorm(layer))

@@ -7,7 +7,7 @@ import paddle
 from paddle import nn
 
 import net
-from dselect_k_model import kernels
+from dselect_k_model import kernels, sharding
 from dselect_k_model.kernels import optimizers
 
 LOG = logging.getLogger("dselect_k")
@@ -104,7 +104,7 @@ def learning_rate(hyper, config):
     return rate
 
 
-def build_optimizer(network, hyper, learning_rate, parameters=None):
+def build_optimizer(network, hyper, learning_rate, parameters=None, shards=None):
     """The optimizer that ``hyper`` asks for.
 
     Args:
@@ -112,6 +112,7 @@ def build_optimizer(network, hyper, learning_rate, parameters=None):
         hyper: HyperParameters.
         learning_rate: a number or a scheduler.
         parameters: what to train, in the dynamic graph; None in a static program.
+        shards: sharding.Shards of the network, or None.
     Raises:
         ValueError: clipping by norm in a legacy program of Paddle 3.x, which cannot build it; lazy Adam in a program.
     """
@@ -125,7 +126,11 @@ def build_optimizer(network, hyper, learning_rate, parameters=None):
             "hyper_parameters.optimizer.clip_norm cannot be used in the legacy program mode of "
             "Paddle 3.x (FLAGS_enable_pir_api=0). Set it to 0, or leave the flag alone."
         )
-    clip = nn.ClipGradByGlobalNorm(hyper.optimizer_clip_norm) if hyper.optimizer_clip_norm else None
+    clip = None
+    if hyper.optimizer_clip_norm and shards is not None:
+        clip = sharding.ClipGradByGlobalNorm(hyper.optimizer_clip_norm, shards)
+    elif hyper.optimizer_clip_norm:
+        clip = nn.ClipGradByGlobalNorm(hyper.optimizer_clip_norm)
     common = {"learning_rate": learning_rate, "parameters": parameters, "grad_clip": clip}
     decay = hyper.optimizer_weight_decay
     kinds = _optimizers(hyper)

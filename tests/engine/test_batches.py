@@ -163,7 +163,7 @@ def test_gather_is_ignored_when_getitem_is_overridden():
 
 
 def test_a_packages_own_loader_resumes_too():
-    batches = CustomBatches(lambda: iter([["first"], ["second"], ["third"]]), Alone(), trains=True)
+    batches = CustomBatches(lambda: iter([["first"], ["second"], ["third"]]), Alone(), by_rows=True)
     assert list(batches(0, begin=1)) == [["second"], ["third"]] and len(list(batches(1))) == 3
 
 

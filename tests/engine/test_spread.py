@@ -136,7 +136,7 @@ def test_in_evaluation_whole_batches_go_round(name):
 def test_a_packages_own_loader_is_spread_too():
     def work(processes):
         load = lambda: ({"x": np.arange(i, i + 4)} for i in (0, 4))  # noqa: E731
-        return [batch[0]["x"].tolist() for batch in CustomBatches(load, processes, trains=True)(0)]
+        return [batch[0]["x"].tolist() for batch in CustomBatches(load, processes, by_rows=True)(0)]
 
     assert in_threads(2, work) == [[[0, 1], [4, 5]], [[2, 3], [6, 7]]]
 

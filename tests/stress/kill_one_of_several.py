@@ -22,17 +22,21 @@ from support import several  # noqa: E402
 
 PACKAGE = ROOT / "tests" / "several" / "config.yaml"
 KEYS = ["runner.save_interval_steps=10", "hyper_parameters.expert_dropout=0.2", "runner.resume=auto"]
+SHARED_OUT = [
+    "hyper_parameters.gate=dselect_k_per_example", "hyper_parameters.shard_experts=true",
+    "hyper_parameters.input.shard_embedding=true",
+]  # fmt: skip
 LONGEST = 40.0  # seconds until the other process has ended
 
 
-def command(tool, epochs, folder):
-    keys = [*KEYS, f"runner.epochs={epochs}", f"runner.model_save_path={folder}"]
+def command(tool, extra, epochs, folder):
+    keys = [*KEYS, *extra, f"runner.epochs={epochs}", f"runner.model_save_path={folder}"]
     return [(tool, ["-m", PACKAGE, "-o", *keys])]
 
 
-def killed(tool, epochs, folder, rng):
+def killed(tool, extra, epochs, folder, rng):
     """One job that may be killed: (exit codes, whether it was, seconds that the other process went on)."""
-    job = several.Job(2, command(tool, epochs, "killed"), folder)
+    job = several.Job(2, command(tool, extra, epochs, "killed"), folder)
     rank, until = rng.randrange(2), time.monotonic() + rng.uniform(3.0, 12.0)
     while time.monotonic() < until and all(process.is_alive() for process in job.processes):
         time.sleep(0.01)
@@ -63,21 +67,22 @@ def main():
     args = parser.parse_args()
     rng, kills, slowest, aborted = random.Random(args.seed), 0, 0.0, 0
     while kills < args.kills:
-        tool = ("trainer", "static_trainer")[rng.randrange(2)]
+        tool, extra = ("trainer", "static_trainer")[rng.randrange(2)], ([], SHARED_OUT)[rng.randrange(2)]
         with tempfile.TemporaryDirectory() as folder:
             folder, is_done = pathlib.Path(folder), False
             epochs = args.epochs
-            codes, logs = several.run(2, command(tool, epochs, "whole"), folder)
+            codes, logs = several.run(2, command(tool, extra, epochs, "whole"), folder)
             if codes != [0, 0]:
                 raise SystemExit("\n".join(logs))
             while not is_done:
-                codes, was_killed, seconds = killed(tool, epochs, folder, rng)
+                codes, was_killed, seconds = killed(tool, extra, epochs, folder, rng)
                 kills, is_done = kills + was_killed, codes == [0, 0]
                 slowest, aborted = max(slowest, seconds if was_killed else 0.0), aborted + (-6 in codes)
             whole, resumed = weights(folder / "whole", epochs), weights(folder / "killed", epochs)
             if any(not np.array_equal(whole[name], resumed[name]) for name in whole):
                 raise SystemExit(f"{tool}: after {kills} kills the weights are not those of an undisturbed job")
-        print(f"{kills} kills, {tool}: the same weights; the other process ended within {slowest:.1f} s", flush=True)
+        what = f"{tool}, {'experts and embeddings shared out' if extra else 'whole network'}"
+        print(f"{kills} kills, {what}: the same weights; the other process ended within {slowest:.1f} s", flush=True)
     if slowest > LONGEST:
         raise SystemExit(f"a process went on for {slowest:.1f} s after the other was killed")
     print(f"{kills} kills: all weights the same; {aborted} times Paddle aborted the other process")

@@ -25,6 +25,9 @@ if PIR:  # refused elsewhere: see below
     GRAPHS["static"] = ("static_trainer", [])
 ADAM = ["expert_norm=none", "optimizer.class=adam", "optimizer.learning_rate=0.01"]
 SETTLED = ["top_k=1", "entropy_weight=5", "optimizer.gate_learning_rate_factor=30"]
+PER_EXAMPLE = ["gate=dselect_k_per_example"]
+SHARD_EMBEDDING = ["input.shard_embedding=true"]
+SHARD_ALL = [*PER_EXAMPLE, "shard_experts=true", *SHARD_EMBEDDING]
 CASES = {
     "batch norm": [],
     "settled, batch norm": SETTLED,
@@ -33,15 +36,27 @@ CASES = {
     "per example, batch norm": ["gate=dselect_k_per_example"],
     "top k": ["gate=top_k", "balance_weight=1", *ADAM],
     "sparse gradients": ["optimizer.class=lazy_adam", "optimizer.learning_rate=0.01", "expert_norm=none"],
+    "experts shared out": [*PER_EXAMPLE, "expert_norm=group", "shard_experts=true"],
+    "experts shared out, batch norm": [*PER_EXAMPLE, "shard_experts=true"],
+    "all shared out": [*SHARD_ALL, *ADAM, "optimizer.clip_norm=1"],
+    "embedding shared out, lazy": ["optimizer.class=lazy_adam", "expert_norm=none", *SHARD_EMBEDDING],
+    "embedding shared out, sgd": ["optimizer.momentum=0", *SHARD_EMBEDDING],
     "uncertainty": ["task_balance=uncertainty", "optimizer.weight_decay=0.01"],
 }
 ROUNDING = 1e-9  # relative, of float64, after twenty steps; wrong averages were seen to give 1e-3 and more
-RUNS = [("dynamic", 2, [*CASES]), ("dynamic", 4, ["per example, batch norm"])]  # (graph, processes, cases)
+ONLY_PIR = ["embedding shared out, lazy"]
+IN_BOTH_GRAPHS = ["experts shared out, batch norm", "all shared out"]
+DYNAMIC = [case for case in CASES if PIR or case not in ONLY_PIR]
+RUNS = [
+    ("dynamic", 2, DYNAMIC),
+    ("dynamic", 4, ["per example, batch norm", *IN_BOTH_GRAPHS]),
+]  # (graph, processes, cases)
 if PIR:
+    whole = ["batch norm", "settled, batch norm", "adam, settled", "per example, group norm"]
     RUNS += [
-        ("static", 2, ["batch norm", "settled, batch norm", "adam, settled", "per example, group norm"]),
-        ("static", 4, ["per example, batch norm"]),
-        ("to_static", 2, ["per example, batch norm"]),
+        ("static", 2, [*whole, *IN_BOTH_GRAPHS]),
+        ("static", 4, ["per example, batch norm", *IN_BOTH_GRAPHS]),
+        ("to_static", 2, ["per example, batch norm", *IN_BOTH_GRAPHS]),
     ]
 # bytes: two linear layers, and the norm's scale and shift
 EXPERT = ((6 + 3) * 8 + 8 + 8 * 2 + 8 * 6 + 6) * 8
@@ -61,7 +76,12 @@ def test_several_processes_train_what_one_does(graph, number, cases, tmp_path):
             message = f"{case}: {name}"
             np.testing.assert_allclose(together[name], value, rtol=ROUNDING, atol=ROUNDING, err_msg=message)
         assert of_all == pytest.approx(numbers, rel=1e-6, nan_ok=True)  # experts_used is in float32
+        assert alone.keys() == together.keys()  # a save has what other processes hold, too
     check_logs(logs[1][0], logs[number])
+    text = logs[number][0]
+    networks = 2 * len([case for case in cases if "shared out" in case])  # in training and in validation
+    of_experts = text.count(f"holds the experts 0 to {4 // number - 1} of 4")
+    assert of_experts + text.count(f"holds the embeddings 0 to {9 // number - 1} of 9") >= networks
     if "settled, batch norm" in cases:
         check_traffic(runs[number])
 
@@ -195,6 +215,7 @@ def faulty(folder, fault, rank=1):
 
 
 TOOLS = sorted({tool for tool, _ in GRAPHS.values()})
+PARTS = {"whole": [], "shared out": [f"hyper_parameters.{key}" for key in SHARD_ALL]}
 
 
 def test_a_mistake_in_one_process_ends_all_and_is_named(tmp_path):
@@ -245,12 +266,40 @@ def test_a_value_that_is_not_finite_in_one_process_is_undone_in_all(tool, tmp_pa
     assert "had other values" not in "".join(logs)  # all undid the same
 
 
+@pytest.mark.parametrize("tool", TOOLS)
+def test_a_gradient_that_is_not_finite_where_no_other_process_sees_it_is_undone_in_all(tool, tmp_path):
+    """An expert of the second process has it from its first step on."""
+    arguments = faulty(tmp_path, "pass")
+    (tmp_path / "faulty_experts.py").write_text(
+        "import paddle\nfrom paddle import nn\n"
+        "class Expert(nn.Layer):\n"
+        "    made = 0\n"
+        "    def __init__(self, width, size):\n"
+        "        super().__init__()\n"
+        "        self.linear, self.is_faulty = nn.Linear(width, size), Expert.made % 4 == 3\n"
+        "        Expert.made += 1\n"
+        "    def forward(self, x):\n"
+        "        weight = self.linear.weight\n"
+        "        wrong = paddle.sqrt(paddle.sum(weight * 0.0)) if self.is_faulty else 0.0  # its gradient: inf * 0\n"
+        "        return self.linear(x) + wrong\n"
+        "def make(shape, size):\n"
+        "    return Expert(shape[0], size)\n"
+    )
+    arguments += [*PARTS["shared out"], "hyper_parameters.expert=faulty_experts.make", "runner.skip_not_finite=1"]
+    codes, logs = several.run(2, [(tool, arguments)], tmp_path)
+    assert codes == [2, 2]
+    for rank, words in enumerate(("on another process", r"experts\.3\.linear\.weight")):
+        assert re.search(f"epoch 0, batch 0: .*{words}.* The step is undone", logs[rank]), logs
+        assert re.search(f"error: epoch 0, batch 1: .*{words}", logs[rank])
+
+
 # ------------------------------------------------------------------------------ signals, resuming
 
 
+@pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("tool", TOOLS)
-def test_a_signal_to_one_process_saves_once_and_the_save_resumes_to_the_same_bits(tool, tmp_path):
-    common = ["-m", PACKAGE, "-o", "runner.epochs=6", "hyper_parameters.expert_dropout=0.2"]
+def test_a_signal_to_one_process_saves_once_and_the_save_resumes_to_the_same_bits(tool, part, tmp_path):
+    common = ["-m", PACKAGE, "-o", "runner.epochs=6", "hyper_parameters.expert_dropout=0.2", *PARTS[part]]
     whole = several.run(2, [(tool, [*common, "runner.model_save_path=whole"])], tmp_path)
     assert whole[0] == [0, 0]
     (tmp_path / "process0.of2.log").unlink()
@@ -317,9 +366,53 @@ def test_what_cannot_be_done_is_one_message(tool, environment, overrides, words,
         assert_refused(process, *words)
 
 
-def test_a_batch_of_fewer_examples_than_processes_is_refused(tmp_path):
-    codes, logs = several.run(2, [("trainer", ["-m", PACKAGE, "-o", "runner.train_batch_size=1"])], tmp_path)
-    assert codes == [2, 2] and all("2 processes share a batch" in log for log in logs)
+REFUSED_BY_ALL = {
+    "a batch of fewer examples than processes": (["runner.train_batch_size=1"], "2 processes share a batch"),
+    "experts of a static gate": (["hyper_parameters.shard_experts=true"], "the gate dselect_k gives every example"),
+    "fewer experts than processes": (
+        ["hyper_parameters.expert_num=1", "hyper_parameters.top_k=1", *PARTS["shared out"]],
+        "there are 1 experts for 2 processes",
+    ),
+    "no embeddings": (
+        ["hyper_parameters.input.vocabulary_sizes=[]", *PARTS["shared out"]],
+        "input.shard_embedding is true, but there are no embeddings",
+    ),
+    "a norm of sparse gradients": (
+        [*PARTS["shared out"], "hyper_parameters.optimizer.momentum=0", "hyper_parameters.optimizer.clip_norm=1"],
+        "clip_norm is 1.0, which needs the whole gradient",
+    ),
+}
+if not PIR:
+    lazy = [*PARTS["shared out"], "hyper_parameters.optimizer.class=lazy_adam"]
+    REFUSED_BY_ALL["lazy Adam of 2.6.2"] = lazy, "needs paddlepaddle 3"
+
+
+@pytest.mark.parametrize("keys,words", REFUSED_BY_ALL.values(), ids=REFUSED_BY_ALL)
+def test_what_processes_cannot_share_out_is_refused_by_all(keys, words, tmp_path):
+    codes, logs = several.run(2, [("trainer", ["-m", PACKAGE, "-o", *keys])], tmp_path)
+    assert codes == [2, 2] and all(words in log.splitlines()[-1] for log in logs), logs
+
+
+@pytest.mark.skipif(not PIR, reason="refused")
+def test_an_exported_model_in_each_save_is_refused_where_processes_hold_parts(tmp_path):
+    keys = ["runner.use_inference=true", *PARTS["shared out"]]
+    codes, logs = several.run(2, [("static_trainer", ["-m", PACKAGE, "-o", *keys])], tmp_path)
+    assert codes == [2, 2] and all("runner.use_inference is true" in log.splitlines()[-1] for log in logs), logs
+
+
+@pytest.mark.parametrize("tool", ["infer", "static_infer"] if PIR else ["infer"])
+def test_processes_that_hold_parts_evaluate_what_one_does(tool, tmp_path):
+    """Each takes its rows of every batch; the last batch has fewer rows than there are processes."""
+    keys = [*PARTS["shared out"], "runner.model_save_path=saved"]
+    assert run_tool("trainer", PACKAGE, *keys, cwd=tmp_path).returncode == 0
+    keys = [
+        *PARTS["shared out"],
+        "runner.infer_load_path=saved",
+        "runner.infer_batch_size=29",
+        "runner.print_interval=1",
+    ]
+    logs = [several.run(number, [(tool, ["-m", PACKAGE, "-o", *keys])], tmp_path)[1][0] for number in (1, 3)]
+    check_logs(logs[0], [logs[1]])
 
 
 @pytest.mark.skipif(PIR, reason="it trains")

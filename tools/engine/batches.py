@@ -66,7 +66,7 @@ def open_batches(reader, settings, config, job):
     return batches, config
 
 
-@dataclass(frozen=True)
+@dataclass
 class Options:
     """How examples become batches."""
 
@@ -78,6 +78,7 @@ class Options:
     workers: int  # processes that read; 0: this one
     processes: object  # of the job, among which the batches are spread: engine.processes.Alone or Several
     trains: bool
+    by_rows: bool  # each process takes its rows of every batch; else whole batches in turn
 
 
 class Batches:
@@ -101,6 +102,7 @@ class Batches:
             workers=_workers(dataset, settings.num_workers),
             processes=settings.processes,
             trains=self.trains,
+            by_rows=self.trains,
         )
         self.source = _source(dataset, self.options)
         if settings.processes.number > 1:
@@ -121,6 +123,10 @@ class Batches:
                 f"{self.options.folder}: it has {numbers[0]} examples for process 0, but "
                 f"{next(n for n in numbers if n != numbers[0])} for another. Give all processes the same files."
             )
+
+    def spread_by_rows(self):
+        """From now on each process takes its rows of every batch, in an evaluation too."""
+        self.options.by_rows = True
 
     def steps(self):
         """Number of batches in an epoch, or None if the reader does not say how many examples it has."""
@@ -144,8 +150,8 @@ class Batches:
             epoch: decides the order, if it is shuffled.
             begin: how many batches to skip at the start.
         Yields:
-            Of several processes, this one's rows of each batch in training; in evaluation its batches, and None for
-            each of another's. See ``spread``.
+            Of several processes, this one's rows of each batch in training, or if they spread by rows; else its
+            batches, and None for each of another's. See ``spread``.
         Raises:
             UserError: the reader failed, or there is not a single batch.
         """
@@ -231,14 +237,14 @@ class IndexSource:
 
     def _own(self, batches):
         processes = self.options.processes
-        if not self.options.trains:
+        if not self.options.by_rows:
             return spread.own_batches(batches, processes)
         return (spread.own_rows([indices], processes) for indices in batches)
 
     def _fetch_own(self, indices):
         if indices is None:
             return None
-        batch = self.fetch(indices[0] if self.options.trains else indices)
+        batch = self.fetch(indices[0] if self.options.by_rows else indices)
         return spread.Copy(batch) if isinstance(indices, spread.Copy) else batch
 
     def fetch(self, indices):
@@ -275,7 +281,7 @@ class StreamSource:
         options = self.options
         found = loader.read(functools.partial(self._batches, epoch), options.workers, options.folder)
         with contextlib.closing(found):
-            own = spread.of_stream(found, options.processes, options.trains, options.folder)
+            own = spread.of_stream(found, options.processes, options.by_rows, options.folder)
             yield from itertools.islice(own, begin, None)
 
     def _batches(self, epoch):
@@ -322,8 +328,8 @@ def _collated(examples, folder):
 class CustomBatches:
     """Batches of a package's own loader (``create_data_loader``): dicts or lists, as it gives them."""
 
-    def __init__(self, load, processes, trains):
-        self.load, self.processes, self.trains = load, processes, trains
+    def __init__(self, load, processes, by_rows):
+        self.load, self.processes, self.by_rows = load, processes, by_rows
 
     def steps(self):
         """None: unknown."""
@@ -331,7 +337,7 @@ class CustomBatches:
     def __call__(self, epoch, begin=0):
         count = 0
         with user_errors("create_data_loader"):
-            for batch in spread.of_stream(self.load(), self.processes, self.trains, "create_data_loader"):
+            for batch in spread.of_stream(self.load(), self.processes, self.by_rows, "create_data_loader"):
                 count += 1
                 if count > begin:
                     yield batch

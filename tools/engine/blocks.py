@@ -37,7 +37,7 @@ class BlockSource:
             own = spread.in_step(found, options.batch_size, options.drop_last, options.processes)
         else:
             found = self._batches(epoch, options.batch_size, options.drop_last, 0)
-            own = spread.of_stream(found, options.processes, options.trains, options.folder)
+            own = spread.of_stream(found, options.processes, options.by_rows, options.folder)
         yield from itertools.islice(own, begin, None)
 
     def _batches(self, epoch, size, drop_last, begin):

@@ -103,8 +103,10 @@ class OptionalOfModel:
     # nothing), and finite_parameters (of a static program in training, pair: a variable, of which an element is 0 if a
     # parameter is not finite after a step, and the parameters' names). For several processes: expert_parameters (by
     # expert, the names of its parameters) and experts_in_use (of the training step, a tensor or variable: by expert, 0
-    # if its gradients are zero), and reduces_within (the network itself reduces over the processes). Called with the
-    # network in the dynamic graph, without arguments in the static one.
+    # if its gradients are zero), reduces_within (the network itself reduces over the processes), and shards (what they
+    # share out, or None: an object with alone and elsewhere, {structured name: name} of the parameters and statistics
+    # that this process, or another, holds alone, and rows, {structured name: (name, begin, end, rows in all)}). Called
+    # with the network in the dynamic graph, without arguments in the static one.
     network_facts: Optional[Callable] = None
     # printed name -> whether higher is better, for keep_best, patience and best. Objects of create_metrics may have an
     # attribute of this name instead. Paddle's metrics and names that begin with loss need none; the rest is guessed.

@@ -187,11 +187,15 @@ def _open(tool, config, settings, report, output_key):
     graph = GRAPHS[tool.graph](package, config, settings, tool.job, place)
     graph.exporter = exporting.write_graph
     if reader is None:
-        batches = CustomBatches(graph.model.create_data_loader(), settings.processes, tool.job == "train")
+        by_rows = tool.job == "train" or graph.evaluates_by_rows
+        batches = CustomBatches(graph.model.create_data_loader(), settings.processes, by_rows)
+    elif graph.evaluates_by_rows:
+        batches.spread_by_rows()
     meter = Meter(
         tool.graph, tool.job, settings.print_interval, _scalars(config, settings, tool.job), graph.values_at_end(),
         open_bar=progress.bars(settings.progress, batches.steps) if settings.processes.is_first else None,
         journal=report.journal, higher_is_better=graph.higher_is_better(), processes=settings.processes,
+        by_rows=graph.evaluates_by_rows,
     )  # fmt: skip
     return graph, batches, meter, config, validation_reader
 

@@ -50,13 +50,15 @@ class Meter:
         journal: takes each interval and each epoch as well.
         higher_is_better: metric -> bool, for the epochs' records in the journal.
         processes: of the job. The numbers are all processes', so all must ask for them.
+        by_rows: whether in an evaluation too each has its rows of every batch.
     """
 
     def __init__(
         self, graph_name, job, interval, scalars=None, values_at_end=(), closing="done", open_bar=None, journal=SILENT,
-        higher_is_better=None, processes=None,
+        higher_is_better=None, processes=None, by_rows=False,
     ):  # fmt: skip
         self.style, self.trains = STYLES[graph_name, job], job == "train"
+        self.by_rows = by_rows or self.trains
         self.processes = processes or Alone()
         self.interval, self.scalars, self.values_at_end = interval, scalars, values_at_end
         self.closing, self.step = closing, 0
@@ -180,7 +182,7 @@ class Meter:
         self._begin_interval()
 
     def _tensors_of_all(self, tensors, examples):
-        """What the step printed: in training means over the processes, weighted by their examples."""
+        """What the step printed: means over the processes that have rows of the batch, weighted by their examples."""
         if self.processes.number == 1:
             return tensors
         found = self.processes.gather((_as_arrays(tensors), examples))
@@ -191,7 +193,7 @@ class Meter:
             for name, value in first.items()
             if _is_number(value) and name not in self.values_at_end
         }
-        return {**first, **means} if self.trains else first
+        return {**first, **means} if self.by_rows else first
 
     def _costs_of_all(self):
         """The interval's Costs; the seconds are this process's."""
@@ -199,7 +201,7 @@ class Meter:
         if self.processes.number > 1:
             found = self.processes.gather((batches, examples, seen))
             examples, seen = (sum(one[i] for one in found) for i in (1, 2))
-            batches = batches if self.trains else sum(one[0] for one in found)
+            batches = batches if self.by_rows else sum(one[0] for one in found)
         own, cost = max(self.batches, 1), self.reader_s + self.step_s
         return Costs(examples, seen, batches, self.reader_s / own, cost / own, examples / max(cost, 1e-9))
 

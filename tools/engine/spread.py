@@ -1,7 +1,8 @@
 """How the batches of a job are spread over its processes.
 
 In training each process takes its rows of every batch, so that the batches are those of one process. In evaluation
-each takes whole batches in turn, so that what is computed for a batch is the same to the last bit.
+each takes whole batches in turn, so that what is computed for a batch is the same to the last bit; unless the processes
+share out the network itself, so that all must take part in each batch.
 """
 
 import collections
@@ -53,7 +54,7 @@ def own_batches(batches, processes):
     return (batch if i % processes.number == processes.rank else None for i, batch in enumerate(batches))
 
 
-def of_stream(batches, processes, trains, folder):
+def of_stream(batches, processes, by_rows, folder):
     """A process's share of batches which each process reads for itself.
 
     Raises:
@@ -69,7 +70,7 @@ def of_stream(batches, processes, trains, folder):
             "its own, have it say so (shards_by_rank = True); else give all processes the same files."
         )
     batches = itertools.chain(first, batches)
-    return (own_rows(batch, processes) for batch in batches) if trains else own_batches(batches, processes)
+    return (own_rows(batch, processes) for batch in batches) if by_rows else own_batches(batches, processes)
 
 
 def _digest(batch):

@@ -36,8 +36,11 @@ class Validation:
             if reader is not None:
                 self.batches, config = open_batches(reader, settings, config, "validate")
             self.graph = graph.for_evaluation(config, settings)
+            by_rows = self.graph.evaluates_by_rows
             if reader is None:
-                self.batches = CustomBatches(self.graph.model.create_data_loader(), settings.processes, trains=False)
+                self.batches = CustomBatches(self.graph.model.create_data_loader(), settings.processes, by_rows)
+            elif by_rows:
+                self.batches.spread_by_rows()
         bars = progress.bars(settings.progress, self.batches.steps) if settings.processes.is_first else None
         self.meter = self._new_meter(bars, journal)
 
@@ -45,7 +48,7 @@ class Validation:
         at_end = self.graph.values_at_end()
         return Meter(
             self.graph.name, "infer", None, None, at_end, "validation", open_bar, journal,
-            self.graph.higher_is_better(), self.graph.processes,
+            self.graph.higher_is_better(), self.graph.processes, self.graph.evaluates_by_rows,
         )  # fmt: skip
 
     def names(self):

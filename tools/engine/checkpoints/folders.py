@@ -96,12 +96,12 @@ def _is_locked(file):
     return True
 
 
-def check_room(parent, parameters):
-    """Raise UserError if ``parent`` has no room for a checkpoint of ``parameters``: name -> array or Tensor.
+def check_room(parent, parameters, times=1):
+    """Raise UserError if ``parent`` has no room for a checkpoint of ``parameters``, name -> array or Tensor, ``times``.
 
     It writes that much: the disk's free space does not show quotas and limits.
     """
-    left = sum(int(np.prod(array.shape)) for array in parameters.values()) * 4  # bytes; most are float32
+    left = sum(int(np.prod(array.shape)) for array in parameters.values()) * 4 * times  # bytes; most are float32
     path = os.path.join(parent, ".room")
     try:
         with open(path, "wb") as file:

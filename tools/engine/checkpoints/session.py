@@ -73,7 +73,8 @@ class Session:
 
     def _lock(self):
         self.lock = folders.lock(self.parent)
-        folders.check_room(self.parent, self.graph.parameters())
+        parts = self.processes.number if self.graph.shards.exist else 1  # this process has one of them
+        folders.check_room(self.parent, self.graph.parameters(), parts)
 
     def _unlock(self):
         if self.lock is not None:
@@ -200,7 +201,8 @@ class Session:
 
     def _save(self, name, epoch, batch, **counted):
         agreement.reach(self.graph, f"at epoch {epoch}, batch {batch}")
-        self.processes.first(lambda: self._write(name, epoch, batch, **counted), takes_long=True)
+        with self.graph.whole():
+            self.processes.first(lambda: self._write(name, epoch, batch, **counted), takes_long=True)
 
     def _write(self, name, epoch, batch, numbers=None, validation=None, so_far=None):
         metrics = {**(numbers or {}), **(validation or {})}

@@ -12,6 +12,8 @@ import paddle
 
 from engine.checkpoints.weight_files import is_learning_rate
 from engine.errors import NotFinite, UserError
+from engine.graphs import finite
+from engine.graphs.shards import Shards
 from engine.shared import load
 
 reductions = load("processes")
@@ -33,9 +35,13 @@ class EagerAverage:
 
     def __init__(self, processes, network, facts):
         self.processes, self.facts = processes, facts
-        self.parameters = [p for p in network.parameters() if not p.stop_gradient]
-        self.statistics = [t for t in network.state_dict().values() if t.stop_gradient and is_float(t)]
+        shards, trained = Shards(facts), [p for p in network.parameters() if not p.stop_gradient]
+        self.own = [p for p in trained if shards.is_own(p.name)]
+        self.parameters = [p for p in trained if not shards.is_own(p.name)]
+        statistics = [t for t in network.state_dict().values() if t.stop_gradient and is_float(t)]
+        self.statistics = [t for t in statistics if not shards.is_own(t.name)]
         self.expert_of = _expert_of(facts)
+        self.labels = getattr(facts, "parameter_labels", {})
         self.sent_bytes = 0  # what this process gave for the last reduction
 
     @paddle.no_grad()
@@ -48,6 +54,7 @@ class EagerAverage:
         Raises:
             NotFinite: ``wrong``, or that another process has one.
         """
+        wrong = wrong or self._wrong_in_own()
         exchanged = self._exchange(wrong)
         if wrong is not None:
             raise wrong
@@ -64,6 +71,15 @@ class EagerAverage:
         self._average(dense, rows)
         for parameter in sparse:
             _average_rows(parameter, rows, self.processes)
+
+    def _wrong_in_own(self):
+        """NotFinite of a gradient that no other process sees, or None."""
+        try:
+            gradients = ((self.labels.get(p.name, p.name), p.grad) for p in self.own if p.grad is not None)
+            finite.check(gradients, finite.GRADIENT)
+        except NotFinite as error:
+            return error
+        return None
 
     def _exchange(self, wrong):
         """What the processes must agree on: may they go on, and which gradients are there, whole or by rows."""
@@ -202,7 +218,9 @@ class ProgramAverage:
         """Pairs (parameter, gradient) with the gradients averaged."""
         if self.known is not None:
             raise UserError("this package builds two optimizers, which several processes cannot train with.")
-        pairs = [(p, g) for p, g in params_grads if g is not None]
+        shards = Shards(self.find_facts())
+        own = {p.name: g for p, g in params_grads if g is not None and shards.is_own(p.name)}
+        pairs = [(p, g) for p, g in params_grads if g is not None and p.name not in own]
         dtype = "float64" if any("float64" in str(g.dtype).lower() for _, g in pairs) else "float32"
         experts, others = _Experts.of(self.find_facts()), pairs
         if experts is not None and experts.take({p.name: g for p, g in pairs}):
@@ -210,8 +228,8 @@ class ProgramAverage:
         else:
             experts = None
         self.told = paddle.static.data("told_to_stop", [1], "float32")
-        statistics = _statistics()
-        parts = [self.told, self._wrong(), *statistics, *(g for _, g in others)]
+        statistics = [p for p in _statistics() if not shards.is_own(p.name)]
+        parts = [self.told, self._wrong(own.values()), *statistics, *(g for _, g in others)]
         sizes = [int(np.prod(part.shape)) for part in parts]
         parts += [] if experts is None else [experts.packed()]
         flat = paddle.concat([paddle.cast(paddle.reshape(part, [-1]), dtype) for part in parts])
@@ -220,15 +238,16 @@ class ProgramAverage:
         ends = np.cumsum(sizes).tolist()
         means = [flat[begin:end] for begin, end in zip([0, *ends], ends)]
         self.known = paddle.concat([*means[:2], sent])
-        averaged = {} if experts is None else experts.unpack(flat[ends[-1] :])
+        averaged = own if experts is None else {**own, **experts.unpack(flat[ends[-1] :])}
         for tensor, mean in zip(statistics, means[2:]):
             paddle.assign(_like(mean, tensor), output=tensor)
         averaged.update((p.name, _like(mean, g)) for (p, g), mean in zip(others, means[2 + len(statistics) :]))
         return [(p, averaged.get(p.name)) for p, _ in params_grads]
 
-    def _wrong(self):
-        """[1]: 1 if a printed scalar is not finite."""
+    def _wrong(self, gradients):
+        """[1]: 1 if a printed scalar is not finite, or a gradient of those that no other process sees."""
         scalars = [v for v in self.printed.values() if is_float(v) and all(size == 1 for size in v.shape)]
+        scalars += [paddle.sum(gradient) for gradient in gradients]
         wrong = [1.0 - paddle.cast(paddle.isfinite(paddle.reshape(v, [1])), "float32") for v in scalars]
         return paddle.max(paddle.concat([paddle.zeros([1], "float32"), *wrong]), axis=0, keepdim=True)
 

@@ -79,7 +79,7 @@ class DynamicGraph(Graph):
         if self.average is not None:
             self.average(len(batch[0]), wrong)
         gradients = ((name, parameter.grad) for name, parameter in self.trained if parameter.grad is not None)
-        finite.check(gradients, "the gradient of {names} is not finite")
+        finite.check(gradients, finite.GRADIENT)
         self.optimizer.step()
         self._advance_schedule("batch")
         step = Step(tensors or {}, self.metrics, self.status, self.average.sent_bytes if self.average else 0)
@@ -101,8 +101,9 @@ class DynamicGraph(Graph):
             self._schedule().set_state_dict(position)
 
     def infer_step(self, batch):
-        self.metrics_list, tensors = self._forward(self.model.infer_forward, batch)
-        return Step(tensors or {}, self.metrics, self.status), len(batch[0])
+        with self._counted_once(batch):
+            self.metrics_list, tensors = self._forward(self.model.infer_forward, batch)
+        return Step(tensors or {}, self.metrics, self.status), 0 if isinstance(batch, Copy) else len(batch[0])
 
     def _forward(self, forward, batch):
         batch = [paddle.to_tensor(item) if isinstance(item, np.ndarray) else item for item in batch]
@@ -117,7 +118,7 @@ class DynamicGraph(Graph):
         return self._describe(self.net)
 
     def parameters(self):
-        return self.net.state_dict()
+        return {**self.net.state_dict(), **self.fetched_weights}
 
     def state(self):
         return {name: tensor.numpy() for name, tensor in self._tensors().items()}
@@ -127,15 +128,22 @@ class DynamicGraph(Graph):
             tensor.set_value(state[name])
 
     def _tensors(self):
-        of_optimizer = {n: t for n, t in self.optimizer.state_dict().items() if isinstance(t, paddle.Tensor)}
-        return {**self.net.state_dict(), **of_optimizer}
+        return {**self.net.state_dict(), **self._optimizer_state()}
+
+    def _optimizer_state(self):
+        return {n: t for n, t in self.optimizer.state_dict().items() if isinstance(t, paddle.Tensor)}
 
     def write(self, folder):
-        paddle.save(self.net.state_dict(), os.path.join(folder, weight_files.DYNAMIC + ".pdparams"))
-        paddle.save(self.optimizer.state_dict(), os.path.join(folder, weight_files.DYNAMIC + ".pdopt"))
+        names = self.shards.names
+        weights = {name: _named(array, names[name]) for name, array in self.fetched_weights.items()}
+        of_optimizer = {name: _named(array, name) for name, array in self.fetched_optimizer.items()}
+        prefix = os.path.join(folder, weight_files.DYNAMIC)
+        paddle.save({**self.net.state_dict(), **weights}, prefix + ".pdparams")
+        paddle.save({**self.optimizer.state_dict(), **of_optimizer}, prefix + ".pdopt")
 
     def resume(self, folder, schedule_state):
         path, found = weight_files.read_optimizer_state(folder, weight_files.DYNAMIC)
+        found = self.shards.keep_own(found)
         self._step_on_zeros(found)  # before reading the weights, which it may change
         self.read(folder)
         # Paddle itself would take any state here, and fail at the first step.
@@ -164,17 +172,22 @@ class DynamicGraph(Graph):
     def read(self, folder, partly=False):
         weights = weight_files.read_weights(folder)
         compatibility.check(weights, self.model, self.config, self.package.encoding)
-        state = self.net.state_dict()
+        state, shards = self.net.state_dict(), self.shards
         if weights.by_structured is not None:
-            chosen = weight_files.fit(state, weights.by_structured, weights.path, partly)
+            chosen = weight_files.fit(state, shards.keep_own(weights.by_structured), weights.path, partly)
         else:
             structured = {tensor.name: key for key, tensor in state.items()}
             by_name = {tensor.name: tensor for tensor in state.values()}
-            chosen = {
-                structured[name]: value
-                for name, value in weight_files.fit(by_name, weights.by_name, weights.path, partly).items()
-            }
+            found = weight_files.fit(by_name, shards.keep_own(weights.by_name), weights.path, partly)
+            chosen = {structured[name]: value for name, value in found.items()}
         self.net.set_state_dict({**state, **chosen})
+
+
+def _named(array, name):
+    """A tensor that ``paddle.save`` will note under the name of a parameter."""
+    tensor = paddle.to_tensor(array)
+    tensor.name = name
+    return tensor
 
 
 def _is_to_be_compiled(settings, place, facts):

@@ -6,6 +6,8 @@ import numpy as np
 
 from engine.errors import NotFinite
 
+GRADIENT = "the gradient of {names} is not finite"
+
 
 def check(arrays, words="{names} {are} not finite"):
     """Raise NotFinite where a float is nan or infinite, and name what holds it.

@@ -7,6 +7,7 @@ from typing import Any, Callable
 
 from engine.errors import user_errors_raised_in
 from engine.graphs import metric_state
+from engine.graphs.shards import Shards
 from engine.interface import offered
 from engine.processes import Alone
 from engine.spread import Copy
@@ -34,6 +35,7 @@ class EvaluationGraph(abc.ABC):
 
     name = ""  # dynamic, static or exported
     processes = Alone()  # of the job
+    evaluates_by_rows = False  # whether all processes work on each batch, or on batches in turn
 
     def leave_to_another(self):
         """A batch of an evaluation is another process's: nothing to do, unless what is computed is kept in order."""
@@ -77,6 +79,7 @@ class Graph(EvaluationGraph):
         self.package, self.config, self.settings, self.job, self.place = package, config, settings, job, place
         self.processes = settings.processes
         self.metrics_list, self.metric_names = [], []
+        self.fetched_weights, self.fetched_optimizer = {}, {}  # see ``whole``
         self.exporter = None  # function (graph, folder) that writes an exported model of it, for use_inference
 
     @classmethod
@@ -169,11 +172,38 @@ class Graph(EvaluationGraph):
     def _errors_of_the_package(self):
         return user_errors_raised_in(*self.package.folders)
 
+    # ---- what the processes share out
+
+    @property
+    def shards(self):
+        """What this process does not hold, or holds alone."""
+        return Shards(self.facts())
+
+    @property
+    def evaluates_by_rows(self):
+        return self.shards.exist
+
+    @contextlib.contextmanager
+    def whole(self):
+        """Within this context ``parameters`` and ``write`` of the first process have what the others hold too."""
+        shards = self.shards
+        if shards.exist:
+            self.fetched_weights = shards.fetched(self.parameters(), self.processes)
+            self.fetched_optimizer = shards.fetched(self._optimizer_state(), self.processes)
+        try:
+            yield
+        finally:
+            self.fetched_weights, self.fetched_optimizer = {}, {}
+
     # ---- checkpoints
 
     @abc.abstractmethod
     def parameters(self):
         """Weights and running statistics by the names they are saved under."""
+
+    @abc.abstractmethod
+    def _optimizer_state(self):
+        """The optimizer's tensors by name."""
 
     @abc.abstractmethod
     def state(self):

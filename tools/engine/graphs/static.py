@@ -36,6 +36,7 @@ class StaticGraph(Graph):
         self.executor = paddle.static.Executor(place)
         paddle.seed(settings.seed)  # again, for the building may have drawn
         executor.run_start_up(paddle.static.default_startup_program(), place)
+        self.scope.erase(list(self.shards.elsewhere))
         self.program = paddle.static.default_main_program()
         self.to_run = executor.unchanging(self.program) if settings.tune_process else self.program
         self.auc_states = _auc_states(self.program)
@@ -43,6 +44,11 @@ class StaticGraph(Graph):
         self.in_order, self.finite, self.finite_now = False, None, ()  # names of parameters known to be finite
         self.is_wrong_elsewhere = False  # another process has a value that is not finite
         if job == "train":
+            if settings.use_inference and self.shards.exist:
+                raise UserError(
+                    "runner.use_inference is true, but the processes share out the network, and an exported model "
+                    "needs all of it. Set it to false; tools/export.py exports a checkpoint afterwards."
+                )
             self._start_from_files()
             self.trained = self._trained()
             self.in_order = settings.tune_process and getattr(self.facts(), "uses_all_cores", False)
@@ -119,12 +125,18 @@ class StaticGraph(Graph):
         step, examples, count = self._execute(batch)
         finite.check_scalars(step.tensors)
         if self.is_wrong_elsewhere:
+            shards = self.shards
+            self._check_updated(name for name, *_ in self.trained if shards.is_own(name))  # no other process names it
             raise NotFinite(ELSEWHERE)
-        updated = ((label, watched.array()) for name, label, watched in self.trained if name not in self.finite_now)
-        finite.check(updated, "after the step, {names} {are} not finite: a gradient was not")
+        self._check_updated(name for name, *_ in self.trained if name not in self.finite_now)
         self._advance_schedule("batch")
         count()
         return step, examples
+
+    def _check_updated(self, names):
+        names = set(names)
+        updated = ((label, watched.array()) for name, label, watched in self.trained if name in names)
+        finite.check(updated, "after the step, {names} {are} not finite: a gradient was not")
 
     def _trained(self):
         """The parameters of floats: triples (name, what to call it in a message, its ``ScopeTensor`` tensor)."""
@@ -204,7 +216,10 @@ class StaticGraph(Graph):
             return self._describe(self._state("param"))
 
     def parameters(self):
-        return self._state("param")
+        return {**self._state("param"), **self.fetched_weights}
+
+    def _optimizer_state(self):
+        return self._state("opt")
 
     def state(self):
         return self._state("all")
@@ -215,11 +230,12 @@ class StaticGraph(Graph):
     def write(self, folder):
         """Write weights, all other state, and the program; an exported model too if the config asks for it."""
         prefix = os.path.join(folder, weight_files.STATIC)
-        if _has_branch(self.program):
+        if _has_branch(self.program) or self.shards.exist:
             # Paddle 3.3.1 aborts the process when it writes a program with a branch's gradient
-            # ("Destroyed a op_result that is still in use"); no tool reads that file back.
-            paddle.save(self._state("param"), prefix + ".pdparams")
-            paddle.save(self._state("opt"), prefix + ".pdopt")
+            # ("Destroyed a op_result that is still in use"); no tool reads that file back. And a process that
+            # holds a part of the network has a part of the program.
+            paddle.save(self.parameters(), prefix + ".pdparams")
+            paddle.save({**self._optimizer_state(), **self.fetched_optimizer}, prefix + ".pdopt")
         else:
             with folders.written_by_paddle(prefix, lambda: _check_program(prefix + ".json")):
                 paddle.static.save(self.program, prefix)
@@ -242,7 +258,8 @@ class StaticGraph(Graph):
 
     def _take(self, weights, partly=False):
         compatibility.check(weights, self.model, self.config, self.package.encoding)
-        self._set(weight_files.fit(self._weights(), weights.by_name, weights.path, partly))
+        found = self.shards.keep_own(weights.by_name)
+        self._set(weight_files.fit(self._weights(), found, weights.path, partly))
 
     def _weights(self):
         return _without_rates(self.parameters())  # under PIR, that of a schedule counts as one
@@ -250,6 +267,7 @@ class StaticGraph(Graph):
     def _start_optimizer(self, folder):
         """Take the optimizer state, as PaddleRec's static tools do, if it is one of this optimizer."""
         path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC, needed=False)
+        found = found and self.shards.keep_own(found)
         mine = _without_rates(self._state("opt"))  # the learning rate is the config's
         if found and mine.keys() & found.keys():
             self._set(weight_files.fit(mine, found, path, partly=True))
@@ -260,6 +278,7 @@ class StaticGraph(Graph):
         weights = weight_files.read_weights(folder)
         self._take(weights)
         path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC)
+        found = self.shards.keep_own(found)
         self._set(weight_files.fit_optimizer(self._state("opt"), found, path))
         # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
         saved = weights.by_name
