@@ -76,8 +76,8 @@ class DygraphModel:
         """
         if self.schedule is not None:
             self.schedule.step()
-        printed = self._forward(dy_model, metrics_list, batch_data, config, training=True)
-        return printed["loss"], metrics_list, printed
+        losses, printed = self._forward(dy_model, metrics_list, batch_data, config, training=True)
+        return losses.minimized, metrics_list, printed
 
     @paddle.no_grad()
     def infer_forward(self, dy_model, metrics_list, batch_data, config):
@@ -86,7 +86,7 @@ class DygraphModel:
         Returns:
             (metrics_list, {printed name: Tensor}).
         """
-        return metrics_list, self._forward(dy_model, metrics_list, batch_data, config, training=False)
+        return metrics_list, self._forward(dy_model, metrics_list, batch_data, config, training=False)[1]
 
     def _forward(self, dy_model, metrics_list, batch_data, config, training):
         inputs, labels = self.create_feeds(batch_data, config)
@@ -103,4 +103,4 @@ class DygraphModel:
         else:
             losses = tasks.losses(self.tasks, outputs, masked)
         self.epoch_metrics.update(outputs, labels, losses.by_label, float(losses.penalty) if training else 0.0)
-        return {**losses.named, "experts_used": net.experts_used(gate_weights)}
+        return losses, {**losses.named, "experts_used": net.experts_used(gate_weights)}

@@ -67,7 +67,7 @@ class StaticModel:
             losses = tasks.losses(self.tasks, outputs, masked)
         else:
             losses = tasks.losses(self.tasks, outputs, masked, penalty, self.network.log_variances)
-        self.loss = losses.named["loss"]
+        self.loss = losses.minimized
         if not is_infer:
             self.facts.find_experts_in_use(gate_weights)
         observed = dict(zip(self.observed_outputs(), outputs))
@@ -162,6 +162,7 @@ class StaticModel:
                 "outputs": {name: f"{name}{task.suffix}" for name in task.kind.exports},
                 "label": f"label{task.suffix}",
                 "label_columns": task.kind.label_names(task.suffix),
+                **({"classes": list(task.kind.class_names)} if task.kind.class_names else {}),
                 "columns": [dict(column) for column in task.kind.columns],
                 "metric": list(task.kind.prediction_metric),
                 "negative_is_missing": task.kind.negative_is_missing,

@@ -27,6 +27,7 @@ class Key:
             "seeds"     a list of different whole numbers >= 0
             "weights"   a list of numbers >= 0, not all of them 0
             "texts"     a list of texts
+            "classes"   a whole number from 2, or a list of at least two different texts
             "mapping"   keys, which are texts, and values
             "mappings"  a list of mappings
 
@@ -154,6 +155,14 @@ def _mapping(key, value):
     return value if isinstance(value, dict) and all(isinstance(name, str) for name in value) else None
 
 
+def _classes(key, value):
+    if not isinstance(value, (list, tuple)):
+        number = as_number(value)
+        return int(number) if number is not None and number.is_integer() and number >= 2 else None
+    names = [name for name in value if isinstance(name, str) and name.strip()]
+    return tuple(names) if len(set(names)) == len(value) >= 2 else None
+
+
 def _list_of(item_type):
     def check(key, value):
         fits = isinstance(value, (list, tuple)) and all(isinstance(item, item_type) for item in value)
@@ -175,6 +184,7 @@ CHECKS = {
     "seeds": _seeds,
     "weights": _weights,
     "texts": _list_of(str),
+    "classes": _classes,
     "mapping": _mapping,
     "mappings": _list_of(dict),
 }
@@ -190,6 +200,7 @@ DESCRIPTIONS = {
     "seeds": "a list of different whole numbers >= 0",
     "weights": "a list of numbers >= 0, not all of them 0",
     "texts": "a list of texts",
+    "classes": 'a whole number >= 2, or a list of at least two different texts ("yes" and "no" in quotes)',
     "mapping": "keys with values",
     "mappings": "a list of mappings",
 }

@@ -157,15 +157,17 @@ class Losses(NamedTuple):
 
     named: dict[str, Any]  # printed name -> scalar: ``loss``, then each task's as ``loss`` and its suffix
     by_label: list  # by task, [B, label_size]; any value where the label is missing
-    penalty: Any  # the part of the loss beside the tasks' weighted losses, a scalar
+    penalty: Any  # the part of ``loss`` beside the tasks' weighted losses, a scalar
+    minimized: Any  # what training minimizes, a scalar: ``loss``, unless the tasks are balanced by learned variances
 
 
 def losses(tasks, outputs, masked, penalty=None, log_variances=None):
     """What training minimizes, and each task's part of it.
 
-    A task's loss is the mean over its labels, 0 if all are missing. They are summed by the tasks' weights or, with
-    ``log_variances`` s, as in Kendall et al. 2018 (arXiv 1705.07115): exp(-s) times the loss, half of it for a
-    regression, plus s / 2, for s = log of the task's variance.
+    A task's loss is the mean over its labels, 0 if all are missing. ``loss`` is their sum by the tasks' weights plus
+    the penalty, in training and evaluation alike. With ``log_variances`` s, training minimizes another sum, of Kendall
+    et al. 2018 (arXiv 1705.07115): exp(-s) times each loss, half of it for a regression, plus s / 2, for s = log of
+    the task's variance.
 
     Args:
         tasks: list of Task.
@@ -180,19 +182,16 @@ def losses(tasks, outputs, masked, penalty=None, log_variances=None):
     for task, output, labels in zip(tasks, outputs, masked):
         by_label.append(paddle.reshape(task.kind.losses(output, labels.label), [-1, task.kind.label_size]))
         task_losses.append(_mean_of_labelled(by_label[-1], labels))
-    weighted = [task.weight * loss for task, loss in zip(tasks, task_losses)]
-    parts = weighted
+    rest = paddle.zeros([], task_losses[0].dtype) if penalty is None else penalty
+    loss = minimized = paddle.add_n([task.weight * loss for task, loss in zip(tasks, task_losses)]) + rest
     if log_variances is not None:
         parts = []
-        for t, (task, loss) in enumerate(zip(tasks, task_losses)):
-            factor = task.weight * task.kind.loss_factor
-            parts.append(factor * loss * paddle.mean(math.e ** -log_variances[t]) + 0.5 * paddle.mean(log_variances[t]))
-    total = paddle.add_n(parts)
-    if penalty is not None:
-        total = total + penalty
-    named = {"loss": total, **{f"loss{task.suffix}": loss for task, loss in zip(tasks, task_losses)}}
-    rest = total - paddle.add_n(weighted)
-    return Losses(named, by_label, rest)
+        for t, (task, of_task) in enumerate(zip(tasks, task_losses)):
+            factor = task.weight * task.kind.loss_factor * paddle.mean(math.e ** -log_variances[t])
+            parts.append(factor * of_task + 0.5 * paddle.mean(log_variances[t]))
+        minimized = paddle.add_n(parts) + rest
+    named = {"loss": loss, **{f"loss{task.suffix}": of_task for task, of_task in zip(tasks, task_losses)}}
+    return Losses(named, by_label, rest, minimized)
 
 
 def _mean_of_labelled(values, labels):

@@ -97,6 +97,12 @@ def learning_rate(hyper, config):
     steps, epochs = config.get("runner.steps_per_epoch"), config.get("runner.epochs")
     # no step at all: too few data for a batch, which the tool is about to say
     rate = learning_rate_schedule(hyper, max(int(steps), 1) * int(epochs) if steps is not None and epochs else None)
+    if config.get("runner.patience") and hyper.optimizer_schedule in ("one_cycle", "cosine"):
+        raise ValueError(
+            f"runner.patience is {config['runner.patience']!r}, but with the {hyper.optimizer_schedule} schedule the "
+            "rate comes down at the end of runner.epochs only: a training that ends before is not at its best. Remove "
+            "patience (keep_best still finds the best epoch), or set hyper_parameters.optimizer.schedule to constant."
+        )
     if isinstance(rate, TrainingSchedule) and config.get("runner.lr_step", "none") != "none":
         raise ValueError(
             f"runner.lr_step is {config['runner.lr_step']!r}, but this model moves its schedule itself. Set it to none."

@@ -17,6 +17,7 @@ from dselect_k_model import tasks
 from dselect_k_model.config_key import REQUIRED, Key, as_number
 from tabular import files as table_files
 from tabular.columns import NotNumbers
+from tabular.values import NULL_TEXTS, one_way
 from tabular.vocabulary import LABELS_ARE, Vocabulary
 
 LOG = logging.getLogger("dselect_k")
@@ -180,10 +181,10 @@ class RecDataset(IterableDataset):
         rows = self._read(block)
         arrays, unknown = [], []
         if vocabulary.numbers:
-            arrays.append(vocabulary.standardised(rows.numbers))
-        for i, (name, *_) in enumerate(vocabulary.numbers):
-            why = functools.partial(vocabulary.does_not_fit, name, rows.numbers[name])
-            rows.refuse(np.isinf(arrays[0][:, i]), why)
+            numbers, misfits = vocabulary.encoded_numbers(rows.numbers)
+            arrays.append(numbers)
+            for name, wrong in misfits.items():
+                rows.refuse(wrong, functools.partial(vocabulary.does_not_fit, name, rows.numbers[name]))
         bad = rows.bad_num()
         if bad and not self.skips:
             remedy = "Correct the row" + ("." if self.predicts else ", or set runner.bad_rows to skip.")
@@ -206,16 +207,19 @@ class RecDataset(IterableDataset):
             ValueError: a column that should be numbers has none.
         """
         labels = [name for name in self.labels() if name in block.columns]
-        numbers = [*(name for name, *_ in self.vocabulary.numbers), *labels]
+        in_words = {name: kind for kind, names in self.tasks for name in names if kind.class_names and name in labels}
+        numbers = [*(number.column for number in self.vocabulary.numbers), *(n for n in labels if n not in in_words)]
         try:
-            rows = block.read(numbers, [name for name, _ in self.vocabulary.categories])
+            rows = block.read(numbers, [*(name for name, _ in self.vocabulary.categories), *in_words])
             if rows.without_numbers and not self.skips:
                 raise rows.without_numbers
         except NotNumbers as error:
             of_input = f"{self.vocabulary.path} lists it under numbers: make the vocabulary again."
             raise ValueError(f"{error} {LABELS_ARE if error.column in self.labels() else of_input}") from error
+        for name, kind in in_words.items():
+            _number_classes(rows, name, kind)
         for kind, names in self.tasks:
-            for name in {*names} & {*labels}:
+            for name in {*names} & {*labels} - {*in_words}:
                 self._refuse_labels(rows, name, kind)
         return rows
 
@@ -224,6 +228,16 @@ class RecDataset(IterableDataset):
         column = rows.numbers[name]
         wrong = ~np.isnan(column) & kind.is_wrong(column)
         rows.refuse(wrong, lambda i: f"the label {name} is {column[i]:g}, not {kind.label_words}")
+
+
+def _number_classes(rows, name, kind):
+    """Replace a column of class names by their numbers; a row with another text is bad."""
+    codes, texts = rows.categories.pop(name)
+    number_of = {one_way(class_name): float(i) for i, class_name in enumerate(kind.class_names)}
+    numbers = np.array([number_of.get(text, np.nan) for text in texts])
+    wrong = np.isnan(numbers) & np.array([text not in NULL_TEXTS for text in texts])
+    rows.refuse(wrong[codes], lambda i: f"the label {name} is {texts[codes[i]]!r:.100}, not {kind.label_words}")
+    rows.numbers[name] = numbers[codes]
 
 
 class _Blocks:

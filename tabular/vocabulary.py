@@ -1,6 +1,6 @@
 """vocabulary.json: how the columns of a table become numbers. ``data/make_vocabulary.py`` makes it from training rows.
 
-``numbers`` are standardised by the mean and the standard deviation given for each column. Each of ``categories`` has a
+``numbers`` are encoded as tabular/numbers.py says, by what is given for each column. Each of ``categories`` has a
 list of values: the id of a value is its position in the list, from 1; id 0 is for other values and for empty fields.
 tabular/values.py decides which value a field is. ``labels`` (optional) are names of columns, in the order of the tasks.
 Unknown keys are ignored.
@@ -9,14 +9,17 @@ Unknown keys are ignored.
 import collections
 import itertools
 import json
-import math
 
 import numpy as np
 
 from tabular.columns import Rows, number_column, text_column
+from tabular.numbers import Number
 from tabular.values import number_of, one_way, text_of
 
-LABELS_ARE = "Labels are numbers: 0 and 1 for no and yes, classes from 0 up, or amounts."
+LABELS_ARE = (
+    "Labels are numbers: 0 and 1 for no and yes, classes from 0 up, or amounts; or texts, which the task lists in "
+    "classes."
+)
 DENSE, SIZES = "hyper_parameters.input.dense_size", "hyper_parameters.input.vocabulary_sizes"
 
 
@@ -34,7 +37,7 @@ class Vocabulary:
         try:
             with open(path, "rb") as file:
                 form = json.loads(file.read())
-            self.numbers = [(str(c["column"]), float(c["mean"]), float(c["deviation"])) for c in form["numbers"]]
+            self.numbers = [Number.read(entry) for entry in form["numbers"]]
             self.categories = [(str(c["column"]), [str(v) for v in c["values"]]) for c in form["categories"]]
             self.labels = [str(c["column"]) for c in form.get("labels", [])]
             self._check()
@@ -46,9 +49,6 @@ class Vocabulary:
         self.ids = [{one_way(value): i for i, value in enumerate(values, 1)} for _, values in self.categories]
 
     def _check(self):
-        for column, mean, deviation in self.numbers:
-            if not (math.isfinite(mean) and math.isfinite(deviation) and deviation > 0):
-                raise ValueError(f"the mean or deviation of {column} is not finite, or not > 0")
         for column, values in self.categories:
             spellings = collections.Counter(map(one_way, values))
             if spellings.get("") or len(spellings) < len(values):
@@ -60,7 +60,11 @@ class Vocabulary:
 
     def inputs(self):
         """Names of the columns that the network's inputs are made of."""
-        return [name for name, *_ in (*self.numbers, *self.categories)]
+        return [*(number.column for number in self.numbers), *(name for name, _ in self.categories)]
+
+    def dense_size(self):
+        """Number of inputs that the columns of numbers have together."""
+        return sum(number.width for number in self.numbers)
 
     def sizes(self):
         """Number of ids of each categorical column, id 0 included."""
@@ -68,7 +72,7 @@ class Vocabulary:
 
     def check_config(self, config):
         """Raise ValueError if a config describes other inputs."""
-        for key, mine in ((DENSE, len(self.numbers)), (SIZES, self.sizes())):
+        for key, mine in ((DENSE, self.dense_size()), (SIZES, self.sizes())):
             given = config.get(key) or type(mine)()
             if given != mine:
                 raise ValueError(
@@ -77,45 +81,45 @@ class Vocabulary:
                 )
 
     def dense(self, columns):
-        """The standardised numbers of some rows; an empty field becomes the mean, which is 0.
+        """The numbers of some rows, encoded.
 
         Args:
             columns: the rows as columns by name: a dict of lists or arrays, or a table of pandas, pyarrow or polars.
                 A field may be what a file's may be: a number or its text, true or false; if empty, None, NaN, blanks
                 or one of ``values.NULL_TEXTS``.
         Returns:
-            float32 [N, number of columns].
+            float32 [N, ``dense_size()``].
         Raises:
             ValueError: a column is missing, or has another length, or a field that is not a finite number or does not
                 fit float32 when standardised.
         """
-        found = _read(columns, [name for name, *_ in self.numbers], is_number=True)
-        made = self.standardised(found)
-        for i, (name, *_) in enumerate(self.numbers):
-            wrong = np.flatnonzero(np.isinf(made[:, i]))
-            if len(wrong):
-                raise ValueError(f"row {wrong[0]}: {self.does_not_fit(name, found[name], wrong[0])}.")
+        found = _read(columns, [number.column for number in self.numbers], is_number=True)
+        made, misfits = self.encoded_numbers(found)
+        for name, wrong in misfits.items():
+            row = int(np.argmax(wrong))
+            raise ValueError(f"row {row}: {self.does_not_fit(name, found[name], row)}.")
         return made
 
     @staticmethod
     def does_not_fit(name, column, row):
-        """The message for a number that is infinite in ``standardised``."""
+        """The message for a number that does not fit."""
         return f"{name} is {column[row]:g}, which does not fit float32 when standardised"
 
-    def standardised(self, columns):
+    def encoded_numbers(self, columns):
         """Like ``dense``, for columns as the reader has them.
 
         Args:
             columns: name -> float64 [N], nan where a field is empty.
         Returns:
-            float32 [N, number of columns]; infinite where a number does not fit float32.
+            (float32 [N, ``dense_size()``]; the columns with numbers that do not fit float32: name -> bool [N]).
         """
-        made = np.empty([len(columns[self.numbers[0][0]]) if self.numbers else 0, len(self.numbers)], np.float32)
-        with np.errstate(over="ignore"):
-            for i, (name, mean, deviation) in enumerate(self.numbers):
-                made[:, i] = (columns[name] - mean) / deviation
-        made[np.isnan(made)] = 0
-        return made
+        made, misfits = [np.empty([0, 0], np.float32)] * (not self.numbers), {}
+        for number in self.numbers:
+            made.append(number.encode(columns[number.column]))
+            wrong = np.isinf(made[-1][:, 0])
+            if wrong.any():
+                misfits[number.column] = wrong
+        return np.concatenate(made, axis=1), misfits
 
     def encode(self, columns):
         """The ids of some rows.
@@ -154,7 +158,7 @@ class Vocabulary:
 
 
 def _read(columns, names, is_number):
-    """Columns of a user's program, as ``standardised`` and ``encoded`` take them: name -> values."""
+    """Columns of a user's program, as ``encoded_numbers`` and ``encoded`` take them: name -> values."""
     found = {name: _read_column(columns, name, is_number) for name in names}
     sizes = {name: len(values if is_number else values[0]) for name, values in found.items()}
     if len(set(sizes.values())) > 1:

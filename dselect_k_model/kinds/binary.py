@@ -13,7 +13,8 @@ class Binary(Kind):
     """Yes or no. Labels are 0 or 1, of any dtype; below 0 or nan: missing."""
 
     keys = {
-        "positive_weight": Key(float, 1.0, "The weight of positive examples in the loss; metrics ignore it.", above=0)
+        "classes": Key("texts", (), "What the table has for no and for yes, if not 0 and 1: [no, yes], in quotes."),
+        "positive_weight": Key(float, 1.0, "The weight of positive examples in the loss; metrics ignore it.", above=0),
     }
     training_keys = ("positive_weight",)
     metrics = ("auc", "logloss")
@@ -27,8 +28,12 @@ class Binary(Kind):
     prediction_metric = ("Accuracy", "prediction", "equal")
     label_words = "0 or 1"
 
-    def __init__(self, positive_weight=1.0):
+    def __init__(self, classes=(), positive_weight=1.0):
         self.positive_weight = positive_weight
+        if classes:
+            if len(set(classes)) != 2 or not all(name.strip() for name in classes):
+                raise ValueError(f"classes is {list(classes)}, but must be two different texts: for no and for yes.")
+            self.name_classes(classes)
 
     def is_wrong(self, column):
         return (column != 0) & (column != 1)

@@ -13,7 +13,7 @@ MOST_SUGGESTED = 1000  # classes; a column of more whole numbers is taken for a 
 class Classes(Kind):
     """One of ``classes`` classes. Labels are int64, from 0 to classes - 1; below 0: missing."""
 
-    keys = {"classes": Key(int, REQUIRED, "The number of classes.", low=2)}
+    keys = {"classes": Key("classes", REQUIRED, "The number of classes, or their names as the table has them.")}
     metrics = ("accuracy",)
     label_dtype = "int64"
     exports = ("logits", "probabilities")
@@ -25,8 +25,10 @@ class Classes(Kind):
     prediction_metric = ("Accuracy", "prediction", "equal")
 
     def __init__(self, classes):
-        self.out_size = self.class_num = classes
-        self.label_words = f"a class: a whole number from 0 to {classes - 1}"
+        self.out_size = self.class_num = classes if isinstance(classes, int) else len(classes)
+        self.label_words = f"a class: a whole number from 0 to {self.class_num - 1}"
+        if not isinstance(classes, int):
+            self.name_classes(classes)
 
     def out_of_range(self, label):
         return np.asarray(label) >= self.class_num

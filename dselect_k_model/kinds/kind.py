@@ -25,10 +25,12 @@ class Kind:
     label_dtype: str | None = None  # of the labels; None: the dtype of the output
     loss_factor = 1.0  # of its loss where the tasks' variances are learned (Kendall et al. 2018)
     class_num = 0  # number of classes that ``decisions`` chooses from
+    class_names: tuple = ()  # what the labels are in a table, by class, and the predictions; (): numbers
     positive: int | None = None  # the class that f1 is about; None: the mean over all classes
     exports: tuple = ()  # names of what ``export`` gives, the output itself first
     # What predict.py writes: {"name", "of": an exported name, "take": how}, where ``take`` is "value", "argmax", "max"
-    # or ["above", threshold]. The first entry whose output has been exported makes the column of a name.
+    # or ["above", threshold]; "names": what to write for 0, 1, ..., if not the number. The first entry whose output has
+    # been exported makes the column of a name.
     columns: tuple = ()
     prediction_metric: tuple = ()  # (printed name, column, "equal" or "difference"), for predict.py without model files
 
@@ -61,11 +63,20 @@ class Kind:
         """An entry of ``tasks`` for a column of labels, as make_vocabulary.py prints it; None: not this kind.
 
         Args:
-            summary: of the column: least, greatest, deviation() and whole (all numbers are).
+            summary: of the column: least, greatest, mean, deviation(), whole (all numbers are), and log: mean and
+                deviation() of log(1 + number), if none is below 0.
         Returns:
             ({key: value}, a remark), or None.
         """
         return None
+
+    def name_classes(self, names):
+        """Have predictions say the names of the classes."""
+        self.class_names = tuple(names)
+        self.label_words = f"one of the classes {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
+        self.columns = tuple(
+            {**column, "names": list(names)} if column["name"] == "prediction" else column for column in self.columns
+        )
 
     # ---- training
 

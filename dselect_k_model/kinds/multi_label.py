@@ -31,7 +31,7 @@ class MultiLabel(Binary):
 
     keys = {
         "labels": Key("texts", REQUIRED, "The names of the labels, in the order of the reader's columns."),
-        **Binary.keys,
+        "positive_weight": Binary.keys["positive_weight"],
     }
     columns: tuple = (*Binary.columns, {"name": "prediction", "of": "logits", "take": ["above", 0.0]})
     prediction_metric: tuple = ()
@@ -39,7 +39,7 @@ class MultiLabel(Binary):
     def __init__(self, labels, positive_weight=1.0):
         if len(labels) < 2 or len(set(labels)) < len(labels) or not all(map(str.isprintable, labels)):
             raise ValueError(f"labels is {list(labels)!r}, but must be at least two different names of one line.")
-        super().__init__(positive_weight)
+        super().__init__(positive_weight=positive_weight)
         self.labels, self.out_size, self.label_size = tuple(labels), len(labels), len(labels)
 
     @classmethod

@@ -1,5 +1,7 @@
 """A number: squared or Huber loss; mean absolute error and root mean squared error."""
 
+import math
+
 import numpy as np
 import paddle
 
@@ -7,15 +9,26 @@ from dselect_k_model.config_key import Key
 from dselect_k_model.kinds.kind import Kind
 
 LARGEST = float(np.finfo(np.float32).max)
+WIDE = 0.8  # standard deviation over mean, of amounts for which ``suggest`` gives a log scale
 
 
 class Regression(Kind):
-    """A number. Labels are floats; nan: missing."""
+    """A number. Labels are floats; nan: missing.
+
+    The network's output is in standard units: (t - mean) / deviation for a label t, or for log(1 + t) with ``log``.
+    Losses are in these units; metrics and exported values in those of the labels.
+    """
 
     keys = {
+        "mean": Key(float, 0.0, "The labels' mean, of log(1 + label) with log: make_vocabulary.py prints it."),
+        "deviation": Key(float, 1.0, "The labels' standard deviation, likewise.", above=0),
+        "log": Key(bool, False, "Whether the task is on a log scale, log(1 + label), for amounts >= 0."),
         "huber_delta": Key(
-            float, 0.0, "The error from which the loss grows linearly instead of squared; 0: squared everywhere.", low=0
-        )
+            float,
+            0.0,
+            "The error, in deviations, from which the loss grows linearly instead of squared; 0: squared everywhere.",
+            low=0,
+        ),
     }
     training_keys = ("huber_delta",)
     metrics = ("mae", "rmse")
@@ -24,35 +37,50 @@ class Regression(Kind):
     columns = ({"name": "value", "of": "value", "take": "value"},)
     prediction_metric = ("mae", "value", "difference")
     negative_is_missing = False
-    label_words = "a number that fits float32"
 
-    def __init__(self, huber_delta=0.0):
-        self.huber_delta = huber_delta
+    def __init__(self, mean=0.0, deviation=1.0, log=False, huber_delta=0.0):
+        self.mean, self.deviation, self.log, self.huber_delta = mean, deviation, log, huber_delta
+        self.label_words = f"a number{' >= 0' if log else ''} that fits float32"
 
     def is_labelled(self, label):
         return label == label  # nan is not itself
 
+    def out_of_range(self, label):
+        return np.asarray(label) < 0 if self.log else super().out_of_range(label)
+
     def is_wrong(self, column):
-        return abs(column) > LARGEST
+        wrong = abs(column) > LARGEST
+        return wrong | (column < 0) if self.log else wrong
 
     @classmethod
     def suggest(cls, summary):
-        variance, remark = summary.deviation() ** 2, f"{summary.least:g} to {summary.greatest:g}"
-        if 0.25 <= variance <= 4:
-            return {"kind": "regression"}, remark
-        weight = np.format_float_positional(float(f"{1 / variance:.2g}"), trim="0")  # YAML takes 1e-05 for a text
-        return {"kind": "regression", "weight": weight}, f"1 / variance, so that the losses are of one size; {remark}"
+        remark = f"{summary.least:g} to {summary.greatest:g}"
+        units = {"mean": summary.mean, "deviation": summary.deviation()}
+        log = {}
+        if summary.least >= 0 and summary.deviation() >= WIDE * summary.mean:
+            units = {"mean": summary.log.mean, "deviation": summary.log.deviation()}
+            log, remark = {"log": "true"}, f"{remark}, as wide as their mean: on a log scale"
+        # YAML takes 1e-05 for a text
+        numbers = {name: np.format_float_positional(float(f"{x:.6g}"), trim="0") for name, x in units.items()}
+        return {"kind": "regression", **log, **numbers}, remark
 
     def losses(self, output, label):
-        """(y - t)^2, or Huber's loss: e^2 / 2 for |e| <= delta, else delta (|e| - delta / 2)."""
-        error = output - label
+        """e^2 for the error e in standard units.
+
+        Or Huber's loss: e^2 / 2 for |e| <= delta, else delta (|e| - delta / 2).
+        """
+        label = paddle.log1p(label) if self.log else label
+        error = output - (label - self.mean) * (1.0 / self.deviation)
         if not self.huber_delta:
             return error * error
         near = paddle.clip(error, -self.huber_delta, self.huber_delta)
         return near * (error - 0.5 * near)
 
     def numbers(self, output):
-        return output[:, 0]
+        value = output[:, 0] * self.deviation + self.mean
+        return np.expm1(np.minimum(value, math.log(LARGEST))) if self.log else value
 
     def export(self, output):
-        return {"value": output}
+        value = output * self.deviation + self.mean
+        # e to the power: the legacy programs of Paddle 3.x build no exp
+        return {"value": math.e ** paddle.clip(value, max=math.log(LARGEST)) - 1.0 if self.log else value}

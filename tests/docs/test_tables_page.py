@@ -31,19 +31,21 @@ def test_three_tasks_are_learned_in_both_graphs(logs):
     _, said = logs
     assert len(said) == 9
     for tool in ("infer", "static_infer"):
-        line = re.findall(r"epoch: 1 done, .*", said[f"python tools/{tool}.py -m shop/config.yaml"])[0]
+        line = re.findall(r"epoch: \d+ done, .*", said[f"python tools/{tool}.py -m shop/config.yaml"])[0]
         numbers = {name: float(number) for name, number in re.findall(r"(\w+): ([\d.]+)", line)}
-        assert numbers["Accuracy_rating"] > 0.6 and numbers["auc_bought"] > 0.85 and numbers["mae_spent"] < 0.2, line
+        assert numbers["Accuracy_rating"] > 0.8 and numbers["auc_bought"] > 0.95 and numbers["mae_spent"] < 10, line
 
 
 def test_new_rows_without_labels_are_predicted(logs):
     folder, _ = logs
-    served, new = table(folder / "predictions_shop.csv"), table(folder / "shop" / "new" / "visits.csv")
+    served, new = table(folder / "predictions.csv"), table(folder / "shop" / "new" / "visits.csv")
     assert [int(row["index"]) for row in served] == list(range(len(new))) and len(new) == 100
     assert {"shop 5"} <= {row["shop"] for row in new}, "a shop that training did not have"
     names = "index prediction_rating probability_rating prediction_bought probability_bought value_spent".split()
     assert list(served[0]) == names
-    assert (folder / "exported_shop" / "rec_inference.vocabulary.json").exists()
+    assert {row["prediction_rating"] for row in served} == {"bad", "fair", "good"}
+    assert {row["prediction_bought"] for row in served} == {"no", "yes"}
+    assert (folder / "exported" / "rec_inference.vocabulary.json").exists()
 
 
 def test_a_program_of_your_own_asks_the_exported_model(logs):
@@ -56,7 +58,7 @@ def test_a_program_of_your_own_asks_the_exported_model(logs):
     expected = [float(row["value_spent"]) for row in table(folder / "asked.csv")]
     found = re.search(r"'value_spent': array\((\[.*?\])\s*, dtype", said["python ask.py"], re.DOTALL).group(1)
     answers = [value for row in ast.literal_eval(found) for value in row]
-    assert answers == pytest.approx(expected, abs=1e-5), found
+    assert answers == pytest.approx(expected, rel=1e-5, abs=1e-4), found
 
 
 def test_the_page_names_what_is_an_empty_field():

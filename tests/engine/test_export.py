@@ -359,7 +359,7 @@ def with_column(content, **changes):
 SIGNATURES = {
     "no JSON": lambda s: "{",
     "a list": lambda s: [],
-    "another format": lambda s: {**s, "format": 4},
+    "another format": lambda s: {**s, "format": 5},
     "no outputs": lambda s: {key: value for key, value in s.items() if key != "outputs"},
     "an unknown input": lambda s: {**s, "inputs": ["picture"]},
     "no inputs": lambda s: {**s, "inputs": []},

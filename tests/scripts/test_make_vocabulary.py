@@ -3,13 +3,17 @@
 import csv
 import json
 import os
+import re
 
 import numpy as np
 import pytest
 import yaml
 
+from dselect_k_model.hyper_parameters import HyperParameters
 from support.tables import DENSE, LABELS, SPARSE, TASKS, Folder, make_rows, run_make_vocabulary, write_files
 from support.toolbox import run_here
+from tabular import first_config
+from tabular.vocabulary import Vocabulary
 
 
 @pytest.fixture
@@ -44,12 +48,15 @@ def test_the_command_prints_what_the_config_needs(mixed):
     columns = ["--dense", *DENSE, "--sparse", *SPARSE, "--labels", *LABELS]
     made = run_make_vocabulary(mixed.folder, "--train", "train", *columns, "--out", "new.json")
     config = printed(made)
-    assert config["input"] == {"dense_size": 2, "vocabulary_sizes": [5, 10]}
-    weight = config["tasks"][2].pop("weight")
-    spent = [float(row[6]) for row in mixed.rows if row[6]]
-    assert config["tasks"] == TASKS and weight == pytest.approx(1 / np.var(spent), rel=0.05)
+    spent = config["tasks"][2]
+    amounts = [float(row[6]) for row in mixed.rows if row[6]]
+    assert spent.pop("mean") == pytest.approx(np.mean(amounts), rel=1e-5)
+    assert spent.pop("deviation") == pytest.approx(np.std(amounts), rel=1e-5)
+    assert config["tasks"] == TASKS
     new = json.loads((mixed.folder / "new.json").read_text())
     assert new["categories"] == mixed.categories and new["labels"] == [{"column": name} for name in LABELS]
+    sizes = [1 + len(entry["edges"]) - 1 + entry["missing"] for entry in new["numbers"]]
+    assert config["input"] == {"dense_size": sum(sizes), "vocabulary_sizes": [5, 10]}
     means = [entry["mean"] for entry in mixed.numbers]
     assert [entry["mean"] for entry in new["numbers"]] == pytest.approx(means), "the blocks are larger there"
 
@@ -78,10 +85,18 @@ def test_tasks_are_suggested_with_remarks_on_scale_and_empty_classes(tmp_path):
     columns = ["--dense", "über", "--labels", "stars", "big", "huge", "near", "--out", "v.json"]
     made = run_make_vocabulary(tmp_path, "--train", "train", *columns)
     assert "classes: 5}  # 1 to 4; classes start at 0: class 0 is empty; subtract 1\n" in made.stdout
-    assert "# 1 / variance, so that the losses " in made.stdout
     tasks = {task["name"]: task for task in printed(made)["tasks"]}
-    for name, scale in (("big", 1000.5), ("huge", 1e5), ("near", 1)):
-        assert tasks[name]["weight"] == pytest.approx(1 / np.var(np.arange(20) * scale), rel=0.05)
+    for name, numbers in (
+        ("big", np.arange(20) * 1000.5),
+        ("huge", np.arange(20) * 1e5 + 0.5),
+        ("near", np.arange(20) - 0.5),
+    ):
+        task = {"name": name, "kind": "regression", "mean": numbers.mean(), "deviation": numbers.std()}
+        assert tasks[name] == {
+            **task,
+            "mean": pytest.approx(task["mean"]),
+            "deviation": pytest.approx(task["deviation"]),
+        }
     assert "über" in (tmp_path / "v.json").read_text(encoding="utf-8")
 
 
@@ -118,12 +133,32 @@ def test_names_of_any_characters_train_in_both_graphs(tmp_path):
         assert {f"prediction_{name}" for name in names} <= {*next(csv.reader(file))}
 
 
-@pytest.mark.parametrize("role,words", [("--labels", "Labels are numbers: 0 and"), ("--dense", "Name it in --sparse")])
-def test_a_column_of_texts_among_the_numbers_is_refused_with_a_remedy(role, words, tmp_path):
+def test_a_column_of_texts_among_the_numbers_is_refused_with_a_remedy(tmp_path):
     write_files(tmp_path, {"train/a.csv": "x,y\n1,yes\n2,no\n,\n"})
-    made = run_make_vocabulary(tmp_path, "--train", "train", "--sparse", "x", role, "y", "--out", "v.json")
+    made = run_make_vocabulary(tmp_path, "--train", "train", "--sparse", "x", "--dense", "y", "--out", "v.json")
     assert made.returncode == 2 and "the column y has no numbers: one field is 'yes', not a number" in made.stderr
-    assert words in made.stderr and "Correct the row" not in made.stderr
+    assert "Name it in --sparse" in made.stderr and "Correct the row" not in made.stderr
+
+
+def test_labels_in_words_are_classes(tmp_path):
+    lines = ["1,Fair,no", '2,"Good, or so",yes', "3,Fair,NA", "4, Ideal ,yes", "5,,no"]
+    write_files(tmp_path, {"train/a.csv": "\n".join(["x,cut,big", *lines]) + "\n"})
+    made = run_make_vocabulary(
+        tmp_path, "--train", "train", "--dense", "x", "--labels", "cut", "big", "--out", "v.json"
+    )
+    assert printed(made)["tasks"] == [
+        {"name": "cut", "classes": ["Fair", "Good, or so", "Ideal"]},
+        {"name": "big", "kind": "binary", "classes": ["no", "yes"]},
+    ]
+    assert made.stdout.count(", missing in 1 rows") == 2 and "the rarest, Good, or so, in 1 rows" in made.stdout
+
+
+@pytest.mark.parametrize("names", [["one"] * 4, [f"name {i}" for i in range(1001)]], ids=["one", "many"])
+def test_one_class_or_too_many_are_refused(names, tmp_path):
+    lines = [f"{i},{name}" for i, name in enumerate(names)]
+    write_files(tmp_path, {"train/a.csv": "\n".join(["x,y", *lines]) + "\n"})
+    made = run_make_vocabulary(tmp_path, "--train", "train", "--dense", "x", "--labels", "y", "--out", "v.json")
+    assert made.returncode == 2 and f"the column y has {len(set(names))} different texts" in made.stderr
 
 
 @pytest.mark.parametrize(
@@ -165,3 +200,58 @@ def test_numbers_too_far_apart_for_a_variance_are_refused(tmp_path):
     assert made.returncode == 2
     assert made.stderr == "error: the numbers of x reach 1e+300: too far apart for a variance.\n"
     assert not (tmp_path / "v.json").exists()
+
+
+# -------------------------------------------------------------------------------- report, first config
+
+
+def test_the_report_warns_of_columns_that_cannot_help(tmp_path):
+    rng = np.random.RandomState(3)
+    lines = []
+    for i in range(300):
+        price, kind = rng.rand(), rng.choice(["a", "b"])
+        lines.append(f"{price:.4f},5,{i}x,{kind},only,{price:.4f},{kind},{rng.randint(2)}")
+    columns = ["price", "constant", "row", "kind", "same", "spent", "kind_again", "buys"]
+    write_files(tmp_path, {"train/a.csv": "\n".join([",".join(columns), *lines]) + "\n"})
+    made = run_make_vocabulary(
+        tmp_path, "--train", "train", "--dense", "price", "constant", "--sparse", "row", "kind", "same",
+        "--labels", "spent", "kind_again", "buys", "--out", "v.json",
+    )  # fmt: skip
+    said = {line.split(":")[0].strip(): line for line in made.stdout.splitlines()}
+    warnings = {name: re.findall("WARNING: [^,]*", said[name]) for name in columns[:5]}
+    assert warnings["price"] == ["WARNING: it equals the label spent in every row; a model would only copy it"]
+    assert warnings["kind"] == ["WARNING: it equals the label kind_again in every row; a model would only copy it"]
+    assert warnings["constant"] == warnings["same"] == ["WARNING: a constant says nothing; leave it out"]
+    assert len(warnings["row"]) == 1 and "an id of the row" in warnings["row"][0]
+    assert "16 pieces" in said["price"] and "300 values, 300 with an id" in said["row"]
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_a_first_config_is_one_that_the_tools_take(mixed, validates):
+    columns = ["--dense", *DENSE, "--sparse", *SPARSE, "--labels", *LABELS, "--out", "new.json"]
+    folders = ["--validation", "train", "--test", "train"] if validates else []
+    (mixed.folder / "a b").mkdir()
+    arguments = ["--train", "train", *folders, *columns, "--config", "a b/config.yaml"]
+    made = run_make_vocabulary(mixed.folder, *arguments)
+    assert made.returncode == 0, made.stderr
+    written = (mixed.folder / "a b" / "config.yaml").read_text(encoding="utf-8")
+    config = yaml.safe_load(written)
+    runner, hyper = config["runner"], config["hyper_parameters"]
+    assert runner["train_data_dir"] == "../train" and runner["vocabulary"] == "../new.json"
+    assert runner.get("infer_epoch") == ("best" if validates else runner["epochs"] - 1)
+    assert [task["name"] for task in hyper["tasks"]] == LABELS
+    flat = {f"hyper_parameters.{key}": value for key, value in hyper.items() if key not in ("input", "optimizer")}
+    for section in ("input", "optimizer"):
+        flat.update({f"hyper_parameters.{section}.{key}": value for key, value in hyper[section].items()})
+    HyperParameters.from_config(flat)
+    Vocabulary(str(mixed.folder / "new.json")).check_config(flat)
+    again = run_make_vocabulary(mixed.folder, *arguments)
+    assert again.returncode == 2 and "a b/config.yaml is there already" in again.stderr
+    assert (mixed.folder / "a b" / "config.yaml").read_text(encoding="utf-8") == written
+
+
+def test_a_first_config_trains_some_3000_steps():
+    for rows in (100, 4_999, 5_000, 20_000, 200_000, 10_000_000):
+        chosen = first_config.advice(rows)
+        steps = chosen.epochs * rows / chosen.batch_size
+        assert 0.5 < steps / 3000 < 1.5 or chosen.epochs in (3, 40), rows

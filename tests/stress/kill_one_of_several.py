@@ -26,6 +26,7 @@ SHARED_OUT = [
     "hyper_parameters.gate=dselect_k_per_example", "hyper_parameters.shard_experts=true",
     "hyper_parameters.input.shard_embedding=true",
 ]  # fmt: skip
+JOBS = [(tool, extra) for extra in (SHARED_OUT, []) for tool in ("trainer", "static_trainer")]
 LONGEST = 40.0  # seconds until the other process has ended
 
 
@@ -65,9 +66,10 @@ def main():
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    rng, kills, slowest, aborted = random.Random(args.seed), 0, 0.0, 0
-    while kills < args.kills:
-        tool, extra = ("trainer", "static_trainer")[rng.randrange(2)], ([], SHARED_OUT)[rng.randrange(2)]
+    rng, jobs, kills, slowest, aborted = random.Random(args.seed), 0, 0, 0.0, 0
+    while kills < args.kills or jobs < len(JOBS):
+        tool, extra = JOBS[jobs % len(JOBS)]
+        jobs += 1
         with tempfile.TemporaryDirectory() as folder:
             folder, is_done = pathlib.Path(folder), False
             epochs = args.epochs

@@ -14,7 +14,7 @@ from dselect_k_model.hyper_parameters import HyperParameters
 from engine.errors import UserError
 from support import ROOT
 from support.memory import peak_of
-from support.tables import COLUMNS, HEAD, TASKS, Folder, joined, make_rows, write
+from support.tables import COLUMNS, HEAD, TASKS, Folder, joined, make_rows, write, write_files
 from tabular import files as table_files
 from tabular import reader as table_reader
 
@@ -213,6 +213,8 @@ def test_a_column_of_texts_for_numbers_is_refused_with_a_remedy(mixed, column, w
 
 # ----------------------------------------------------------------------------------------- config and labels
 
+LABELS_IN_WORDS = [{"column": "size"}, {"column": "buys"}]
+
 
 @pytest.mark.parametrize(
     "change,words",
@@ -245,6 +247,28 @@ def test_without_tasks_the_labels_are_classes(mixed):
     with pytest.raises(ValueError, match="line 2: the label rating is 3, not a class: a whole number from 0 to 2"):
         list(reader.blocks(0, None, map))
     assert table_reader.DEFAULT_CLASS_NUM == HyperParameters.defaults()["hyper_parameters.class_num"]
+
+
+def test_labels_in_words_are_numbered_by_their_task(tmp_path):
+    write_files(tmp_path, {"train/a.csv": "x,size,buys\n1,small,yes\n2,LARGE,no\n3,,NA\n4, small ,no\n5,huge,yes\n"})
+    (tmp_path / "v.json").write_text(
+        json.dumps(
+            {"numbers": [{"column": "x", "mean": 0, "deviation": 1}], "categories": [], "labels": LABELS_IN_WORDS}
+        )
+    )
+    tasks = [
+        {"name": "size", "classes": ["LARGE", "small"]},
+        {"name": "buys", "kind": "binary", "classes": ["no", "yes"]},
+    ]
+    config = {"config_abs_dir": str(tmp_path), "runner.vocabulary": "v.json", "runner.job": "train"}
+    config.update({"hyper_parameters.tasks": tasks, "hyper_parameters.input.dense_size": 1})
+    path = str(tmp_path / "train" / "a.csv")
+    with pytest.raises(ValueError, match="line 6: the label size is 'huge', not one of the classes LARGE, small"):
+        list(table_reader.RecDataset([path], config).blocks(0, None, map))
+    skipping = {**config, "runner.bad_rows": "skip", "runner.bad_rows_share": 0.5}
+    ((dense, size, buys),) = table_reader.RecDataset([path], skipping).blocks(0, None, map)
+    assert dense[:, 0].tolist() == [1, 2, 3, 4] and size.tolist() == [1, 0, -1, 1] and size.dtype == np.int64
+    np.testing.assert_array_equal(buys, np.array([1, 0, np.nan, 0], "f4"))
 
 
 def test_a_task_of_several_labels_takes_several_columns(mixed):

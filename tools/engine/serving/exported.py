@@ -93,7 +93,10 @@ class ExportedModel(EvaluationGraph):
         if prediction is None:  # what it is taken of is not among the outputs
             return
         mask = ~np.isnan(label) if label.dtype.kind == "f" else np.ones(len(label), bool)
-        mask &= (label >= 0) if task["negative_is_missing"] else True
+        if label.dtype.kind == "U":
+            mask = label != ""
+        elif task["negative_is_missing"]:
+            mask &= label >= 0
         values = (prediction == label) if formula == "equal" else np.abs(prediction - label)
         total, count = self.totals.get(name + task["suffix"], (0.0, 0))
         self.totals[name + task["suffix"]] = total + float(values[mask].sum()), count + int(mask.sum())

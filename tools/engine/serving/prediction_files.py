@@ -27,7 +27,7 @@ class CsvFile:
         size = len(next(iter(columns.values())))
         columns = {"index": np.arange(self.rows, self.rows + size), **columns}
         lines = [] if self.rows else [_header(columns)]
-        texts = [[f"{x:.7g}" if column.dtype.kind == "f" else str(x) for x in column] for column in columns.values()]
+        texts = [_fields(column) for column in columns.values()]
         self.file.write("".join(line + "\n" for line in lines + [",".join(row) for row in zip(*texts)]).encode())
         self.rows += size
 
@@ -40,6 +40,16 @@ def _header(names):
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(names)
     return line.getvalue()
+
+
+def _fields(column):
+    """A column's fields as CSV has them."""
+    if column.dtype.kind == "f":
+        return [f"{x:.7g}" for x in column]
+    if column.dtype.kind != "U":
+        return [str(x) for x in column]
+    written = {text: _header([text]) if text else "" for text in set(column.tolist())}  # few: names of classes
+    return [written[text] for text in column.tolist()]
 
 
 def _flat(name, values):

@@ -6,7 +6,9 @@ suffix               what ends the names of the task's columns and metrics
 outputs              part, such as logits or probabilities -> name among the outputs
 label                name of the label's feed; null: none is known
 label_columns        names of its columns in what predict.py writes
-columns              the columns that predict.py writes: a name, the part they are taken ``of``, and how (``TAKES``).
+classes              what to write there for the labels 0, 1, ...; absent: the numbers
+columns              the columns that predict.py writes: a name, the part they are taken ``of``, how (``TAKES``), and
+                     the ``names`` to write for 0, 1, ..., if not the numbers.
                      The first entry of a name whose part has been exported makes it
 metric               name, column, and "equal" (the share of right values) or "difference" (the mean absolute error):
                      what predict.py prints where the package's own metrics cannot be computed; [] for none
@@ -21,7 +23,8 @@ import numpy as np
 from engine.checkpoints import manifests
 from engine.errors import UserError
 
-PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 3
+PREFIX, SIGNATURE, FORMAT = "rec_inference", "signature.json", 4
+READ = (2, 3, FORMAT)  # 3 has no names
 
 
 def _single(values):
@@ -78,7 +81,9 @@ def columns_of(task, outputs, label=None):
     """
     columns, suffix = {}, task["suffix"]
     if label is not None:
-        columns.update(zip(task["label_columns"], label.reshape(len(label), -1).T))
+        of_task = zip(task["label_columns"], label.reshape(len(label), -1).T)
+        names = task.get("classes")
+        columns.update((column, _named(values, names) if names else values) for column, values in of_task)
     made = set()
     for entry in task["columns"]:
         if entry["name"] in made or entry["of"] not in task["outputs"]:
@@ -86,12 +91,20 @@ def columns_of(task, outputs, label=None):
         made.add(entry["name"])
         take, *arguments = [entry["take"]] if isinstance(entry["take"], str) else entry["take"]
         values = TAKES[take](outputs[task["outputs"][entry["of"]]], *arguments)
+        if "names" in entry:
+            values = _named(values, entry["names"])
         if values.ndim == 1:
             columns[entry["name"] + suffix] = values
         else:  # a column for each label
             names = [entry["name"] + name[len("label") :] for name in task["label_columns"]]
             columns.update(zip(names, values.T))
     return columns
+
+
+def _named(numbers, names):
+    """The names of classes, by number; "" for a missing one: nan, or below 0."""
+    numbers = np.where(numbers >= 0, numbers, len(names)).astype("int64")
+    return np.array([*names, ""])[numbers]
 
 
 def write(folder, facts):
@@ -111,7 +124,7 @@ def read(folder):
     try:
         with open(path, encoding="utf-8") as file:
             signature = json.load(file)
-        known = signature["format"] in (2, FORMAT)
+        known = signature["format"] in READ
         files = dict(signature["files"])
         if signature["format"] == 2:
             _upgrade(signature)
@@ -125,7 +138,9 @@ def read(folder):
             f"{path}: this is not the signature of an exported model ({error!r}). Export it again."
         ) from error
     if not known:
-        raise UserError(f"{path}: its format is {signature['format']!r}; these tools read formats 2 and {FORMAT}.")
+        raise UserError(
+            f"{path}: its format is {signature['format']!r}; these tools read formats {', '.join(map(str, READ))}."
+        )
     manifests.check_files(folder, files, path)
     return signature
 
@@ -151,14 +166,20 @@ def _check(signature):
         raise ValueError("its names do not fit together")
 
 
+def _are_texts(names):
+    return isinstance(names, list) and all(isinstance(name, str) for name in names)
+
+
 def _check_task(task):
     known = isinstance(task["suffix"], str) and task["outputs"] and type(task["negative_is_missing"]) is bool
     for entry in task["columns"]:
         take, *arguments = [entry["take"]] if isinstance(entry["take"], str) else entry["take"]
         known = known and take in TAKES and isinstance(entry["name"] + entry["of"], str)
         known = known and len(arguments) == (take == "above") and all(isinstance(x, float) for x in arguments)
+        known = known and _are_texts(entry.get("names", []))
     if task["metric"]:
         name, column, formula = task["metric"]
         known = known and isinstance(name + column, str) and formula in ("equal", "difference")
+    known = known and _are_texts(task.get("classes", []))
     if not known or not all(name.startswith("label") for name in task["label_columns"]):
         raise ValueError("a task of it is described wrongly")

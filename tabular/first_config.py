@@ -1,0 +1,211 @@
+"""What data/make_vocabulary.py prints of a table: a report by column, and lines for a config or a whole first one."""
+
+import json
+import math
+import os
+import re
+import sys
+from typing import NamedTuple
+
+import yaml
+
+from tabular.profile import class_names
+from tabular.values import NULL_TEXTS
+
+ID_SHARE = 0.5  # of the rows: with more different values, a sparse column is called an id
+MANY_VALUES = 100  # values, from which on that is looked at
+
+
+# ------------------------------------------------------------------------------------------ tasks
+
+
+def suggested_task(summary):
+    """(an entry of ``tasks``, without its name, that fits a column of labels; a remark)."""
+    from dselect_k_model.kinds import KINDS  # it imports Paddle: that takes seconds, and warns on stderr
+
+    return next(filter(None, (kind.suggest(summary) for kind in KINDS.values())))
+
+
+def _task(columns, name):
+    """(The entry of ``tasks`` for a column of labels, without its name; a remark; rows without a label)."""
+    if name in columns.labels:
+        summary = columns.labels[name]
+        return (*(suggested_task(summary) if summary.count else ({}, "there are no labels")), summary.missing)
+    counter = columns.classes[name]
+    names, missing = class_names(counter), sum(counter[text] for text in counter if text in NULL_TEXTS)
+    rarest = min(names, key=counter.get)
+    task = {"classes": f"[{', '.join(map(in_yaml, names))}]"}
+    if len(names) == 2:
+        return {"kind": "binary", **task}, f"no, then yes: swap them if {names[0]} is what you look for", missing
+    return task, f"the rarest, {rarest}, in {counter[rarest]} rows", missing
+
+
+def in_yaml(name):
+    """A name as YAML reads it back: in quotes unless it is a plain word without a meaning of its own."""
+    plain = re.fullmatch(r"[^\W\d]\w*", name) and name.lower() not in ("y", "n") and yaml.safe_load(name) == name
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"  # standard output may be closed
+    can_be_shown = name.encode(encoding, "ignore").decode(encoding) == name
+    return name if plain and can_be_shown else json.dumps(name, ensure_ascii=not can_be_shown)
+
+
+def input_lines(vocabulary):
+    """The lines under ``input:``."""
+    lines = [f"    dense_size: {vocabulary.dense_size()}"] if vocabulary.numbers else []
+    return lines + ([f"    vocabulary_sizes: {vocabulary.sizes()}"] if vocabulary.categories else [])
+
+
+def task_lines(columns):
+    """The lines under ``tasks:``."""
+    lines = []
+    for name in columns.names:
+        task, remark, missing = _task(columns, name)
+        entry = ", ".join(f"{key}: {value}" for key, value in {"name": in_yaml(name), **task}.items())
+        lines.append(f"    - {{{entry}}}  # {remark}" + (f", missing in {missing} rows" if missing else ""))
+    return lines
+
+
+# ----------------------------------------------------------------------------------------- report
+
+
+def report(columns, vocabulary):
+    """Lines on the rows and each column of the inputs, with warnings."""
+    skipped = f"; {columns.bad} bad rows were skipped, the first: {columns.first_bad}" if columns.bad else ""
+    lines = [f"{vocabulary.path}: of {columns.rows} rows{skipped}"]
+    for number in vocabulary.numbers:
+        lines.append(f"  {number.column}: {_of_numbers(columns, number)}")
+    for name, values in vocabulary.categories:
+        lines.append(f"  {name}: {_of_category(columns, name, len(values))}")
+    return lines
+
+
+def _of_numbers(columns, number):
+    summary = columns.dense[number.column]
+    made = f"{len(number.edges) - 1} pieces" if number.edges else "standardised"
+    facts = [f"{summary.least:g} to {summary.greatest:g}", *_missing(summary.missing, columns.rows), made]
+    if summary.least == summary.greatest:
+        facts.append("WARNING: a constant says nothing; leave it out")
+    return ", ".join([*facts, *_equal_to_labels(columns, number.column)])
+
+
+def _of_category(columns, name, id_num):
+    counter = columns.sparse[name]
+    filled, distinct = columns.rows - counter[""], len(counter) - ("" in counter)
+    facts = [f"{distinct} values, {id_num} with an id", *_missing(counter[""], columns.rows)]
+    if distinct > max(MANY_VALUES, ID_SHARE * filled):
+        facts.append("WARNING: an id of the row? most of its values occur once; leave it out, or give --min-count")
+    if distinct == 1:
+        facts.append("WARNING: a constant says nothing; leave it out")
+    return ", ".join([*facts, *_equal_to_labels(columns, name)])
+
+
+def _missing(number, rows):
+    return [f"missing in {100 * number / rows:.2g} %"] if number else []
+
+
+def _equal_to_labels(columns, name):
+    found = [label for label in columns.names if columns.is_equal(name, label)]
+    return [f"WARNING: it equals the label {label} in every row; a model would only copy it" for label in found]
+
+
+# ------------------------------------------------------------------------------------- the config
+
+
+class Advice(NamedTuple):
+    """Settings for a training, and why."""
+
+    batch_size: int
+    epochs: int
+    hidden_sizes: list
+    why_epochs: str
+    why_sizes: str
+
+
+STEPS = 3000  # of a training
+LEAST_EPOCHS, MOST_EPOCHS = 3, 40
+FEW_ROWS, MANY_ROWS = 5_000, 20_000
+
+
+def advice(rows):
+    """Settings for a table of so many training rows."""
+    batch_size = 256 if rows >= MANY_ROWS else 128 if rows >= FEW_ROWS else 32
+    steps = math.ceil(rows / batch_size)
+    epochs = min(max(round(STEPS / steps), LEAST_EPOCHS), MOST_EPOCHS)
+    why_epochs = f"an epoch has {steps} steps; some {STEPS} steps, in {LEAST_EPOCHS} to {MOST_EPOCHS} epochs"
+    if rows < FEW_ROWS:
+        return Advice(batch_size, epochs, [64], why_epochs, f"small, because {rows} rows are soon known by heart")
+    return Advice(batch_size, epochs, [256, 128], why_epochs, f"[64] for fewer than {FEW_ROWS} rows")
+
+
+CONFIG = """\
+# A first config, for {rows} training rows. docs/tables.md explains it, docs/keys.md lists all keys.
+runner:
+  train_data_dir: {train}  # folders and vocabulary are relative to this file
+  {validation}
+  test_data_dir: {test}
+  train_reader_path: tabular.reader
+  infer_reader_path: tabular.reader
+  vocabulary: {vocabulary}
+  shuffle: true
+  epochs: {advice.epochs}  # {advice.why_epochs}
+  train_batch_size: {advice.batch_size}
+  infer_batch_size: 1024
+  print_interval: 50
+  model_save_path: output  # this and the next three are relative to where you are
+  infer_load_path: output
+  export_path: exported
+  predict_path: predictions.csv
+  strict: true
+
+hyper_parameters:
+  input:
+{inputs}
+  tasks:  # guessed from the labels, in the order of --labels: correct them
+{tasks}
+  gate: dselect_k
+  expert_num: 8
+  top_k: 2
+  expert_hidden_sizes: {advice.hidden_sizes}  # {advice.why_sizes}
+  expert_size: 64
+  expert_norm: none
+  tower_size: 64
+  optimizer:
+    class: adamw
+    learning_rate: 0.003
+    weight_decay: 0.01
+    schedule: one_cycle
+    gate_learning_rate_factor: 3.0
+"""
+VALIDATED = """validation_data_dir: {validation}
+  keep_best: loss  # the best epoch has the least loss on the validation rows
+  infer_epoch: best
+  export_epoch: best"""
+NOT_VALIDATED = """# validation_data_dir: validation  # rows to choose the best epoch by, with keep_best: loss
+  infer_epoch: {last}"""
+
+
+def first_config(columns, vocabulary, folders, path):
+    """The text of a config.
+
+    Args:
+        columns: profile.Columns, with labels.
+        vocabulary: the Vocabulary.
+        folders: "train", "validation", "test" -> path; None: there is none.
+        path: of the config, to which its paths are relative.
+    """
+    chosen, beside = advice(columns.rows), os.path.dirname(os.path.abspath(path))
+
+    def relative(to):
+        return to and in_yaml(os.path.relpath(to, beside).replace(os.sep, "/"))
+
+    paths = {part: relative(folder) for part, folder in folders.items()}
+    form = VALIDATED if paths["validation"] else NOT_VALIDATED
+    return CONFIG.format(
+        rows=columns.rows,
+        train=paths["train"],
+        validation=form.format(validation=paths["validation"], last=chosen.epochs - 1),
+        test=paths["test"] or "test  # a folder of rows that the training has not seen",
+        vocabulary=relative(vocabulary.path),
+        advice=chosen,
+        inputs="\n".join(input_lines(vocabulary)),
+        tasks="\n".join(task_lines(columns)),
+    )

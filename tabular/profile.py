@@ -1,0 +1,181 @@
+"""What the training rows of a table, read in blocks, say of its columns: for vocabulary.json and a first config."""
+
+import collections
+import math
+
+import numpy as np
+
+from tabular import files as table_files
+from tabular.columns import NotNumbers
+from tabular.values import NULL_TEXTS
+from tabular.vocabulary import LABELS_ARE
+
+PIECES = 16  # of the range of a dense column
+SAMPLED = 100_000  # numbers of a column that the edges of its pieces are taken from
+
+
+class Sample:
+    """Numbers of a column, drawn at random with the same chance for each row: as many as ``SAMPLED``, or all."""
+
+    def __init__(self):
+        self.rng, self.numbers, self.draws = np.random.default_rng(0), np.zeros(0), np.zeros(0)
+
+    def add(self, numbers):
+        """Add float64 [N]: those with the least draws are kept."""
+        self.numbers = np.concatenate([self.numbers, numbers])
+        self.draws = np.concatenate([self.draws, self.rng.random(len(numbers))])
+        if len(self.numbers) > SAMPLED:
+            kept = np.sort(np.argpartition(self.draws, SAMPLED)[:SAMPLED])
+            self.numbers, self.draws = self.numbers[kept], self.draws[kept]
+
+    def edges(self, pieces):
+        """The edges of ``pieces`` pieces with equally many numbers; fewer if numbers repeat, none if all are equal."""
+        edges = np.unique(np.quantile(self.numbers, np.linspace(0, 1, pieces + 1)))
+        return [float(edge) for edge in edges] if len(edges) > 1 else []
+
+
+class Summary:
+    """Count, mean, deviation, least and greatest of a column's numbers, added block by block."""
+
+    def __init__(self, has_log=False):
+        self.count, self.mean, self.squares = 0, 0.0, 0.0  # squares: of the distances from the mean
+        self.log = Summary() if has_log else None  # of log(1 + number), if no number is below 0
+        self.sample = Sample()
+        self.least, self.greatest, self.whole, self.missing = math.inf, -math.inf, True, 0
+
+    def add(self, column):
+        """Add numbers: float64 [N], nan where missing."""
+        numbers = column[~np.isnan(column)]
+        self.missing += len(column) - len(numbers)
+        if not len(numbers):
+            return
+        with np.errstate(over="ignore"):  # then the deviation is infinite, which is refused
+            mean, count = float(numbers.mean()), self.count + len(numbers)
+            squares = float(((numbers - mean) ** 2).sum())
+        distance = mean - self.mean
+        self.squares += squares + distance * distance * self.count * len(numbers) / count
+        self.mean += distance * len(numbers) / count
+        self.count = count
+        self.least, self.greatest = min(self.least, float(numbers.min())), max(self.greatest, float(numbers.max()))
+        self.sample.add(numbers)
+        self.whole &= bool((numbers == np.floor(numbers)).all())
+        if self.log is not None and self.least >= 0:
+            self.log.add(np.log1p(numbers))
+
+    def deviation(self):
+        """The standard deviation; 1 if all numbers are equal."""
+        return math.sqrt(self.squares / self.count) if self.least < self.greatest else 1.0
+
+
+class Columns:
+    """What the training rows say of the columns.
+
+    Args:
+        dense, sparse, labels: names of columns.
+        in_words: those of the labels that are names of classes.
+    """
+
+    def __init__(self, dense, sparse, labels, in_words=()):
+        self.dense, self.names = {name: Summary() for name in dense}, list(labels)
+        self.labels = {name: Summary(has_log=True) for name in labels if name not in in_words}
+        self.classes = {name: collections.Counter() for name in in_words}
+        self.sparse = {name: collections.Counter() for name in sparse}
+        self.unequal = set()  # pairs of an input's column and a label's that differ in some row
+        self.rows = self.bad = 0
+        self.first_bad = self.without_numbers = None  # where the first bad row is; the first NotNumbers
+
+    def read(self, file, skips):
+        """Add the rows of a file of ``table_files.open_files``.
+
+        Raises:
+            ValueError: it cannot be read, or lacks one of these columns; or a row is bad, unless ``skips``.
+        """
+        numbers, texts = [*self.dense, *self.labels], [*self.sparse, *self.classes]
+        table_files.check_columns(file, [*numbers, *texts])
+        try:
+            for part in file.parts():
+                for block in part.blocks():
+                    self._add(block.read(numbers, texts), skips)
+        except NotNumbers as error:
+            if error.column in self.labels and not self.labels[error.column].count:
+                raise
+            remedy = LABELS_ARE if error.column in self.labels else "Name it in --sparse, or write numbers."
+            raise ValueError(f"{error} {remedy}") from error
+
+    def _add(self, rows, skips):
+        if rows.without_numbers and not skips:
+            raise rows.without_numbers
+        if rows.bad_num():
+            if not skips:
+                raise ValueError(f"{rows.first_bad()}. Correct the row, or give --skip-bad-rows.")
+            self.first_bad = self.first_bad or rows.first_bad()
+            self.without_numbers = self.without_numbers or rows.without_numbers
+            self.bad += rows.bad_num()
+        for name, summary in {**self.dense, **self.labels}.items():
+            summary.add(rows.numbers[name][rows.good])
+        for name, counter in {**self.sparse, **self.classes}.items():
+            codes, values = rows.categories[name]
+            counts = np.bincount(codes[rows.good], minlength=len(values))
+            for value, count in zip(values, counts.tolist()):
+                counter[value] += count
+        self._compare(rows)
+        self.rows += int(rows.good.sum())
+
+    def _compare(self, rows):
+        """Note which columns of inputs are not equal to which labels."""
+        for column, label in ((c, n) for c in self.dense for n in self.labels if (c, n) not in self.unequal):
+            of_both = [rows.numbers[name][rows.good] for name in (column, label)]
+            if (of_both[0] != of_both[1])[~np.isnan(of_both[1])].any():
+                self.unequal.add((column, label))
+        for column, label in ((c, n) for c in self.sparse for n in self.classes if (c, n) not in self.unequal):
+            texts = [np.array(of[1])[of[0][rows.good]] for of in (rows.categories[column], rows.categories[label])]
+            if (texts[0] != texts[1])[~np.isin(texts[1], list(NULL_TEXTS))].any():
+                self.unequal.add((column, label))
+
+    def is_equal(self, column, label):
+        """Whether a column of the inputs has the label's value in every row that has one."""
+        of_a_kind = (column in self.dense) == (label in self.labels)
+        return of_a_kind and (column, label) not in self.unequal
+
+    def vocabulary(self, min_count=1, max_size=None, pieces=PIECES):
+        """The content of vocabulary.json.
+
+        Args:
+            min_count: how often a value must occur to have an id.
+            max_size: how many values of a sparse column have ids, the most frequent ones; None: all.
+            pieces: how many pieces the range of a dense column is cut into; 0: none, and no bounds.
+        Raises:
+            ValueError: there are no rows, or a dense column is empty, or the variance of a column is infinite.
+        """
+        if not self.rows:
+            problem = self.without_numbers or f"The first: {self.first_bad}"
+            raise ValueError(f"all rows are bad. {problem}" if self.bad else "these files have no rows.")
+        for name, summary in {**self.dense, **self.labels}.items():
+            if not summary.count and name in self.dense:
+                raise ValueError(f"the column {name} is empty in all rows. Remove it from --dense.")
+            if summary.count and not math.isfinite(summary.mean + summary.deviation()):
+                raise ValueError(f"the numbers of {name} reach {summary.greatest:g}: too far apart for a variance.")
+        numbers = [_number(name, summary, pieces) for name, summary in self.dense.items()]
+        categories = [
+            {"column": name, "values": _chosen(counter, min_count, max_size)} for name, counter in self.sparse.items()
+        ]
+        labels = [{"column": name} for name in self.names]
+        return {"rows": self.rows, "numbers": numbers, "categories": categories, "labels": labels}
+
+
+def _number(name, summary, pieces):
+    """One of ``numbers`` in vocabulary.json."""
+    entry = {"column": name, "mean": summary.mean, "deviation": summary.deviation()}
+    if pieces:
+        entry.update(edges=summary.sample.edges(pieces), missing=summary.missing > 0)
+    return entry
+
+
+def class_names(counter):
+    """The names of a column's classes, sorted."""
+    return sorted(text for text in counter if text not in NULL_TEXTS)
+
+
+def _chosen(counter, min_count, max_size):
+    values = [value for value, count in counter.items() if value and count >= min_count]
+    return sorted(sorted(values, key=lambda value: (-counter[value], value))[:max_size])

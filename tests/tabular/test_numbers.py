@@ -1,0 +1,86 @@
+"""How a column of numbers becomes inputs."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from support.tables import run_make_vocabulary, write_files
+from tabular import profile
+from tabular.numbers import Number
+from tabular.vocabulary import Vocabulary
+
+
+def expected(number, x):
+    """The inputs of one field, by the formula."""
+    is_empty = math.isnan(x)
+    x = number.mean if is_empty else x
+    if number.edges:
+        x = min(max(x, number.edges[0]), number.edges[-1])
+    pieces = [
+        0.0 if x <= low else 1.0 if x >= high else (x - low) / (high - low)
+        for low, high in zip(number.edges, number.edges[1:])
+    ]
+    return [(x - number.mean) / number.deviation, *pieces, *[float(is_empty)] * number.missing]
+
+
+NUMBERS = {
+    "standardised alone": Number("x", 2.0, 0.5),
+    "pieces": Number("x", 2.0, 0.5, (-1.0, 0.5, 3.0, 3.5)),
+    "an input for empty fields": Number("x", 2.0, 0.5, (-1.0, 5.0), True),
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
+def test_inputs_are_those_of_the_formula(number):
+    fields = [-1.0, -0.3, 0.5, 2.0, 3.2, 3.5, 1e30, -1e30, math.nan]
+    found = number.encode(np.array(fields))
+    assert found.dtype == np.float32 and found.shape == (len(fields), number.width)
+    np.testing.assert_allclose(found, [expected(number, x) for x in fields], rtol=1e-6, atol=1e-7)
+
+
+def test_no_number_is_further_out_than_those_of_the_training_rows():
+    number = Number("x", 100.0, 1.0, (90.0, 100.0, 117.0))
+    assert number.encode(np.array([1e300, 117.0])).tolist() == [[17.0, 1.0, 1.0]] * 2
+    assert np.isinf(Number("x", 100.0, 1.0).encode(np.array([1e300]))[0, 0])  # without bounds it is refused
+
+
+@pytest.mark.parametrize(
+    "entry,words",
+    [
+        ({"edges": [1.0]}, "edges of x do not rise"),
+        ({"edges": [1.0, 1.0]}, "edges of x do not rise"),
+        ({"edges": [2.0, 1.0]}, "edges of x do not rise"),
+        ({"edges": [1.0, math.inf]}, "not finite"),
+        ({"missing": 1}, "missing of x is neither"),
+    ],
+)
+def test_a_vocabulary_with_wrong_edges_is_refused(entry, words, tmp_path):
+    entry = {"column": "x", "mean": 0, "deviation": 1, **entry}
+    (tmp_path / "v.json").write_text(json.dumps({"numbers": [entry], "categories": []}))
+    with pytest.raises(ValueError, match=words):
+        Vocabulary(str(tmp_path / "v.json"))
+
+
+def test_edges_are_quantiles_of_the_training_rows(tmp_path):
+    rng = np.random.RandomState(1)
+    x = rng.gamma(2.0, size=3000).round(3)
+    lines = [f"{value},{i % 3},5,{'' if i % 10 == 0 else value}" for i, value in enumerate(x)]
+    write_files(tmp_path, {"train/a.csv": "\n".join(["x,few,one,gaps", *lines]) + "\n"})
+    columns = ["--dense", "x", "few", "one", "gaps", "--pieces", "8", "--out", "v.json"]
+    assert run_make_vocabulary(tmp_path, "--train", "train", *columns).returncode == 0
+    x_, few, one, gaps = json.loads((tmp_path / "v.json").read_text())["numbers"]
+    np.testing.assert_allclose(x_["edges"], np.quantile(x, np.linspace(0, 1, 9)), rtol=1e-12)
+    assert few["edges"] == [0, 1, 2] and one["edges"] == []  # fewer pieces where numbers repeat; a constant has none
+    assert [entry["missing"] for entry in (x_, few, one, gaps)] == [False, False, False, True]
+
+
+def test_edges_are_taken_from_a_sample_of_many_rows(monkeypatch):
+    monkeypatch.setattr(profile, "SAMPLED", 2000)
+    sample, rng = profile.Sample(), np.random.RandomState(2)
+    for _ in range(50):
+        sample.add(rng.rand(1000))
+    assert len(sample.numbers) == 2000
+    # a quantile of 2000 numbers is off by 0.011 (one deviation) at most; five of them
+    np.testing.assert_allclose(sample.edges(4)[1:-1], [0.25, 0.5, 0.75], atol=0.056)
