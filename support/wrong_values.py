@@ -14,6 +14,7 @@ def wrong_values(key):
         "seeds": ["nonsense", 3, [], [-1], [1, 1]],
         "weights": ["nonsense", 3, ["x"], [-1], [0.0]],
         "texts": ["text", 3, [1]],
+        "classes": ["text", 1, 2.5, [], ["a"], ["a", "a"], ["a", 1], ["a", " "]],
         "mapping": ["nonsense", 3, [1]],
         "mappings": ["nonsense", 3, [1]],
     }

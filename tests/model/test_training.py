@@ -60,6 +60,16 @@ def test_a_schedule_that_the_tool_would_move_too_is_refused():
         )
 
 
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "constant"])
+def test_patience_is_refused_with_a_schedule_that_comes_down_at_the_end(name):
+    config = {"runner.epochs": 3, "runner.steps_per_epoch": 2, "runner.patience": 1}
+    if name == "constant":
+        assert training.learning_rate(with_schedule(name), config) == with_schedule(name).optimizer_learning_rate
+        return
+    with pytest.raises(ValueError, match=f"runner.patience is 1, but with the {name} schedule"):
+        training.learning_rate(with_schedule(name), config)
+
+
 # ---------------------------------------------------------------------------------------- optimizers
 
 # Decay, momentum and rate are sums of few powers of 2, exact in float32 too, in which Paddle keeps some of them, 2.6.2

@@ -134,7 +134,8 @@ def test_a_table_is_read_in_shares_and_every_row_comes_once_an_epoch(tmp_path):
     for part, rows in enumerate((400, 90, 11)):  # the parts go to the processes in turn
         lines = [f"{rng.normal():.4f},{rng.choice(list('abc'))},{rng.integers(2)}" for _ in range(rows)]
         (tmp_path / "data" / f"{part}.csv").write_text("x,kind,buys\n" + "\n".join(lines) + "\n")
-    options = ["--train", "data", "--dense", "x", "--sparse", "kind", "--labels", "buys", "--out", "vocabulary.json"]
+    options = ["--train", "data", "--dense", "x", "--sparse", "kind", "--labels", "buys", "--pieces", "0"]
+    options += ["--out", "vocabulary.json"]
     assert run_script(make_vocabulary, *options, cwd=tmp_path).returncode == 0
     (tmp_path / "table.yaml").write_text(
         "runner: {train_data_dir: data, validation_data_dir: data, train_reader_path: tabular.reader, shuffle: true,\n"

@@ -16,6 +16,7 @@ from engine.processes import announced, stay_for_the_others
 from engine.tools import TOOLS
 
 LOG = logging.getLogger("engine")
+LOGS = (LOG, logging.getLogger("dselect_k"))  # the tools', and that of the project's models and readers
 ENVIRONMENT = ("GLOG_minloglevel", "MKL_DEBUG_CPU_TYPE", "CPU_NUM", "PADDLE_DISTRI_BACKEND")  # what a run sets in it
 # Paddle's warnings about its own code, which come at each run and which no user of the tools can act on
 IGNORED_WARNINGS = ("No ccache found", "When training, we now always track", "Tensor do not have 'place' interface")
@@ -77,14 +78,15 @@ class _Parser(argparse.ArgumentParser):
 @contextlib.contextmanager
 def _restored():
     """Start the log; afterwards restore it, the warning filters and the environment."""
-    log, disabled = (LOG.handlers[:], LOG.level, LOG.propagate), logging.root.manager.disable
+    before, disabled = [(log.handlers[:], log.level, log.propagate) for log in LOGS], logging.root.manager.disable
     environment = {name: os.environ.get(name) for name in ENVIRONMENT}
     with warnings.catch_warnings():
         try:
             _start_log()
             yield
         finally:
-            LOG.handlers[:], LOG.level, LOG.propagate = log
+            for log, (handlers, log.level, log.propagate) in zip(LOGS, before):
+                log.handlers[:] = handlers
             logging.disable(disabled)
             for name, value in environment.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
@@ -96,10 +98,11 @@ def _start_log():
     rank, _ = announced()
     whose = f"process {rank} - " if rank else ""
     handler.setFormatter(logging.Formatter(f"%(asctime)s - {whose}%(levelname)s - %(message)s"))
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.INFO)
+    for log in LOGS:
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False  # Paddle 3 puts a handler of its own on the root logger
     logging.disable(logging.INFO if rank else logging.NOTSET)  # the first process's log is the job's
-    LOG.propagate = False  # paddle puts a handler of its own on the root logger
     for words in IGNORED_WARNINGS:
         warnings.filterwarnings("ignore", words)
 
