@@ -72,7 +72,19 @@ def build(hyper):
 
 
 def _is_shared_out(wanted):
-    return wanted and processes.number() > 1
+    """Whether a key that shares something out is true, and there are processes to share it.
+
+    Raises:
+        ValueError: this program cannot reduce over processes.
+    """
+    if not wanted or processes.number() == 1:
+        return False
+    if not paddle.in_dynamic_mode() and not paddle.framework.in_pir_mode():
+        raise ValueError(
+            "hyper_parameters.shard_experts and input.shard_embedding need programs of PIR in the static graph: use "
+            "paddlepaddle 3.1.1 or later, without FLAGS_enable_pir_api=0; or the tools of the dynamic graph."
+        )
+    return True
 
 
 def _make_embedding(hyper):
@@ -82,8 +94,8 @@ def _make_embedding(hyper):
     is_lazy = hyper.optimizer_class == "lazy_adam"
     if is_lazy and int(paddle.__version__.split(".")[0]) < 3:
         raise ValueError(
-            "hyper_parameters.input.shard_embedding with the optimizer lazy_adam needs paddlepaddle 3: earlier ones "
-            "crash where a process has no id of a batch. Use adam, or sgd with the momentum 0."
+            "hyper_parameters.input.shard_embedding with the optimizer lazy_adam needs paddlepaddle 3: earlier "
+            "versions crash where a process has no id of a batch. Use adam, or sgd with the momentum 0."
         )
     return functools.partial(sharding.ShardedEmbedding, counts_steps=is_lazy)
 
@@ -93,8 +105,8 @@ def _experts(hyper, shape):
     begin, end = sharding.share_of(number) if _is_shared_out(hyper.shard_experts) else (0, number)
     if number < processes.number() and _is_shared_out(hyper.shard_experts):
         raise ValueError(
-            f"hyper_parameters.shard_experts is true, but there are {number} experts for {processes.number()} "
-            "processes. Start at most as many processes as there are experts."
+            f"hyper_parameters.expert_num is {number}, but {processes.number()} processes share out the experts "
+            "(shard_experts). Start at most as many processes as there are experts."
         )
     if end - begin < number:
         LOG.info("this process holds the experts %d to %d of %d", begin, end - 1, number)
@@ -139,11 +151,12 @@ class NetworkFacts:
         self.expert_parameters = [[p.name for p in e.parameters() if not p.stop_gradient] for e in network.experts]
         self.experts_in_use = None
         self.shards = sharding.Shards.of(network)  # None: every process holds the whole network
+        self.shares_out_experts = isinstance(network.mix_experts, sharding.ShardedMixture)
         self.reduces_within = self.shards is not None or any(
             isinstance(layer, sync_norm.SyncBatchNorm) for layer in network.sublayers()
         )
 
     def find_experts_in_use(self, gate_weights):
         """Keep, for a step of one of several processes, each expert's greatest weight [n]: 0 means no gradient."""
-        if processes.number() > 1 and self.shards is None:
+        if processes.number() > 1 and not self.shares_out_experts:
             self.experts_in_use = net.greatest_weights(gate_weights)

@@ -54,8 +54,8 @@ class HyperParameters:
     input_shard_embedding: bool = _field(
         bool,
         False,
-        "Where several processes work: whether each holds a share of the embeddings' rows, which take its part of the "
-        "memory, or all of them.",
+        "With several processes: whether each holds only its share of the embeddings' rows, to save memory, or all of "
+        "them.",
     )
     bottom: str = _field(
         "choice",
@@ -127,7 +127,7 @@ class HyperParameters:
     shard_experts: bool = _field(
         bool,
         False,
-        "Where several processes work: whether each holds a share of the experts, to which the rows of the batch "
+        "With several processes: whether each holds only its share of the experts, to which the rows of the batch "
         "travel (expert parallelism), or all of them. For per-example gates.",
     )
     expert_activation: str = _field(
@@ -327,8 +327,8 @@ class HyperParameters:
         if self.input_shard_embedding and self.sparse_gradients and self.optimizer_clip_norm:
             raise ValueError(
                 f"{PREFIX}optimizer.clip_norm is {self.optimizer_clip_norm}, which needs the whole gradient, but "
-                "that of the embeddings is sparse and on several processes (input.shard_embedding). Set it to 0, "
-                "or use adam."
+                "that of the embeddings is sparse and spread over the processes (input.shard_embedding). Set it to "
+                "0, or use adam."
             )
         if len(self.input_image) != 3:
             raise ValueError(f"{PREFIX}input.image is {list(self.input_image)}, but must be [channels, height, width].")

@@ -4,7 +4,8 @@ Each process computes its own rows of a batch. The gradient of the job's loss is
 each weighted by its rows, which is what the tools compute. So a loss here must be a mean over this process's rows, and
 what is not, such as a mean over labels of which some are missing, is divided by the job's numbers.
 
-All processes must call these functions equally often, in the same order, and only in training.
+All processes must call these functions equally often and in the same order: in training, and in evaluation where they
+share out the network (see ``sharding``).
 """
 
 import contextlib

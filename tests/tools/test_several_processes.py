@@ -25,6 +25,7 @@ if PIR:  # refused elsewhere: see below
     GRAPHS["static"] = ("static_trainer", [])
 ADAM = ["expert_norm=none", "optimizer.class=adam", "optimizer.learning_rate=0.01"]
 SETTLED = ["top_k=1", "entropy_weight=5", "optimizer.gate_learning_rate_factor=30"]
+LAZY = ["optimizer.class=lazy_adam", "expert_norm=none"]
 PER_EXAMPLE = ["gate=dselect_k_per_example"]
 SHARD_EMBEDDING = ["input.shard_embedding=true"]
 SHARD_ALL = [*PER_EXAMPLE, "shard_experts=true", *SHARD_EMBEDDING]
@@ -39,12 +40,18 @@ CASES = {
     "experts shared out": [*PER_EXAMPLE, "expert_norm=group", "shard_experts=true"],
     "experts shared out, batch norm": [*PER_EXAMPLE, "shard_experts=true"],
     "all shared out": [*SHARD_ALL, *ADAM, "optimizer.clip_norm=1"],
-    "embedding shared out, lazy": ["optimizer.class=lazy_adam", "expert_norm=none", *SHARD_EMBEDDING],
+    "embedding shared out, lazy": [*LAZY, *SHARD_EMBEDDING],
+    # two rows a batch, so that a process often has no id of its own
+    "embedding shared out, lazy, few ids": ["runner.train_batch_size=2", *LAZY, *SHARD_EMBEDDING],
+    "embedding shared out, sgd, few ids": [
+        "runner.train_batch_size=2", "optimizer.momentum=0", "expert_norm=none", *SHARD_EMBEDDING,
+    ],
+    "settled, embedding shared out": [*SETTLED, *SHARD_EMBEDDING],
     "embedding shared out, sgd": ["optimizer.momentum=0", *SHARD_EMBEDDING],
     "uncertainty": ["task_balance=uncertainty", "optimizer.weight_decay=0.01"],
 }
 ROUNDING = 1e-9  # relative, of float64, after twenty steps; wrong averages were seen to give 1e-3 and more
-ONLY_PIR = ["embedding shared out, lazy"]
+ONLY_PIR = ["embedding shared out, lazy", "embedding shared out, lazy, few ids"]
 IN_BOTH_GRAPHS = ["experts shared out, batch norm", "all shared out"]
 DYNAMIC = [case for case in CASES if PIR or case not in ONLY_PIR]
 RUNS = [
@@ -82,14 +89,16 @@ def test_several_processes_train_what_one_does(graph, number, cases, tmp_path):
     networks = 2 * len([case for case in cases if "shared out" in case])  # in training and in validation
     of_experts = text.count(f"holds the experts 0 to {4 // number - 1} of 4")
     assert of_experts + text.count(f"holds the embeddings 0 to {9 // number - 1} of 9") >= networks
-    if "settled, batch norm" in cases:
-        check_traffic(runs[number])
+    for case in ("settled, batch norm", "settled, embedding shared out"):
+        if case in cases:
+            check_traffic(runs[number], case)
 
 
 def command(graph, case):
     tool, keys = GRAPHS[graph]
     keys = [*keys, f"runner.model_save_path={case}", f"runner.log_json={case}.json"]
-    return tool, ["-m", PACKAGE, "-o", *keys, *(f"hyper_parameters.{key}" for key in CASES[case])]
+    keys += [key if key.startswith("runner.") else f"hyper_parameters.{key}" for key in CASES[case]]
+    return tool, ["-m", PACKAGE, "-o", *keys]
 
 
 def saved(run):
@@ -116,9 +125,9 @@ def lines(log):
     return [re.sub(r"avg_reader_cost.*|epoch time.*", "", line) for line in found]
 
 
-def check_traffic(folder):
+def check_traffic(folder, case):
     """The gradients of experts that no gate needs are not sent."""
-    dense, settled = (intervals(folder / f"{case}.json") for case in ("batch norm", "settled, batch norm"))
+    dense, settled = (intervals(folder / f"{of}.json") for of in ("batch norm", case))
     assert dense[0]["sent_bytes"] == dense[-1]["sent_bytes"] > 4 * EXPERT
     used = settled[-1]["numbers"]["experts_used"]
     assert used < 4 and settled[0]["sent_bytes"] - settled[-1]["sent_bytes"] == (4 - used) * EXPERT
@@ -372,7 +381,11 @@ REFUSED_BY_ALL = {
     "experts of a static gate": (["hyper_parameters.shard_experts=true"], "the gate dselect_k gives every example"),
     "fewer experts than processes": (
         ["hyper_parameters.expert_num=1", "hyper_parameters.top_k=1", *PARTS["shared out"]],
-        "there are 1 experts for 2 processes",
+        "expert_num is 1, but 2 processes share out the experts",
+    ),
+    "fewer ids than processes": (
+        ["hyper_parameters.input.vocabulary_sizes=[1]", *PARTS["shared out"]],
+        "there are 1 ids for 2 processes",
     ),
     "no embeddings": (
         ["hyper_parameters.input.vocabulary_sizes=[]", *PARTS["shared out"]],
@@ -395,10 +408,27 @@ def test_what_processes_cannot_share_out_is_refused_by_all(keys, words, tmp_path
 
 
 @pytest.mark.skipif(not PIR, reason="refused")
-def test_an_exported_model_in_each_save_is_refused_where_processes_hold_parts(tmp_path):
-    keys = ["runner.use_inference=true", *PARTS["shared out"]]
-    codes, logs = several.run(2, [("static_trainer", ["-m", PACKAGE, "-o", *keys])], tmp_path)
-    assert codes == [2, 2] and all("runner.use_inference is true" in log.splitlines()[-1] for log in logs), logs
+@pytest.mark.parametrize(
+    "tool,keys",
+    [
+        ("static_trainer", ["runner.use_inference=true"]),
+        ("static_infer", ["runner.use_save_data=true", "runner.infer_load_path=."]),
+        ("static_trainer", ["runner.use_out_vec=true", "runner.emb_weight_name=embedding_0.w_0"]),
+    ],
+)
+def test_what_needs_a_whole_network_is_refused_where_processes_hold_parts(tool, keys, tmp_path):
+    codes, logs = several.run(2, [(tool, ["-m", PACKAGE, "-o", *keys, *PARTS["shared out"]])], tmp_path)
+    wanted = f"{keys[0].partition('=')[0]} is true, but"
+    assert codes == [2, 2] and all(wanted in log.splitlines()[-1] for log in logs), logs
+
+
+def test_an_embedding_of_another_number_of_ids_is_refused(tmp_path):
+    assert run_tool("trainer", PACKAGE, "runner.model_save_path=saved", cwd=tmp_path).returncode == 0
+    (tmp_path / "bare").mkdir()
+    (tmp_path / "bare" / "rec.pdparams").write_bytes((tmp_path / "saved" / "0" / "rec.pdparams").read_bytes())
+    keys = ["hyper_parameters.input.shard_embedding=true", "hyper_parameters.input.vocabulary_sizes=[18]"]
+    codes, logs = several.run(2, [("trainer", ["-m", PACKAGE, "-o", *keys, "runner.model_init_path=bare"])], tmp_path)
+    assert codes == [2, 2] and all("has 9 rows, but the network's has 18" in log for log in logs), logs
 
 
 @pytest.mark.parametrize("tool", ["infer", "static_infer"] if PIR else ["infer"])
@@ -417,6 +447,8 @@ def test_processes_that_hold_parts_evaluate_what_one_does(tool, tmp_path):
 
 
 @pytest.mark.skipif(PIR, reason="it trains")
-def test_the_static_graph_of_paddle_2_is_refused(tmp_path):
-    codes, logs = several.run(2, [("static_trainer", ["-m", PACKAGE])], tmp_path)
-    assert codes == [2, 2] and "PIR" in logs[0]
+@pytest.mark.parametrize("tool,keys", [("static_trainer", []), ("static_infer", PARTS["shared out"])])
+def test_the_static_graph_of_paddle_2_is_refused(tool, keys, tmp_path):
+    keys = [*keys, "runner.infer_load_path=."]
+    codes, logs = several.run(2, [(tool, ["-m", PACKAGE, "-o", *keys])], tmp_path)
+    assert codes == [2, 2] and "PIR" in logs[0].splitlines()[-1]

@@ -22,8 +22,7 @@ def reach(graph, when):
     processes = graph.processes
     if processes.number == 1:
         return
-    whole, shards = graph.state(), graph.shards
-    state = {name: np.asarray(value) for name, value in whole.items() if not shards.is_own(name)}
+    state = {name: np.asarray(value) for name, value in graph.state_of_all().items()}
     digests = processes.gather({name: _digest(value) for name, value in state.items()})
     if any(other.keys() != digests[0].keys() for other in digests):
         raise UserError(f"{when} the processes train different networks. Start all with the same config and files.")
@@ -31,7 +30,7 @@ def reach(graph, when):
     if not wrong:
         return
     right = processes.gather({name: state[name] for name in wrong} if processes.is_first else None)[0]
-    graph.set_state({**whole, **right})
+    graph.set_state({**state, **right})
     greatest = max(max(found) for found in processes.gather([_difference(state[name], right[name]) for name in wrong]))
     (LOG.warning if processes.is_first else LOG.info)(
         "%s the processes had other values of %s and %d more (by %.1e at most); all have the first one's now",

@@ -29,7 +29,7 @@ class DynamicGraph(Graph):
         self.model = self.find_wrapper(package)()
         with user_errors(config["yaml_path"]):
             self.net = self.model.create_model(config)
-        if _is_to_be_compiled(settings, place, self.facts() if job == "train" else None):
+        if _is_to_be_compiled(settings, place, self.facts(), job == "train", self.shards.exist):
             LOG.info("the network is compiled into a program (runner.to_static)")
             self.net = paddle.jit.to_static(self.net, full_graph=True)
         if job == "train":
@@ -120,12 +120,14 @@ class DynamicGraph(Graph):
     def parameters(self):
         return {**self.net.state_dict(), **self.fetched_weights}
 
-    def state(self):
-        return {name: tensor.numpy() for name, tensor in self._tensors().items()}
+    def state_of_all(self):
+        shards = self.shards
+        return {name: tensor.numpy() for name, tensor in self._tensors().items() if not shards.is_own(name)}
 
     def set_state(self, state):
-        for name, tensor in self._tensors().items():
-            tensor.set_value(state[name])
+        tensors = self._tensors()
+        for name, value in state.items():
+            tensors[name].set_value(value)
 
     def _tensors(self):
         return {**self.net.state_dict(), **self._optimizer_state()}
@@ -143,7 +145,7 @@ class DynamicGraph(Graph):
 
     def resume(self, folder, schedule_state):
         path, found = weight_files.read_optimizer_state(folder, weight_files.DYNAMIC)
-        found = self.shards.keep_own(found)
+        found = self.shards.keep_own(found, path)
         self._step_on_zeros(found)  # before reading the weights, which it may change
         self.read(folder)
         # Paddle itself would take any state here, and fail at the first step.
@@ -174,11 +176,11 @@ class DynamicGraph(Graph):
         compatibility.check(weights, self.model, self.config, self.package.encoding)
         state, shards = self.net.state_dict(), self.shards
         if weights.by_structured is not None:
-            chosen = weight_files.fit(state, shards.keep_own(weights.by_structured), weights.path, partly)
+            chosen = weight_files.fit(state, shards.keep_own(weights.by_structured, weights.path), weights.path, partly)
         else:
             structured = {tensor.name: key for key, tensor in state.items()}
             by_name = {tensor.name: tensor for tensor in state.values()}
-            found = weight_files.fit(by_name, shards.keep_own(weights.by_name), weights.path, partly)
+            found = weight_files.fit(by_name, shards.keep_own(weights.by_name, weights.path), weights.path, partly)
             chosen = {structured[name]: value for name, value in found.items()}
         self.net.set_state_dict({**state, **chosen})
 
@@ -190,9 +192,9 @@ def _named(array, name):
     return tensor
 
 
-def _is_to_be_compiled(settings, place, facts):
+def _is_to_be_compiled(settings, place, facts, trains, is_shared_out):
     """``runner.to_static``; auto: where it was measured to be faster, in PIR's programs on a CPU of many operators."""
-    reduces = settings.processes.number > 1 and getattr(facts, "reduces_within", False)
+    reduces = is_shared_out or (trains and settings.processes.number > 1 and getattr(facts, "reduces_within", False))
     if settings.to_static != "auto":
         if settings.to_static and reduces:
             check_programs()
@@ -200,4 +202,4 @@ def _is_to_be_compiled(settings, place, facts):
     if not paddle.framework.use_pir_api() or not isinstance(place, paddle.CPUPlace):
         return False
     # where a reduction within a compiled network fails, Paddle aborts the process instead of raising (3.3.1)
-    return not getattr(facts, "uses_all_cores", False) and not reduces
+    return not (trains and getattr(facts, "uses_all_cores", False)) and not reduces

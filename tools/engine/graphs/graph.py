@@ -206,12 +206,12 @@ class Graph(EvaluationGraph):
         """The optimizer's tensors by name."""
 
     @abc.abstractmethod
-    def state(self):
-        """All that a training step changes: weights, statistics and the optimizer's state, name -> array."""
+    def state_of_all(self):
+        """All that a training step changes and every process holds: weights, optimizer's state ..., name -> array."""
 
     @abc.abstractmethod
     def set_state(self, state):
-        """Set what ``state`` gave, on this process or another."""
+        """Set some of what ``state_of_all`` gave, on this process or another."""
 
     @abc.abstractmethod
     def for_evaluation(self, config, settings):

@@ -5,10 +5,15 @@ them all, as one process would write it: the first process fetches what it does 
 """
 
 import contextlib
+import re
 
 import numpy as np
 import paddle
 from paddle import distributed
+
+from engine.errors import UserError
+
+OF_OPTIMIZER = re.compile(r"_\d+$")  # ends what Paddle's optimizers call a tensor that they keep for a parameter
 
 
 class Shards:
@@ -38,15 +43,20 @@ class Shards:
 
     @staticmethod
     def _owner(name, owners):
-        """The parameter that a tensor belongs to: its name, or what an optimizer has put words behind."""
+        """The parameter that a tensor belongs to: its own name, or before ``_moment1_0`` and the like."""
+        if name not in owners and not OF_OPTIMIZER.search(name):
+            return None
         while name and name not in owners:
             name = name.rpartition("_")[0]
         return name or None
 
-    def keep_own(self, found):
+    def keep_own(self, found, path):
         """Of a whole checkpoint's tensors, name -> array, those that this process holds.
 
-        What is not an array of the whole table's rows stays as it is, for the checks to come.
+        Args:
+            path: of the file, for messages.
+        Raises:
+            UserError: an embedding has another number of rows.
         """
         if not self.exist:
             return found
@@ -55,8 +65,12 @@ class Shards:
             owner = self._owner(name, self.rows)
             if owner is not None:
                 begin, end, total = self.rows[owner]
-                is_table = np.ndim(array) > 1 and len(array) == total
-                kept[name] = array[begin:end] if is_table else array
+                if np.ndim(array) > 1 and len(array) != total:
+                    raise UserError(
+                        f"{path}: {name} has {len(array)} rows, but the network's has {total}. Use the config it was "
+                        "trained with."
+                    )
+                kept[name] = array[begin:end] if np.ndim(array) > 1 else array
             elif self._owner(name, self.elsewhere) is None:
                 kept[name] = array
         return kept
@@ -64,23 +78,30 @@ class Shards:
     def fetched(self, state, processes):
         """What a whole checkpoint has in the place of this process's tensors, on the first process; {} on the others.
 
-        One tensor travels at a time, so that the others need no more memory than their own share.
+        One tensor travels at a time, so that the others need little more memory than their share.
 
         Args:
             state: this process's tensors by name.
             processes: engine.processes.Several.
         """
-        own = {name: np.asarray(value) for name, value in state.items() if self.is_own(name)}
-        described = processes.gather({name: (value.shape, str(value.dtype)) for name, value in own.items()})
-        parts = {}
-        for rank, of_rank in enumerate(described):
-            for name, (shape, dtype) in of_rank.items():
-                value = own[name] if rank == processes.rank else np.empty(shape, dtype)
-                if rank > 0:
-                    value = _broadcast(value, rank)
-                if processes.is_first:
-                    parts.setdefault(name, []).append(value)
-        return {name: np.concatenate(found) if found[0].ndim > 1 else found[0] for name, found in parts.items()}
+        own = {name: value for name, value in state.items() if self.is_own(name)}
+        described = {}
+        for name, value in own.items():
+            rows = self.rows.get(self._owner(name, self.rows)) if len(value.shape) > 1 else None
+            described[name] = list(value.shape), str(value.dtype).rpartition(".")[-1], rows
+        whole = {}
+        for rank, of_rank in enumerate(processes.gather(described)):
+            for name, (shape, dtype, rows) in of_rank.items():
+                if rank == 0 and not processes.is_first:
+                    continue
+                value = np.asarray(own[name]) if rank == processes.rank else np.empty(shape, dtype)
+                value = value if rank == 0 else _broadcast(value, rank)
+                if processes.is_first and rows is not None:
+                    begin, end, total = rows
+                    whole.setdefault(name, np.empty([total, *shape[1:]], dtype))[begin:end] = value
+                elif processes.is_first:
+                    whole.setdefault(name, value)
+        return whole
 
 
 def _broadcast(value, rank):

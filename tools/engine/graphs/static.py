@@ -43,12 +43,9 @@ class StaticGraph(Graph):
         self.saved_data = []
         self.in_order, self.finite, self.finite_now = False, None, ()  # names of parameters known to be finite
         self.is_wrong_elsewhere = False  # another process has a value that is not finite
+        if self.shards.exist:
+            self._check_keys()
         if job == "train":
-            if settings.use_inference and self.shards.exist:
-                raise UserError(
-                    "runner.use_inference is true, but the processes share out the network, and an exported model "
-                    "needs all of it. Set it to false; tools/export.py exports a checkpoint afterwards."
-                )
             self._start_from_files()
             self.trained = self._trained()
             self.in_order = settings.tune_process and getattr(self.facts(), "uses_all_cores", False)
@@ -83,6 +80,25 @@ class StaticGraph(Graph):
         mine = self._weights()
         found = {name: parameters[name] for name in mine if name in parameters}
         self._set(weight_files.fit(mine, found, "the network in training"))
+
+    def _check_keys(self):
+        """Raise UserError for keys that need all of a network which the processes share out."""
+        settings = self.settings
+        if settings.use_inference and self.job == "train":
+            raise UserError(
+                "runner.use_inference is true, but the processes share out the network, and an exported model needs "
+                "all of it. Set it to false; tools/export.py exports a checkpoint afterwards."
+            )
+        if settings.use_save_data:
+            raise UserError(
+                "runner.use_save_data is true, but the processes share out the network: each has only a part of a "
+                "batch."
+            )
+        if settings.use_out_vec and self.shards.is_own(settings.emb_weight_name):
+            raise UserError(
+                f"runner.use_out_vec is true, but each process holds only a part of {settings.emb_weight_name}. Start "
+                "from a checkpoint by runner.model_init_path."
+            )
 
     def _start_from_files(self):
         settings = self.settings
@@ -221,8 +237,9 @@ class StaticGraph(Graph):
     def _optimizer_state(self):
         return self._state("opt")
 
-    def state(self):
-        return self._state("all")
+    def state_of_all(self):
+        shards = self.shards
+        return {name: value for name, value in self._state("all").items() if not shards.is_own(name)}
 
     def set_state(self, state):
         self._set(state)
@@ -258,7 +275,7 @@ class StaticGraph(Graph):
 
     def _take(self, weights, partly=False):
         compatibility.check(weights, self.model, self.config, self.package.encoding)
-        found = self.shards.keep_own(weights.by_name)
+        found = self.shards.keep_own(weights.by_name, weights.path)
         self._set(weight_files.fit(self._weights(), found, weights.path, partly))
 
     def _weights(self):
@@ -267,7 +284,7 @@ class StaticGraph(Graph):
     def _start_optimizer(self, folder):
         """Take the optimizer state, as PaddleRec's static tools do, if it is one of this optimizer."""
         path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC, needed=False)
-        found = found and self.shards.keep_own(found)
+        found = found and self.shards.keep_own(found, path)
         mine = _without_rates(self._state("opt"))  # the learning rate is the config's
         if found and mine.keys() & found.keys():
             self._set(weight_files.fit(mine, found, path, partly=True))
@@ -278,7 +295,7 @@ class StaticGraph(Graph):
         weights = weight_files.read_weights(folder)
         self._take(weights)
         path, found = weight_files.read_optimizer_state(folder, weight_files.STATIC)
-        found = self.shards.keep_own(found)
+        found = self.shards.keep_own(found, path)
         self._set(weight_files.fit_optimizer(self._state("opt"), found, path))
         # A schedule's rate is set at the next run; if none is left, the epoch is saved with this one.
         saved = weights.by_name
