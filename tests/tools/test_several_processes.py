@@ -44,7 +44,10 @@ CASES = {
     # two rows a batch, so that a process often has no id of its own
     "embedding shared out, lazy, few ids": ["runner.train_batch_size=2", *LAZY, *SHARD_EMBEDDING],
     "embedding shared out, sgd, few ids": [
-        "runner.train_batch_size=2", "optimizer.momentum=0", "expert_norm=none", *SHARD_EMBEDDING,
+        "runner.train_batch_size=2",
+        "optimizer.momentum=0",
+        "expert_norm=none",
+        *SHARD_EMBEDDING,
     ],
     "settled, embedding shared out": [*SETTLED, *SHARD_EMBEDDING],
     "embedding shared out, sgd": ["optimizer.momentum=0", *SHARD_EMBEDDING],
