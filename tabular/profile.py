@@ -37,10 +37,10 @@ class Sample:
 class Summary:
     """Count, mean, deviation, least and greatest of a column's numbers, added block by block."""
 
-    def __init__(self, has_log=False):
+    def __init__(self, has_log=False, has_sample=False):
         self.count, self.mean, self.squares = 0, 0.0, 0.0  # squares: of the distances from the mean
         self.log = Summary() if has_log else None  # of log(1 + number), if no number is below 0
-        self.sample = Sample()
+        self.sample = Sample() if has_sample else None
         self.least, self.greatest, self.whole, self.missing = math.inf, -math.inf, True, 0
 
     def add(self, column):
@@ -57,7 +57,8 @@ class Summary:
         self.mean += distance * len(numbers) / count
         self.count = count
         self.least, self.greatest = min(self.least, float(numbers.min())), max(self.greatest, float(numbers.max()))
-        self.sample.add(numbers)
+        if self.sample is not None:
+            self.sample.add(numbers)
         self.whole &= bool((numbers == np.floor(numbers)).all())
         if self.log is not None and self.least >= 0:
             self.log.add(np.log1p(numbers))
@@ -76,7 +77,7 @@ class Columns:
     """
 
     def __init__(self, dense, sparse, labels, in_words=()):
-        self.dense, self.names = {name: Summary() for name in dense}, list(labels)
+        self.dense, self.names = {name: Summary(has_sample=True) for name in dense}, list(labels)
         self.labels = {name: Summary(has_log=True) for name in labels if name not in in_words}
         self.classes = {name: collections.Counter() for name in in_words}
         self.sparse = {name: collections.Counter() for name in sparse}
@@ -135,7 +136,8 @@ class Columns:
     def is_equal(self, column, label):
         """Whether a column of the inputs has the label's value in every row that has one."""
         of_a_kind = (column in self.dense) == (label in self.labels)
-        return of_a_kind and (column, label) not in self.unequal
+        has_labels = self.labels[label].count if label in self.labels else class_names(self.classes[label])
+        return of_a_kind and bool(has_labels) and (column, label) not in self.unequal
 
     def vocabulary(self, min_count=1, max_size=None, pieces=PIECES):
         """The content of vocabulary.json.

@@ -140,11 +140,12 @@ def test_a_column_of_texts_among_the_numbers_is_refused_with_a_remedy(tmp_path):
     assert "Name it in --sparse" in made.stderr and "Correct the row" not in made.stderr
 
 
-def test_labels_in_words_are_classes(tmp_path):
+@pytest.mark.parametrize("skipping", [[], ["--skip-bad-rows"]])
+def test_labels_in_words_are_classes(skipping, tmp_path):
     lines = ["1,Fair,no", '2,"Good, or so",yes', "3,Fair,NA", "4, Ideal ,yes", "5,,no"]
     write_files(tmp_path, {"train/a.csv": "\n".join(["x,cut,big", *lines]) + "\n"})
     made = run_make_vocabulary(
-        tmp_path, "--train", "train", "--dense", "x", "--labels", "cut", "big", "--out", "v.json"
+        tmp_path, "--train", "train", "--dense", "x", "--labels", "cut", "big", "--out", "v.json", *skipping
     )
     assert printed(made)["tasks"] == [
         {"name": "cut", "classes": ["Fair", "Good, or so", "Ideal"]},
@@ -167,7 +168,7 @@ def test_one_class_or_too_many_are_refused(names, tmp_path):
 )
 def test_bad_rows_are_skipped_and_named_if_none_is_left(content, words, tmp_path):
     write_files(tmp_path, {"train/a.csv": content})
-    arguments = ["--train", "train", "--sparse", " x ", "--labels", "y", "--skip-bad-rows", "--out", "v.json"]
+    arguments = ["--train", "train", "--sparse", " x ", "--dense", "y", "--skip-bad-rows", "--out", "v.json"]
     made = run_make_vocabulary(tmp_path, *arguments)
     assert made.returncode == 2 and "all rows are bad" in made.stderr and words in made.stderr
     (tmp_path / "train" / "a.csv").write_text(content + "1,0\n")
