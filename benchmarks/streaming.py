@@ -72,7 +72,7 @@ def open_batches(folder, form, workers):
 
     vocabulary = Vocabulary(os.path.join(folder, "vocabulary.json"))
     config = {"config_abs_dir": folder, "runner.vocabulary": "vocabulary.json", "hyper_parameters.tasks": TASKS}
-    config.update({DENSE_KEY: len(DENSE), SIZES_KEY: vocabulary.sizes()})
+    config.update({DENSE_KEY: vocabulary.dense_size(), SIZES_KEY: vocabulary.sizes()})
     data = os.path.join(folder, form)
     settings = types.SimpleNamespace(
         train_data_dir=data, train_batch_size=BATCH, drop_last=False, shuffle=True, shuffle_window=None,

@@ -33,8 +33,6 @@ def _read(args):
         try:
             for file in table_files.open_files(files):
                 columns.read(file, args.skip_bad_rows)
-            if not columns.rows and columns.without_numbers and columns.without_numbers.column in columns.labels:
-                raise columns.without_numbers  # all rows were skipped for it
         except NotNumbers as error:
             in_words.append(error.column)
             continue

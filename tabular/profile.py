@@ -98,13 +98,17 @@ class Columns:
                 for block in part.blocks():
                     self._add(block.read(numbers, texts), skips)
         except NotNumbers as error:
-            if error.column in self.labels and not self.labels[error.column].count:
+            if self._is_in_words(error.column):
                 raise
             remedy = LABELS_ARE if error.column in self.labels else "Name it in --sparse, or write numbers."
             raise ValueError(f"{error} {remedy}") from error
 
+    def _is_in_words(self, column):
+        """Whether a column without numbers in a block is one of labels that has had none before either."""
+        return column in self.labels and not self.labels[column].count
+
     def _add(self, rows, skips):
-        if rows.without_numbers and not skips:
+        if rows.without_numbers and (not skips or self._is_in_words(rows.without_numbers.column)):
             raise rows.without_numbers
         if rows.bad_num():
             if not skips:
