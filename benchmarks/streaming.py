@@ -55,7 +55,7 @@ def make_vocabulary(folder):
     """Make the vocabulary of the CSV parts by the command; its seconds."""
     began = time.perf_counter()
     command = [sys.executable, os.path.join(ROOT, "data", "make_vocabulary.py"), "--train", os.path.join(folder, "csv")]
-    command += ["--dense", *DENSE, "--sparse", *SPARSE, "--labels", *LABELS]
+    command += ["--dense", *DENSE, "--sparse", *SPARSE, "--labels", *LABELS, "--pieces", "0"]
     subprocess.run([*command, "--out", os.path.join(folder, "vocabulary.json")], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 

@@ -248,17 +248,19 @@ def why_not():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--every", type=int, default=1, help="make one fault in so many")
     parser.add_argument("--resume-every", type=int, default=1, help="train on to the end after every so many faults")
+    parser.add_argument("--graphs", nargs="*", choices=list(GRAPHS), default=list(GRAPHS))
     args = parser.parse_args()
     reason = why_not()
     if reason is not None:
         print(f"{reason}; this job needs it", file=sys.stderr)
         sys.exit(2)
     logging.disable(logging.CRITICAL)
-    for name in GRAPHS:
+    for name in args.graphs:
         began = time.perf_counter()
         with tempfile.TemporaryDirectory() as folder:
-            calls, outcomes = faults(Run(name, os.path.realpath(folder)), args.resume_every)
+            calls, outcomes = faults(Run(name, os.path.realpath(folder)), args.resume_every, args.every)
         numbers = ", ".join(f"{number} {call}" for call, number in sorted(calls.items()))
         print(f"{name} graph: {sum(calls.values())} calls ({numbers}); {sum(outcomes.values())} faults: ", end="")
         print(", ".join(f"{n} {what}" for what, n in sorted(outcomes.items())), end="; nothing lost, ")
