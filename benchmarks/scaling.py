@@ -49,13 +49,19 @@ def measure(number, tool, config, hyper, folder):
     return speed, found[-1].get("sent_bytes", 0) / 1e3, found[-1]["numbers"]["experts_used"]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
+def arguments(description, cases):
+    """What the command line asks for, ``cases`` and ``processes``; prints the machine."""
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--cases", nargs="*", default=list(cases), choices=list(cases))
     parser.add_argument("--processes", nargs="*", type=int, default=[1, 2, 4])
     args = parser.parse_args()
     facts = machine_facts.machine()
     print(f"{facts['cpu']}, {facts['cores']} cores, load {facts['load']}, commit {machine_facts.commit('docs')}")
+    return args
+
+
+def main():
+    args = arguments(__doc__, CASES)
     print(f"{'case':20s} {'graph':8s} {'gates':8s} {'used':>4s}  " + "  ".join(f"{n:>20d}" for n in args.processes))
     for case in args.cases:
         config, keys = CASES[case]

@@ -11,7 +11,6 @@ experts; ``sparse``, top-k with one expert for each task. Wide experts have 1024
 Embeddings: a table of ten million rows of 8, by lazy_adam in the dynamic graph, by adam in the static one.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -22,7 +21,7 @@ import time
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / name) for name in ("", "tools", "scripts")]
 
-import machine_facts  # noqa: E402  (found by the line above)
+import scaling  # noqa: E402  (beside this file; the path is set above for what it imports)
 
 from support import several  # noqa: E402  (likewise)
 
@@ -106,12 +105,7 @@ def measure(number, tool, hyper, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--processes", nargs="*", type=int, default=[1, 2, 4])
-    args = parser.parse_args()
-    facts = machine_facts.machine()
-    print(f"{facts['cpu']}, {facts['cores']} cores, load {facts['load']}, commit {machine_facts.commit('docs')}")
+    args = scaling.arguments(__doc__, CASES)
     print(f"{'case':22s} {'graph':8s} {'each holds':10s} " + " ".join(f"{n:>26d}" for n in args.processes))
     for case in args.cases:
         tools, keys, sharing = CASES[case]

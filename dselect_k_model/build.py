@@ -101,15 +101,17 @@ def _make_embedding(hyper):
 
 
 def _experts(hyper, shape):
+    """The network's experts; in the place of each that another process holds, one that stands for it."""
     number = expert_num(hyper)
-    begin, end = sharding.share_of(number) if _is_shared_out(hyper.shard_experts) else (0, number)
-    if number < processes.number() and _is_shared_out(hyper.shard_experts):
+    if not _is_shared_out(hyper.shard_experts):
+        return [make_expert(hyper, shape) for _ in range(number)]
+    if number < processes.number():
         raise ValueError(
             f"hyper_parameters.expert_num is {number}, but {processes.number()} processes share out the experts "
             "(shard_experts). Start at most as many processes as there are experts."
         )
-    if end - begin < number:
-        LOG.info("this process holds the experts %d to %d of %d", begin, end - 1, number)
+    begin, end = sharding.share_of(number)
+    LOG.info("this process holds the experts %d to %d of %d", begin, end - 1, number)
     return [
         make_expert(hyper, shape) if begin <= i < end else sharding.Elsewhere(lambda: make_expert(hyper, shape))
         for i in range(number)
