@@ -90,7 +90,7 @@ class DygraphModel:
 
     def _forward(self, dy_model, metrics_list, batch_data, config, training):
         inputs, labels = self.create_feeds(batch_data, config)
-        outputs, gate_weights, penalty = dy_model(*inputs, details=True)
+        outputs, gate_weights, penalty = dy_model(inputs, details=True)
         if training:
             self.facts.find_experts_in_use(gate_weights)
         if self.facts.per_example:

@@ -1196,20 +1196,31 @@ class Embedding(nn.Embedding):
         return F.embedding(ids, self.weight, sparse=sparse)
 
 
+POOLINGS = ("mean", "sum")  # how the embeddings of a list of ids become one
+
+
 class TableInput(nn.Layer):
     """Dense features and sparse ids -> one vector: the features, then each field's embedding.
 
+    A field has one id, or a list of ids whose embeddings are pooled; that of an empty list is 0.
+
     Args:
         dense_size: number of dense features, from 0.
-        vocabulary_sizes: number of ids of each sparse field.
+        vocabulary_sizes: number of ids of each field with one id.
         embedding_size: width of an embedding.
         sparse_gradients: where the network runs line by line (see ``runs_line_by_line``), the embeddings' gradient has
-            the rows of a batch's ids alone, for an optimizer that leaves the other rows as they are.
-        kernels: as for ``SparseMixture``; in training they join features and embeddings, and refuse an id out of its
-            field's range.
+            the rows of a batch's ids alone, for an optimizer that leaves the other rows as they are. If all lists of a
+            field in a batch are empty, it has the row of id 0 too.
+        kernels: as for ``SparseMixture``; in training they join features and embeddings of fields with one id, and
+            refuse an id out of its field's range.
         make_embedding: makes the layer of all embeddings, as ``Embedding`` does.
+        list_sizes: number of ids of each field with a list.
+        list_pooling: one of ``POOLINGS`` for each of them; (): the mean for all.
+        shared_embeddings: groups of fields that share their embeddings: numbers of fields from 0, first those with one
+            id.
     Raises:
-        ValueError: there is neither a feature nor a field, or a size is out of its range.
+        ValueError: there is neither a feature nor a field; a size is out of its range; fields that share embeddings
+            have different sizes.
     """
 
     def __init__(
@@ -1220,54 +1231,101 @@ class TableInput(nn.Layer):
         sparse_gradients: bool = False,
         kernels: Any = None,
         make_embedding: Callable = Embedding,
+        list_sizes: Sequence[int] = (),
+        list_pooling: Sequence[str] = (),
+        shared_embeddings: Sequence[Sequence[int]] = (),
     ) -> None:
         super().__init__()
-        _check_whole("dense_size", dense_size, 0 if vocabulary_sizes else 1)
-        for size in vocabulary_sizes:
+        sizes = [*vocabulary_sizes, *list_sizes]
+        _check_whole("dense_size", dense_size, 0 if sizes else 1)
+        for size in sizes:
             _check_whole("a vocabulary's size", size, 1)
         _check_whole("embedding_size", embedding_size, 1)
-        self.dense_size, self.field_num = dense_size, len(vocabulary_sizes)
+        self.dense_size, self.field_num, self.list_num = dense_size, len(vocabulary_sizes), len(list_sizes)
+        self.list_pooling = list(list_pooling) or ["mean"] * self.list_num
+        if len(self.list_pooling) != self.list_num or not set(self.list_pooling) <= set(POOLINGS):
+            raise ValueError(
+                f"list_pooling is {self.list_pooling}, but must have {' or '.join(POOLINGS)} for each list"
+            )
         self.sparse_gradients, self.kernels = sparse_gradients, kernels
         # One table for all fields, each with its own range of rows: one lookup instead of one a field.
-        self.ends = np.cumsum(vocabulary_sizes).astype("int64")
-        self.out_size = dense_size + self.field_num * embedding_size
-        if self.field_num:
+        self.begins, row_num = _ranges(sizes, shared_embeddings)
+        self.ends = self.begins + np.asarray(sizes, "int64")
+        self.out_size = dense_size + len(sizes) * embedding_size
+        if sizes:
             init = nn.initializer.Normal(std=1.0 / math.sqrt(embedding_size))
-            row_num = int(sum(vocabulary_sizes))
             self.embedding = make_embedding(row_num, embedding_size, weight_attr=paddle.ParamAttr(initializer=init))
 
     def forward(self, *parts: Tensor) -> Tensor:
         """Join.
 
         Args:
-            parts: dense float32 [B, dense_size] if there are dense features, then ids int64
-                [B, number of fields] if there are fields, each id from 0 to its vocabulary's size - 1.
+            parts: dense float32 [B, dense_size] if there are dense features; then ids int64 [B, number of fields] if
+                there are fields with one id, each id from 0 to its vocabulary's size - 1; then for each field with a
+                list its ids int64 [B, any length from 1], each list followed by -1 up to that length.
         Returns:
             float32 [B, out_size].
         """
-        joined = []
+        rest, joined = list(parts), []
         if self.dense_size:
-            _check_shape("the dense features", parts[0], -1, self.dense_size)
-            joined.append(parts[0])
+            joined.append(rest.pop(0))
+            _check_shape("the dense features", joined[0], -1, self.dense_size)
+        sparse = self.sparse_gradients and paddle.in_dynamic_mode()
         if self.field_num:
-            _check_shape("the ids", parts[-1], -1, self.field_num)
-            sparse = self.sparse_gradients and paddle.in_dynamic_mode()
-            if self.dense_size and not sparse and self._joins_by_kernel(parts[0]):
-                return self.kernels.join(*parts, self.embedding.weight, self.ends.tolist())
-            rows = parts[-1] + paddle.assign(np.concatenate([[0], self.ends[:-1]]))
-            vectors = self.embedding(rows, sparse)  # [B, fields, embedding_size]
-            joined.append(paddle.flatten(vectors, start_axis=1))
+            ids = rest.pop(0)
+            _check_shape("the ids", ids, -1, self.field_num)
+            if joined and not sparse and self._joins_by_kernel(joined[0]):
+                ends = self.ends[: self.field_num].tolist()
+                joined = [self.kernels.join(joined[0], ids, self.embedding.weight, ends)]
+            else:
+                vectors = self.embedding(ids + paddle.assign(self.begins[: self.field_num]), sparse)
+                joined.append(paddle.flatten(vectors, start_axis=1))
+        for ids, begin, pooling in zip(rest, self.begins[self.field_num :].tolist(), self.list_pooling):
+            joined.append(self._pooled(ids, begin, pooling, sparse))
         return paddle.concat(joined, axis=1)
 
+    def _pooled(self, ids, begin, pooling, sparse):
+        """[B, L], -1 after the end of a list -> [B, width]."""
+        is_there = ids >= 0
+        # what is not there is looked up as an id that is, so that a sparse gradient has no row beside the batch's
+        filled = paddle.where(is_there, ids, paddle.clip(paddle.max(ids), min=0) * paddle.ones_like(ids))
+        vectors = self.embedding(filled + begin, sparse)  # [B, L, width]
+        weights = paddle.cast(is_there, vectors.dtype)
+        pooled = paddle.unsqueeze(weights, 1) @ vectors
+        if pooling == "mean":
+            lengths = paddle.unsqueeze(weights, 1) @ paddle.unsqueeze(weights, 2)  # [B, 1, 1]
+            pooled = pooled / paddle.clip(lengths, min=1.0)
+        return paddle.flatten(pooled, start_axis=1)
+
     def _joins_by_kernel(self, dense):
-        if self.kernels is None or not self.training or not dense.stop_gradient or self.ends[-1] > INT_MAX:
+        if self.kernels is None or not self.training or not dense.stop_gradient or self.ends.max() > INT_MAX:
             return False
         if type(self.embedding) is not Embedding:
             return False
-        return is_float32(dense) and _kernels_take(self.embedding.weight)
+        in_order = (self.begins[1 : self.field_num] == self.ends[: self.field_num - 1]).all()
+        return in_order and is_float32(dense) and _kernels_take(self.embedding.weight)
 
     def extra_repr(self):
-        return f"dense_size={self.dense_size}, field_num={self.field_num}, out_size={self.out_size}"
+        numbers = f"dense_size={self.dense_size}, field_num={self.field_num}, list_num={self.list_num}"
+        return f"{numbers}, out_size={self.out_size}"
+
+
+def _ranges(sizes, shared):
+    """(where each field's rows begin in a table, int64 [fields]; the table's number of rows)."""
+    first_of: dict[int, int] = {}
+    for group in shared:
+        if not all(0 <= field < len(sizes) for field in group) or len({sizes[field] for field in group}) != 1:
+            raise ValueError(f"shared_embeddings has {list(group)}, but must name fields of the same vocabulary size")
+        if len(set(group)) < len(group) or first_of.keys() & set(group):
+            raise ValueError("shared_embeddings names a field twice")
+        first_of.update(dict.fromkeys(group, min(group)))
+    begins: list[int] = []
+    row_num = 0
+    for field, size in enumerate(sizes):
+        is_first = first_of.get(field, field) == field
+        begins.append(row_num if is_first else begins[first_of[field]])
+        row_num += size * is_first
+    return np.asarray(begins, "int64"), row_num
 
 
 # ---------------------------------------------------------------------------------- the network
@@ -1331,30 +1389,29 @@ class MultiTaskNetwork(SparseMixture):
         self.step.stop_gradient = True
 
     def forward(  # type: ignore[override]
-        self, x: Tensor, ids: Optional[Tensor] = None, details: bool = False
+        self, inputs: Union[Tensor, Sequence[Tensor]], details: bool = False
     ) -> Union[list[Tensor], Details]:
         """Predict.
 
         Args:
-            x: the image, or the dense features, float32 [B, ...]; the ids where there are no dense features.
-            ids: int64 [B, number of fields], if the network reads both.
+            inputs: the image, float32 [B, ...]; or a list of what ``TableInput`` reads of a table.
             details: return what the loss and the log need as well.
         Returns:
             The tasks' outputs, a list; with ``details`` a Details of it, the gates' weights, and the
             scalar sum of their penalties, each by its weight at this step.
         """
-        mixed = self.mix(self.shared(x, ids), towers=self.towers)
+        mixed = self.mix(self.shared(inputs), towers=self.towers)
         return Details(mixed.outputs, mixed.weights, self._penalty(mixed.penalties)) if details else mixed.outputs
 
-    def shared(self, x: Tensor, ids: Optional[Tensor] = None) -> Tensor:
+    def shared(self, inputs: Union[Tensor, Sequence[Tensor]]) -> Tensor:
         """What gates and experts read: the inputs joined, behind the bottom."""
-        if self.inputs is not None:
-            x = self.inputs(x) if ids is None else self.inputs(x, ids)
+        parts = inputs if isinstance(inputs, (list, tuple)) else [inputs]
+        x = parts[0] if self.inputs is None else self.inputs(*parts)
         return x if self.bottom is None else self.bottom(x)
 
-    def forward_settled(self, weights: Sequence[np.ndarray], x: Tensor, ids: Optional[Tensor] = None) -> list[Tensor]:
+    def forward_settled(self, weights: Sequence[np.ndarray], inputs: Sequence[Tensor]) -> list[Tensor]:
         """Predict with gates whose weights are known: by task, NumPy array [n]. Other experts are left out."""
-        mixtures = self.mix_settled(self.shared(x, ids), weights)
+        mixtures = self.mix_settled(self.shared(inputs), weights)
         return [tower(mixture) for tower, mixture in zip(self.towers, mixtures)]
 
     def parameter_labels(self) -> dict[str, str]:

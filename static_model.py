@@ -60,7 +60,7 @@ class StaticModel:
         self._build_network()
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
-        outputs, gate_weights, penalty = self.network(*inputs, details=True)
+        outputs, gate_weights, penalty = self.network(inputs, details=True)
         over_job = not is_infer or self.facts.shards is not None  # else each process has batches of its own
         masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job)
         if is_infer:
@@ -147,11 +147,11 @@ class StaticModel:
         self.network.eval()
         if not self.facts.per_example:
             weights = self._constant_weights(parameters)
-            outputs = self.network.forward_settled(weights, *inputs)
+            outputs = self.network.forward_settled(weights, inputs)
             weights = [paddle.assign(w) for w in weights]
             return self._offered(outputs, weights, net.experts_used(weights))
         self.network.branch = True  # oneDNN, which Paddle Inference uses, refuses an empty batch
-        outputs, gate_weights, _ = self.network(*inputs, details=True)
+        outputs, gate_weights, _ = self.network(inputs, details=True)
         return self._offered(outputs, gate_weights, net.experts_used(gate_weights))
 
     def export_tasks(self):

@@ -93,7 +93,7 @@ def _active_experts(run, batch):
     run.net.eval()  # otherwise batch norm would move its statistics
     inputs, _ = run.wrapper.hyper.split([paddle.to_tensor(item) for item in batch])
     with paddle.no_grad():
-        _, weights, _ = run.net(*inputs, details=True)
+        _, weights, _ = run.net(inputs, details=True)
     return (net.greatest_weights(weights).numpy() > 0).nonzero()[0].tolist()
 
 

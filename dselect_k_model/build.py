@@ -34,6 +34,9 @@ def build(hyper):
             hyper.sparse_gradients,
             kernels.chosen(hyper.kernels),
             _make_embedding(hyper),
+            hyper.input_list_sizes,
+            hyper.input_list_pooling,
+            hyper.input_shared_embeddings,
         )
         shape = [inputs.out_size]
     if hyper.bottom == "cnn":

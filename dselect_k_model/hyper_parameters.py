@@ -50,6 +50,26 @@ class HyperParameters:
         high=2**31,
         decides=NETWORK,
     )
+    input_list_sizes: tuple = _field(
+        "sizes",
+        (),
+        "The number of ids of each feature that is a list of ids, where an example is a row of a table.",
+        high=2**31,
+        decides=NETWORK,
+    )
+    input_list_pooling: tuple = _field(
+        "texts",
+        (),
+        "For each list of ids, how its embeddings become one: mean or sum; if empty, the mean for all.",
+        decides=NETWORK,
+    )
+    input_shared_embeddings: tuple = _field(
+        list,
+        (),
+        "Groups of features that share their embeddings, such as [[0, 2]]: the numbers of features from 0, first "
+        "those of vocabulary_sizes, then those of list_sizes.",
+        decides=NETWORK,
+    )
     input_embedding_size: int = _field(int, 8, "The width of an id's embedding.", low=1, high=65536, decides=NETWORK)
     input_shard_embedding: bool = _field(
         bool,
@@ -231,13 +251,18 @@ class HyperParameters:
     @property
     def is_table(self):
         """Whether an example is a row of a table, not an image."""
-        return bool(self.input_dense_size or self.input_vocabulary_sizes)
+        return bool(self.input_dense_size or self.has_embeddings)
+
+    @property
+    def has_embeddings(self):
+        """Whether an example has ids."""
+        return bool(self.input_vocabulary_sizes or self.input_list_sizes)
 
     @property
     def sparse_gradients(self):
         """Whether there are embeddings, and the optimizer moves only those of a batch's ids."""
         plain_sgd = self.optimizer_class == "sgd" and not self.optimizer_momentum and not self.optimizer_weight_decay
-        return bool(self.input_vocabulary_sizes) and (plain_sgd or self.optimizer_class == "lazy_adam")
+        return self.has_embeddings and (plain_sgd or self.optimizer_class == "lazy_adam")
 
     def inputs(self):
         """What the network reads of an example, in the reader's order: a list of (name, shape, dtype).
@@ -247,7 +272,8 @@ class HyperParameters:
         if not self.is_table:
             return [("image", list(self.input_image), paddle.get_default_dtype())]
         dense = [("dense", [self.input_dense_size], paddle.get_default_dtype())] if self.input_dense_size else []
-        return dense + ([("ids", [len(self.input_vocabulary_sizes)], "int64")] if self.input_vocabulary_sizes else [])
+        ids = [("ids", [len(self.input_vocabulary_sizes)], "int64")] if self.input_vocabulary_sizes else []
+        return dense + ids + [(f"list{i}", [-1], "int64") for i in range(len(self.input_list_sizes))]
 
     def labels(self):
         """The labels of the tasks, in the reader's order, likewise."""
@@ -278,6 +304,8 @@ class HyperParameters:
         for (name, *_), item in zip(self.inputs(), inputs):
             if name == "ids":
                 _check_ids(np.asarray(item), self.input_vocabulary_sizes)
+            elif name.startswith("list"):
+                _check_list(np.asarray(item), int(name[len("list") :]), self.input_list_sizes)
         for task, label in zip(self.task_list, labels):
             label = np.asarray(label)
             if label.size != len(label) * task.kind.label_size:
@@ -315,14 +343,16 @@ class HyperParameters:
                 f"{PREFIX}optimizer.warmup_steps is {self.optimizer_warmup_steps}, but the "
                 "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule."
             )
-        if self.optimizer_class == "lazy_adam" and (self.optimizer_weight_decay or not self.input_vocabulary_sizes):
+        if self.optimizer_class == "lazy_adam" and (self.optimizer_weight_decay or not self.has_embeddings):
             raise ValueError(
                 f"{PREFIX}optimizer.class is lazy_adam, which needs embeddings (input.vocabulary_sizes), and no "
                 "weight_decay, which would move all of them at each step. Use adam, or change these keys."
             )
-        if self.input_shard_embedding and not self.input_vocabulary_sizes:
+        if self.input_shard_embedding and (not self.input_vocabulary_sizes or self.input_list_sizes):
+            trouble = "lists of ids are not shared out" if self.input_list_sizes else "there are no embeddings"
             raise ValueError(
-                f"{PREFIX}input.shard_embedding is true, but there are no embeddings (input.vocabulary_sizes)."
+                f"{PREFIX}input.shard_embedding is true, but {trouble} (input.vocabulary_sizes, list_sizes). Set it to "
+                "false."
             )
         if self.input_shard_embedding and self.sparse_gradients and self.optimizer_clip_norm:
             raise ValueError(
@@ -330,6 +360,7 @@ class HyperParameters:
                 "that of the embeddings is sparse and spread over the processes (input.shard_embedding). Set it to "
                 "0, or use adam."
             )
+        self._check_lists()
         if len(self.input_image) != 3:
             raise ValueError(f"{PREFIX}input.image is {list(self.input_image)}, but must be [channels, height, width].")
         if self.is_table and (self.bottom == "cnn" or self.expert == "cnn"):
@@ -345,6 +376,26 @@ class HyperParameters:
                     f"{PREFIX}{part}_options has {', '.join(options)}, but these are keys of a {part} of your own, and "
                     f"{part} is {getattr(self, part)}. Remove them."
                 )
+
+    def _check_lists(self):
+        """Refuse keys about lists of ids and shared embeddings that do not fit the features."""
+        pooling, wanted = self.input_list_pooling, " or ".join(net.POOLINGS)
+        if pooling and (len(pooling) != len(self.input_list_sizes) or not set(pooling) <= set(net.POOLINGS)):
+            raise ValueError(
+                f"{PREFIX}input.list_pooling is {list(pooling)}, but must have {wanted} for each of the "
+                f"{len(self.input_list_sizes)} features of list_sizes."
+            )
+        sizes = [*self.input_vocabulary_sizes, *self.input_list_sizes]
+        for group in self.input_shared_embeddings:
+            fits = isinstance(group, (list, tuple)) and all(type(field) is int for field in group) and len(group) > 1
+            if not fits or not {*group} <= {*range(len(sizes))} or len({sizes[field] for field in group}) > 1:
+                raise ValueError(
+                    f"{PREFIX}input.shared_embeddings has {group!r:.100}, but must have lists of at least two features "
+                    f"with the same number of ids: features 0 to {len(sizes) - 1} have {sizes} ids."
+                )
+        named = [field for group in self.input_shared_embeddings for field in group]
+        if len(set(named)) < len(named):
+            raise ValueError(f"{PREFIX}input.shared_embeddings names a feature twice.")
 
 
 def _keys():
@@ -387,6 +438,16 @@ def _check_ids(ids, sizes):
         raise ValueError(
             f"example {row} of a batch has the id {ids[row, field]} in categorical feature {field}, whose ids are 0 to "
             f"{sizes[field] - 1} ({PREFIX}input.vocabulary_sizes)."
+        )
+
+
+def _check_list(ids, number, sizes):
+    wrong = (ids < -1) | (ids >= sizes[number])
+    if wrong.any():
+        row = int(np.nonzero(wrong)[0][0])
+        raise ValueError(
+            f"example {row} of a batch has the id {ids[wrong][0]} in list {number}, whose ids are 0 to "
+            f"{sizes[number] - 1}, and -1 after its end ({PREFIX}input.list_sizes)."
         )
 
 

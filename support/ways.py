@@ -101,7 +101,7 @@ class EagerRun:
         """Outputs of each task, in evaluation mode."""
         self.net.eval()
         inputs, _ = self.wrapper.hyper.split(self._tensors(batch))
-        return [z.numpy() for z in self.net(*inputs)]
+        return [z.numpy() for z in self.net(inputs)]
 
     def state(self):
         return {tensor.name: tensor.numpy().copy() for tensor in self.net.state_dict().values()}

@@ -39,7 +39,7 @@ def test_multiplications_are_those_of_the_networks_layers(table):
     for layer in network.sublayers():
         if isinstance(layer, (paddle.nn.Conv2D, paddle.nn.Linear)):
             layer.register_forward_post_hook(count)
-    network(*[paddle.zeros([1, *shape], dtype) for _, shape, dtype in hyper.inputs()])
+    network([paddle.zeros([1, *shape], dtype) for _, shape, dtype in hyper.inputs()])
     weights = {key: value.numpy() for key, value in network.state_dict().items()}
     case = cases.Case(keys, [], [0, 0], weights, [], [], [0, 1])
     forward = sum(counts) + 2 * 2 * 7  # and for each task the mixture of two experts

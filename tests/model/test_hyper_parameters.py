@@ -19,6 +19,7 @@ BASES = (  # in one of them at least, a key shows
     {"expert_num": 3, "input__image": [1, SIDE, SIDE]},
     {"expert_num": 3, **TABLE, "bottom": "mlp", "expert": "mlp"},
     {"expert_num": 3, **TABLE, "gate": "dselect_k_per_example"},
+    {"expert_num": 3, **TABLE, "input__list_sizes": [7]},
 )
 
 
@@ -32,7 +33,8 @@ def other_values(key):
         return [not key.default]
     if key.type == "sizes":
         return [[size + 1 for size in key.default] or [3]]
-    return [{"weights": [1.0, 2.0], "mappings": [{"classes": 11}, {"kind": "binary"}]}[key.type]]
+    others = {"weights": [1.0, 2.0], "mappings": [{"classes": 11}, {"kind": "binary"}], "texts": ["sum"]}
+    return [{**others, list: [[1, 2]]}[key.type]]
 
 
 def outputs(keys):
@@ -43,11 +45,13 @@ def outputs(keys):
     network.set_state_dict(
         {name: paddle.to_tensor(rng.rand(*p.shape)).astype(p.dtype) for name, p in network.state_dict().items()}
     )
-    inputs = [
-        paddle.zeros([2, *shape], dtype) if name == "ids" else paddle.to_tensor(rng.rand(2, *shape)).astype(dtype)
-        for name, shape, dtype in hyper.inputs()
-    ]
-    return [z.numpy().tolist() for z in network(*inputs)]
+    inputs = []
+    for _, shape, dtype in hyper.inputs():
+        size = [2, *(3 if width == -1 else width for width in shape)]  # lists of three ids
+        inputs.append(
+            paddle.zeros(size, dtype) if dtype == "int64" else paddle.to_tensor(rng.rand(*size)).astype(dtype)
+        )
+    return [z.numpy().tolist() for z in network(inputs)]
 
 
 outputs_of_base = functools.lru_cache(lambda i: outputs(BASES[i]))

@@ -149,7 +149,7 @@ def test_an_epochs_metrics_do_not_depend_on_the_batches_or_the_graph_and_are_exa
                 names = "Accuracy1 auc_buys logloss_buys mae3 rmse3 loss loss1 loss_buys loss3 experts_used"
                 assert " ".join(closed) == names
             if graph_name == "dynamic":
-                outputs = [z.numpy() for z in graph.net(*map(paddle.to_tensor, whole[:2]))]
+                outputs = [z.numpy() for z in graph.net([*map(paddle.to_tensor, whole[:2])])]
     ours = found["dynamic", 10]
     for others in found.values():
         assert others == pytest.approx(ours, abs=SUMS)
