@@ -33,7 +33,7 @@ class Regression(Kind):
     training_keys = ("huber_delta",)
     metrics = ("mae", "rmse")
     loss_factor = 0.5
-    exports = ("value",)
+    exports = ("standardised", "value")  # in the network's units, and in those of the labels
     columns = ({"name": "value", "of": "value", "take": "value"},)
     prediction_metric = ("mae", "value", "difference")
     negative_is_missing = False
@@ -83,4 +83,5 @@ class Regression(Kind):
     def export(self, output):
         value = output * self.deviation + self.mean
         # e to the power: the legacy programs of Paddle 3.x build no exp
-        return {"value": math.e ** paddle.clip(value, max=math.log(LARGEST)) - 1.0 if self.log else value}
+        value = math.e ** paddle.clip(value, max=math.log(LARGEST)) - 1.0 if self.log else value
+        return {"standardised": output, "value": value}

@@ -30,7 +30,8 @@ def package(tmp_path_factory):
     }  # fmt: skip
     hyper = {
         "input": {"dense_size": 2, "vocabulary_sizes": folder.config()["hyper_parameters.input.vocabulary_sizes"]},
-        "tasks": TASKS, "expert_num": 2, "optimizer": {"schedule": "one_cycle"},
+        "tasks": [*TASKS[:2], {**TASKS[2], "log": True, "mean": 0.4, "deviation": 0.2}],
+        "expert_num": 2, "optimizer": {"schedule": "one_cycle"},
     }  # fmt: skip
     (path / "config.yaml").write_text(yaml.safe_dump({"runner": runner, "hyper_parameters": hyper}))
     for tool in ("trainer", "export"):
