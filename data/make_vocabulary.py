@@ -3,8 +3,9 @@
 python data/make_vocabulary.py --train FOLDER --dense a b --sparse c d --labels x y --out vocabulary.json
 
 Reads the training files in blocks. Dense columns are standardised by the mean and the standard deviation of their
-rows, and cut into pieces by their quantiles. The ids of a sparse column are the positions of its sorted values, from 1;
-id 0 is for empty fields and all other values. Prints what it found, and what the config needs, or writes a config.
+rows, and cut into pieces by their quantiles. The ids of a sparse column, or of a column of lists, are the positions of
+its sorted values, from 1, or hashes (--hash); id 0 is for empty fields and all other values. Prints what it found, and
+what the config needs, or writes a config.
 """
 
 import argparse
@@ -29,7 +30,7 @@ def _read(args):
     """The Columns of the training rows. A column of labels without a number is read again, as names of classes."""
     files, in_words = [os.path.join(args.train, name) for name in os.listdir(args.train)], []
     while True:
-        columns = profile.Columns(args.dense, args.sparse, args.labels, in_words)
+        columns = profile.Columns(args.dense, _sparse(args), args.labels, in_words)
         try:
             for file in table_files.open_files(files):
                 columns.read(file, args.skip_bad_rows)
@@ -46,6 +47,29 @@ def _read(args):
         return columns
 
 
+def _sparse(args):
+    """The profile.Sparse of each column of --sparse and --lists."""
+    hashes, likes = dict(args.hash), dict(args.like)
+    named = [*args.sparse, *args.lists]
+    for option, columns in (("hash", hashes), ("like", likes), ("like", likes.values()), ("sum", args.sum)):
+        known = args.lists if option == "sum" else named
+        for column in (column for column in columns if column not in known):
+            raise ValueError(f"--{option}: {column} is not among {'' if option == 'sum' else '--sparse or '}--lists.")
+    for column, other in likes.items():
+        if other in likes or column in hashes:
+            raise ValueError(
+                f"--like: {column} cannot have the ids of {other}: "
+                + (f"{other} has those of {likes[other]}." if other in likes else f"--hash gives {column} its own.")
+            )
+    found = []
+    for column in named:
+        pooling = "" if column in args.sparse else "sum" if column in args.sum else "mean"
+        like = likes.get(column, "")
+        number = hashes.get(like or column, 0)
+        found.append(profile.Sparse(column, pooling, args.separator if pooling else "", like, number))
+    return found
+
+
 def make(args):
     """Read the folder, write the vocabulary and report.
 
@@ -53,10 +77,12 @@ def make(args):
         ValueError: the folder has no table, or a file or its columns cannot be used.
         OSError: the folder cannot be read, or the file not written.
     """
-    counts = collections.Counter([*args.dense, *args.sparse, *args.labels])
+    counts = collections.Counter([*args.dense, *args.sparse, *args.lists, *args.labels])
     twice = [name for name, count in counts.items() if count > 1]
-    if twice or not (args.dense or args.sparse):
-        raise ValueError(f"the column {twice[0]} is named twice." if twice else "name columns by --dense or --sparse.")
+    if twice or not (args.dense or args.sparse or args.lists):
+        raise ValueError(
+            f"the column {twice[0]} is named twice." if twice else "name columns by --dense, --sparse or --lists."
+        )
     output_files.check_file(args.out, "--out")
     if args.config is not None and os.path.lexists(args.config):
         raise ValueError(f"--config: {args.config} is there already, and may have been changed. Give another path.")
@@ -87,6 +113,18 @@ def _positive(text):
     return int(text)
 
 
+def _column_and_number(text):
+    column, _, number = text.rpartition("=")
+    return column.strip(), int(number)
+
+
+def _column_and_column(text):
+    column, equals, other = text.partition("=")
+    if not equals:
+        raise ValueError(text)
+    return column.strip(), other.strip()
+
+
 def _from_zero(text):
     if int(text) < 0:
         raise ValueError(text)
@@ -100,6 +138,17 @@ def main():
     parser.add_argument("--train", **paths, metavar="FOLDER", help="folder of the training files")
     parser.add_argument("--dense", **columns, help="columns of numbers")
     parser.add_argument("--sparse", **columns, help="columns of categories")
+    parser.add_argument("--lists", **columns, help="columns of lists of categories")
+    parser.add_argument("--separator", default="", help="what separates the values of a list that is a text, as in CSV")
+    parser.add_argument("--sum", **columns, help="those of --lists whose embeddings are summed; of others, the mean")
+    parser.add_argument(
+        "--hash", **{**columns, "type": _column_and_number, "metavar": "COLUMN=N"},
+        help="columns of --sparse or --lists whose ids are hashes, from 1 to N",
+    )  # fmt: skip
+    parser.add_argument(
+        "--like", **{**columns, "type": _column_and_column, "metavar": "COLUMN=OTHER"},
+        help="columns of --sparse or --lists that have the ids and embeddings of another one",
+    )  # fmt: skip
     parser.add_argument("--labels", **columns, help="columns of labels, one for each task")
     parser.add_argument("--out", **paths, metavar="FILE", help="file to write, beside the config")
     parser.add_argument("--min-count", type=_positive, default=1, help="how often a value must occur to have an id")

@@ -71,12 +71,9 @@ class Folder:
     def make_vocabulary(self, **options):
         self.vocabulary_path = str(self.folder / "vocabulary.json")
         arguments = {"train": str(self.folder / "train"), "out": self.vocabulary_path, "min_count": 1, "max_size": None}
-        arguments |= {
-            "pieces": 0,
-            "config": None,
-            "validation": None,
-            "test": None,
-        }  # ``expected`` has standardised numbers alone
+        # ``expected`` has standardised numbers alone
+        arguments |= {"pieces": 0, "config": None, "validation": None, "test": None}
+        arguments |= {"lists": [], "separator": "", "sum": [], "hash": [], "like": []}
         arguments |= {"dense": DENSE, "sparse": SPARSE, "labels": LABELS, "skip_bad_rows": False, **options}
         make_vocabulary.make(types.SimpleNamespace(**arguments))
         content = json.loads((self.folder / "vocabulary.json").read_text())

@@ -39,7 +39,7 @@ class Column:
     """A column of a block.
 
     Args:
-        values: as in ``Rows``: float64 [N], or (codes int32 [N], texts).
+        values: as in ``Rows``: float64 [N], (codes int32 [N], texts), or (lengths int [N], codes, texts).
         wrong: bool [N], or None: the rows whose field cannot be used.
         why: function: row -> what is wrong with its field, to follow the column's name: "is 'x', not a number".
         error: NotNumbers, if no field that is not empty is a number, and there are several.
@@ -54,28 +54,30 @@ class Rows:
 
     Args:
         place: function: a row of the block, from 0 -> "file, line 7".
-        numbers, categories: name -> Column.
+        numbers, categories, lists: name -> Column.
         cut: pairs (row of the block, what is wrong) of rows that are not in the columns.
 
     Attributes:
         numbers: name -> float64 [N], nan where the field is empty.
         categories: name -> (codes int32 [N], texts): a row has the text that its code numbers, "" if it is empty.
+        lists: name -> (lengths int [N], codes int32 [sum of the lengths], texts): the codes of the first row first.
         good: bool [N].
         without_numbers: the NotNumbers of a column; None if there is none.
     """
 
-    def __init__(self, place, numbers, categories, cut=()):
+    def __init__(self, place, numbers, categories, lists, cut=()):
         self.place = place
         self.numbers = {name: column.values for name, column in numbers.items()}
         self.categories = {name: column.values for name, column in categories.items()}
-        columns = [*self.numbers.values(), *(codes for codes, _ in self.categories.values())]
-        self.good = np.ones(len(columns[0]), bool)
+        self.lists = {name: column.values for name, column in lists.items()}
+        of_rows = [*self.numbers.values(), *(parts[0] for parts in (*self.categories.values(), *self.lists.values()))]
+        self.good = np.ones(len(of_rows[0]), bool)
         self.cut = dict(cut)
         self.bad = dict(cut)  # row of the block -> what is wrong; the first row of each kind of mistake
         self.without_numbers = next((column.error for column in numbers.values() if column.error), None)
         for name, column in self.numbers.items():
             self.refuse(np.isinf(column), lambda i, name=name: f"{name} is infinite")
-        for name, column in {**numbers, **categories}.items():
+        for name, column in {**numbers, **categories, **lists}.items():
             if column.wrong is not None:
                 self.refuse(column.wrong, lambda i, name=name, why=column.why: f"{name} {why(i)}")
 
@@ -130,6 +132,55 @@ def text_column(column, path, name):
         raise ValueError(f"{path}: the column {name} is of type {value_type}, not of texts, numbers or times.")
     codes, values, reasons = _coded(column, table_values.text_of)
     return _column(codes, (codes, [*values, ""]), reasons)
+
+
+def list_column(column, path, name, separator=""):
+    """An Arrow array -> Column of lists of texts.
+
+    Args:
+        column: of lists; or of texts, whose parts are separated.
+        separator: between the parts; a blank stands for one or several.
+    Raises:
+        ValueError: it has neither lists nor texts, or texts and there is no separator.
+    """
+    arrow, column, faults = pyarrow(), _plain(column), []  # faults: (bool [N], function: row -> what is wrong)
+    if not _is_list(column.type):
+        if not separator:
+            raise ValueError(
+                f"{path}: the column {name} has {_value_type(column)}, not lists. Give --separator for texts."
+            )
+        made = text_column(column, path, name)
+        codes, texts = made.values
+        faults += [(made.wrong, made.why)] if made.wrong is not None else []
+        in_brackets = np.array([text[:1] == "[" and text[-1:] == "]" for text in texts])[codes]
+        faults.append((in_brackets, lambda i: f"is {texts[codes[i]]!r:.100}: write its parts without brackets"))
+        column = _split(texts, separator).take(arrow.array(codes))
+    elif arrow.types.is_nested(column.type.value_type):
+        raise ValueError(f"{path}: the column {name} is of type {column.type}, not of lists of texts or numbers.")
+    lengths = arrow.compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
+    item_codes, items, reasons = _coded(_plain(column.flatten()), table_values.text_of)
+    if reasons:
+        is_wrong = np.isin(item_codes, list(reasons))
+        rows = np.repeat(np.arange(len(lengths)), lengths)[is_wrong]
+        code_of = dict(zip(rows[::-1].tolist(), item_codes[is_wrong][::-1].tolist()))  # of a row's first wrong item
+        wrong = np.isin(np.arange(len(lengths)), rows)
+        faults.append((wrong, lambda i: f"has an id that {reasons[code_of[i]]}"))
+    wrong = np.any([mask for mask, _ in faults], axis=0) if faults else None
+    return Column((lengths, item_codes, [*items, ""]), wrong, lambda i: next(why(i) for mask, why in faults if mask[i]))
+
+
+def _is_list(kind):
+    kinds = pyarrow().types
+    return kinds.is_list(kind) or kinds.is_large_list(kind) or kinds.is_fixed_size_list(kind)
+
+
+def _split(texts, separator):
+    """Texts -> an Arrow array of lists of their parts; of a text without a character, an empty one."""
+    arrow = pyarrow()
+    texts = arrow.array([text or None for text in texts], arrow.string())
+    if separator.isspace() and separator != "\t":
+        return arrow.compute.utf8_split_whitespace(texts)
+    return arrow.compute.split_pattern(texts, separator)
 
 
 def _column(codes, values, reasons):

@@ -18,7 +18,7 @@ import pathlib
 import re
 import urllib.parse
 
-from tabular.columns import Rows, number_column, pyarrow, text_column
+from tabular.columns import Rows, list_column, number_column, pyarrow, text_column
 
 LOG = logging.getLogger("dselect_k")
 SUFFIXES = (".csv", ".tsv", ".parquet")
@@ -48,7 +48,7 @@ def open_files(paths):
         paths: the entries of a data folder.
     Returns:
         CsvFile and ParquetFile objects: ``columns``, the names of the columns; ``count()``, the number of rows;
-        ``parts()``, each with ``blocks()``, each with ``columns`` and ``read(numbers, categories)`` -> Rows.
+        ``parts()``, each with ``blocks()``, each with ``columns`` and ``read(numbers, categories, lists)`` -> Rows.
     Raises:
         ValueError: there is no table, or one cannot be read.
     """
@@ -168,17 +168,29 @@ class _Block:
     def columns(self):
         return self.file.columns
 
-    def read(self, numbers, categories):
-        """Rows of the columns of these names, read as numbers and as texts."""
+    def read(self, numbers, categories, lists=()):
+        """Rows of columns.
+
+        Args:
+            numbers, categories: names of columns, read as numbers and as texts.
+            lists: pairs (name of a column of lists, what separates the parts of a text, or "").
+        """
         path, constants = self.file.path, self.file.constants
+        texts = [*categories, *(name for name, _ in lists)]
         with _naming(path) as arrow:
-            table, cut = self.table(*([n for n in names if n not in constants] for names in (numbers, categories)))
+            table, cut = self.table(*([n for n in names if n not in constants] for names in (numbers, texts)))
             same = {name: arrow.repeat(text, len(table)) for name, text in constants.items()}
-            made = [
-                {name: read(same[name] if name in same else table.column(name), path, name) for name in names}
-                for names, read in ((numbers, number_column), (categories, text_column))
-            ]
-        return Rows(self.place, *made, cut)
+
+            def column(name):
+                return same[name] if name in same else table.column(name)
+
+            return Rows(
+                self.place,
+                {name: number_column(column(name), path, name) for name in numbers},
+                {name: text_column(column(name), path, name) for name in categories},
+                {name: list_column(column(name), path, name, separator) for name, separator in lists},
+                cut,
+            )
 
 
 # --------------------------------------------------------------------------------------------------- CSV

@@ -50,8 +50,7 @@ def in_yaml(name):
 
 def input_lines(vocabulary):
     """The lines under ``input:``."""
-    lines = [f"    dense_size: {vocabulary.dense_size()}"] if vocabulary.numbers else []
-    return lines + ([f"    vocabulary_sizes: {vocabulary.sizes()}"] if vocabulary.categories else [])
+    return [f"    {name}: {value}".replace("'", "") for name, value in vocabulary.config().items()]
 
 
 def task_lines(columns):
@@ -73,8 +72,8 @@ def report(columns, vocabulary):
     lines = [f"{vocabulary.path}: of {columns.rows} rows{skipped}"]
     for number in vocabulary.numbers:
         lines.append(f"  {number.column}: {_of_numbers(columns, number)}")
-    for name, values in vocabulary.categories:
-        lines.append(f"  {name}: {_of_category(columns, name, len(values))}")
+    for category in (*vocabulary.categories, *vocabulary.lists):
+        lines.append(f"  {category.column}: {_of_category(columns, category)}")
     return lines
 
 
@@ -87,15 +86,23 @@ def _of_numbers(columns, number):
     return ", ".join([*facts, *_equal_to_labels(columns, number.column)])
 
 
-def _of_category(columns, name, id_num):
-    counter = columns.sparse[name]
-    filled, distinct = columns.rows - counter[""], len(counter) - ("" in counter)
-    facts = [f"{distinct} values, {id_num} with an id", *_missing(counter[""], columns.rows)]
-    if distinct > max(MANY_VALUES, ID_SHARE * filled):
+def _of_category(columns, category):
+    sparse, facts = columns.all_sparse[category.column], []
+    distinct = sparse.distinct()
+    if category.pooling:
+        facts.append(f"lists of up to {sparse.longest}, {sparse.filled / max(sparse.rows, 1):.1f} on average")
+    if sparse.hash:
+        about = f"some {distinct:.3g} values in" if math.isfinite(distinct) else "more values than"
+        facts.append(f"{about} {sparse.hash} ids, {100 * sparse.collisions():.2g} % of them with another's id")
+    else:
+        facts.append(f"{distinct} values, {category.ids.size - 1} with an id")
+    facts += [f"the ids of {category.like}"] if category.like else []
+    facts += _missing(sparse.missing, sparse.filled + sparse.missing)
+    if not category.pooling and not sparse.hash and distinct > max(MANY_VALUES, ID_SHARE * sparse.filled):
         facts.append("WARNING: an id of the row? most of its values occur once; leave it out, or give --min-count")
     if distinct == 1:
         facts.append("WARNING: a constant says nothing; leave it out")
-    return ", ".join([*facts, *_equal_to_labels(columns, name)])
+    return ", ".join([*facts, *_equal_to_labels(columns, category.column)])
 
 
 def _missing(number, rows):

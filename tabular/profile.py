@@ -6,6 +6,7 @@ import math
 import numpy as np
 
 from tabular import files as table_files
+from tabular.categories import HashedIds
 from tabular.columns import NotNumbers
 from tabular.values import NULL_TEXTS
 from tabular.vocabulary import LABELS_ARE
@@ -68,11 +69,60 @@ class Summary:
         return math.sqrt(self.squares / self.count) if self.least < self.greatest else 1.0
 
 
+class Sparse:
+    """What a user asks for a column of categories, and what its rows say.
+
+    Args:
+        column, pooling, separator, like: see ``categories.Category``.
+        hash: number of ids, if they are hashes; 0: those of a list of values.
+    """
+
+    def __init__(self, column, pooling="", separator="", like="", hash=0):
+        self.column, self.pooling, self.separator, self.like, self.hash = column, pooling, separator, like, hash
+        self.counter = collections.Counter()  # of values, if they are not hashed
+        self.hashed = HashedIds(column, hash) if hash else None
+        self.used = np.zeros(hash + 1, bool)  # which ids of hashes
+        self.filled = self.missing = 0  # values; fields that are empty
+        self.rows, self.longest = 0, 0  # of lists
+
+    def add(self, codes, texts):
+        """Add values: codes int [N], which number texts."""
+        counts = np.bincount(codes, minlength=len(texts))
+        present = np.flatnonzero(counts)
+        empty = sum(int(counts[i]) for i in present if not texts[i])
+        self.filled, self.missing = self.filled + len(codes) - empty, self.missing + empty
+        if self.hashed:
+            self.used[self.hashed.of([texts[i] for i in present])] = True
+        else:
+            for i in present.tolist():
+                self.counter[texts[i]] += int(counts[i])
+
+    def add_lists(self, lengths, codes, texts):
+        """Add lists: lengths int [N], codes of all their values."""
+        self.add(codes, texts)
+        self.rows, self.longest = self.rows + len(lengths), max(self.longest, int(lengths.max(initial=0)))
+
+    def distinct(self):
+        """Number of different values; of hashes an estimate, infinite if all ids are used.
+
+        The estimate is linear counting (Whang et al., ACM TODS 15(2), 1990): -N ln(share of the N ids not used).
+        """
+        if not self.hashed:
+            return len(self.counter) - ("" in self.counter)
+        unused = self.hash - int(self.used[1:].sum())
+        return self.hash * math.log(self.hash / unused) if unused else math.inf
+
+    def collisions(self):
+        """The share of values whose hash is that of another value too."""
+        return 1 - (1 - 1 / self.hash) ** max(self.distinct() - 1, 0)
+
+
 class Columns:
     """What the training rows say of the columns.
 
     Args:
-        dense, sparse, labels: names of columns.
+        dense, labels: names of columns.
+        sparse: list of Sparse, those with one id before those with lists.
         in_words: those of the labels that are names of classes.
     """
 
@@ -80,7 +130,9 @@ class Columns:
         self.dense, self.names = {name: Summary(has_sample=True) for name in dense}, list(labels)
         self.labels = {name: Summary(has_log=True) for name in labels if name not in in_words}
         self.classes = {name: collections.Counter() for name in in_words}
-        self.sparse = {name: collections.Counter() for name in sparse}
+        self.all_sparse = {of.column: of for of in sparse}
+        self.sparse = {of.column: of for of in sparse if not of.pooling}
+        self.lists = {of.column: of for of in sparse if of.pooling}
         self.unequal = set()  # pairs of an input's column and a label's that differ in some row
         self.rows = self.bad = 0
         self.first_bad = self.without_numbers = None  # where the first bad row is; the first NotNumbers
@@ -92,11 +144,12 @@ class Columns:
             ValueError: it cannot be read, or lacks one of these columns; or a row is bad, unless ``skips``.
         """
         numbers, texts = [*self.dense, *self.labels], [*self.sparse, *self.classes]
-        table_files.check_columns(file, [*numbers, *texts])
+        lists = [(of.column, of.separator) for of in self.lists.values()]
+        table_files.check_columns(file, [*numbers, *texts, *self.lists])
         try:
             for part in file.parts():
                 for block in part.blocks():
-                    self._add(block.read(numbers, texts), skips)
+                    self._add(block.read(numbers, texts, lists), skips)
         except NotNumbers as error:
             if self._is_in_words(error.column):
                 raise
@@ -118,11 +171,16 @@ class Columns:
             self.bad += rows.bad_num()
         for name, summary in {**self.dense, **self.labels}.items():
             summary.add(rows.numbers[name][rows.good])
-        for name, counter in {**self.sparse, **self.classes}.items():
-            codes, values = rows.categories[name]
-            counts = np.bincount(codes[rows.good], minlength=len(values))
-            for value, count in zip(values, counts.tolist()):
-                counter[value] += count
+        for name, sparse in self.sparse.items():
+            codes, texts = rows.categories[name]
+            sparse.add(codes[rows.good], texts)
+        for name, counter in self.classes.items():
+            codes, texts = rows.categories[name]
+            for text, count in zip(texts, np.bincount(codes[rows.good], minlength=len(texts)).tolist()):
+                counter[text] += count
+        for name, sparse in self.lists.items():
+            lengths, codes, texts = rows.lists[name]
+            sparse.add_lists(lengths[rows.good], codes[np.repeat(rows.good, lengths)], texts)
         self._compare(rows)
         self.rows += int(rows.good.sum())
 
@@ -162,11 +220,24 @@ class Columns:
             if summary.count and not math.isfinite(summary.mean + summary.deviation()):
                 raise ValueError(f"the numbers of {name} reach {summary.greatest:g}: too far apart for a variance.")
         numbers = [_number(name, summary, pieces) for name, summary in self.dense.items()]
-        categories = [
-            {"column": name, "values": _chosen(counter, min_count, max_size)} for name, counter in self.sparse.items()
-        ]
+        categories = [self._category(of, min_count, max_size) for of in self.all_sparse.values()]
         labels = [{"column": name} for name in self.names]
         return {"rows": self.rows, "numbers": numbers, "categories": categories, "labels": labels}
+
+    def _category(self, sparse, min_count, max_size):
+        """One of ``categories`` in vocabulary.json."""
+        entry = {"column": sparse.column}
+        if sparse.pooling:
+            entry.update(pooling=sparse.pooling, separator=sparse.separator)
+        if sparse.like:
+            return {**entry, "like": sparse.like}
+        if sparse.hash:
+            return {**entry, "hash": sparse.hash}
+        counter = collections.Counter()
+        for other in self.all_sparse.values():
+            if other is sparse or other.like == sparse.column:
+                counter.update(other.counter)
+        return {**entry, "values": _chosen(counter, min_count, max_size)}
 
 
 def _number(name, summary, pieces):

@@ -75,22 +75,26 @@ def kinds_of_tasks(config, labels):
 class Loaded(NamedTuple):
     """A block of rows as the network takes them, and what was found in it."""
 
-    arrays: list  # [dense, ids int32, labels by task], without bad rows
+    arrays: list  # [dense, ids int32, Lists, labels by task], without bad rows
     rows: int  # bad ones included
     bad: int
     first_bad: Optional[str]  # where the first bad row is and why it is bad; only once an epoch and process
-    unknown: list  # by category, see ``Vocabulary.encoded``
+    unknown: list  # by column of categories, see ``Vocabulary.encoded``
 
     def examples(self):
         """``arrays`` with int64 ids; between processes ids are half as long."""
-        return [array.astype(np.int64) if array.dtype == np.int32 else array for array in self.arrays]
+        return [
+            array.astype(np.int64) if isinstance(array, np.ndarray) and array.dtype == np.int32 else array
+            for array in self.arrays
+        ]
 
 
 class RecDataset(IterableDataset):
-    """Rows of all tables (``table_files.open_files``): [dense float32, ids int64, a label for each task].
+    """Rows of all tables (``table_files.open_files``): [dense float32, ids int64, lists of ids, a label for each task].
 
-    Dense or ids are missing if the vocabulary has none. The labels are what the kinds of the config's tasks make of
-    their columns.
+    Each column of lists has an item of its own, int64 [its length]; as a batch [rows, length of the longest], with -1
+    after the end of a list. Dense or ids are missing if the vocabulary has none. The labels are what the kinds of the
+    config's tasks make of their columns.
 
     Args:
         file_list: paths.
@@ -179,7 +183,7 @@ class RecDataset(IterableDataset):
         """A block as ``Loaded``."""
         vocabulary = self.vocabulary
         rows = self._read(block)
-        arrays, unknown = [], []
+        arrays = []
         if vocabulary.numbers:
             numbers, misfits = vocabulary.encoded_numbers(rows.numbers)
             arrays.append(numbers)
@@ -189,9 +193,8 @@ class RecDataset(IterableDataset):
         if bad and not self.skips:
             remedy = "Correct the row" + ("." if self.predicts else ", or set runner.bad_rows to skip.")
             raise ValueError(f"{rows.first_bad()}. {remedy}")
-        if vocabulary.categories:
-            ids, unknown = vocabulary.encoded(rows.categories)
-            arrays.append(ids)
+        ids, unknown = vocabulary.encoded(rows.categories, rows.lists)
+        arrays += ids
         good, missing = slice(None) if rows.good.all() else rows.good, np.full(len(rows.good), np.nan)
         arrays = [array[good] for array in arrays]
         for kind, names in self.tasks:
@@ -210,7 +213,8 @@ class RecDataset(IterableDataset):
         in_words = {name: kind for kind, names in self.tasks for name in names if kind.class_names and name in labels}
         numbers = [*(number.column for number in self.vocabulary.numbers), *(n for n in labels if n not in in_words)]
         try:
-            rows = block.read(numbers, [*(name for name, _ in self.vocabulary.categories), *in_words])
+            names = [*(category.column for category in self.vocabulary.categories), *in_words]
+            rows = block.read(numbers, names, [(of.column, of.separator) for of in self.vocabulary.lists])
             if rows.without_numbers and not self.skips:
                 raise rows.without_numbers
         except NotNumbers as error:
@@ -262,7 +266,8 @@ class _Tally:
 
     def __init__(self, dataset):
         self.dataset, self.rows, self.bad, self.first_bad = dataset, 0, 0, None
-        self.unknown = {name: (0, 0, ()) for name, _ in dataset.vocabulary.categories}
+        columns = [*dataset.vocabulary.categories, *dataset.vocabulary.lists]
+        self.unknown = {category.column: (0, 0, ()) for category in columns}
 
     def add(self, loaded):
         """Count a block."""

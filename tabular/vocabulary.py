@@ -1,26 +1,26 @@
 """vocabulary.json: how the columns of a table become numbers. ``data/make_vocabulary.py`` makes it from training rows.
 
-``numbers`` are encoded as tabular/numbers.py says, by what is given for each column. Each of ``categories`` has a
-list of values: the id of a value is its position in the list, from 1; id 0 is for other values and for empty fields.
-tabular/values.py decides which value a field is. ``labels`` (optional) are names of columns, in the order of the tasks.
-Unknown keys are ignored.
+``numbers`` are encoded as tabular/numbers.py says, and ``categories`` as tabular/categories.py says, by what is given
+for each column: ``values`` or ``hash``, or ``like``, the name of another column; of lists also ``pooling`` and
+``separator``. tabular/values.py decides which value a field is. ``labels`` (optional) are names of columns, in the
+order of the tasks. Unknown keys are ignored.
 """
 
-import collections
-import itertools
 import json
 
 import numpy as np
 
+from tabular import categories
 from tabular.columns import Rows, number_column, text_column
+from tabular.lists import Lists
 from tabular.numbers import Number
-from tabular.values import number_of, one_way, text_of
+from tabular.values import number_of, text_of
 
 LABELS_ARE = (
     "Labels are numbers: 0 and 1 for no and yes, classes from 0 up, or amounts; or texts, which the task lists in "
     "classes."
 )
-DENSE, SIZES = "hyper_parameters.input.dense_size", "hyper_parameters.input.vocabulary_sizes"
+INPUT = "hyper_parameters.input."
 
 
 class Vocabulary:
@@ -38,7 +38,9 @@ class Vocabulary:
             with open(path, "rb") as file:
                 form = json.loads(file.read())
             self.numbers = [Number.read(entry) for entry in form["numbers"]]
-            self.categories = [(str(c["column"]), [str(v) for v in c["values"]]) for c in form["categories"]]
+            found = categories.read(form["categories"])
+            self.categories = [category for category in found if not category.pooling]
+            self.lists = [category for category in found if category.pooling]
             self.labels = [str(c["column"]) for c in form.get("labels", [])]
             self._check()
         except OSError as error:
@@ -46,38 +48,42 @@ class Vocabulary:
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(f"{path}: this is not a vocabulary ({reason:.200}). Make it again.") from error
-        self.ids = [{one_way(value): i for i, value in enumerate(values, 1)} for _, values in self.categories]
 
     def _check(self):
-        for column, values in self.categories:
-            spellings = collections.Counter(map(one_way, values))
-            if spellings.get("") or len(spellings) < len(values):
-                value = max(spellings, key=lambda value: (value == "", spellings[value]))
-                raise ValueError(f"a value of {column} is empty or a duplicate: {value!r}")
         names = [*self.inputs(), *self.labels]
         if len(set(names)) < len(names) or not self.inputs():
             raise ValueError("it has no column, or a column twice")
 
     def inputs(self):
         """Names of the columns that the network's inputs are made of."""
-        return [*(number.column for number in self.numbers), *(name for name, _ in self.categories)]
+        return [column.column for column in (*self.numbers, *self.categories, *self.lists)]
 
-    def dense_size(self):
-        """Number of inputs that the columns of numbers have together."""
-        return sum(number.width for number in self.numbers)
-
-    def sizes(self):
-        """Number of ids of each categorical column, id 0 included."""
-        return [len(values) + 1 for _, values in self.categories]
+    def config(self):
+        """The keys under ``hyper_parameters.input`` that describe these inputs, without those that are empty."""
+        fields = [*self.categories, *self.lists]
+        sharing = {}  # the ids of some fields -> their numbers
+        for i, field in enumerate(fields):
+            sharing.setdefault(id(field.ids), []).append(i)
+        found = {
+            "dense_size": sum(number.width for number in self.numbers),
+            "vocabulary_sizes": [category.ids.size for category in self.categories],
+            "list_sizes": [category.ids.size for category in self.lists],
+            "list_pooling": [category.pooling for category in self.lists],
+            "shared_embeddings": [group for group in sharing.values() if len(group) > 1],
+        }
+        return {name: value for name, value in found.items() if value}
 
     def check_config(self, config):
         """Raise ValueError if a config describes other inputs."""
-        for key, mine in ((DENSE, self.dense_size()), (SIZES, self.sizes())):
-            given = config.get(key) or type(mine)()
-            if given != mine:
+        mine = self.config()
+        for name in ("dense_size", "vocabulary_sizes", "list_sizes", "list_pooling", "shared_embeddings"):
+            given = config.get(INPUT + name) or None
+            if name == "list_pooling" and given is None and set(mine.get(name, ())) == {"mean"}:
+                continue  # the default
+            if given != mine.get(name):
                 raise ValueError(
-                    f"{self.path}: its columns have {key.rpartition('.')[2]} {mine}, but {key} is {given}. "
-                    f"Set {key} to {mine}, or give the vocabulary that the config was made for."
+                    f"{self.path}: its columns have {name} {mine.get(name, 'none')}, but {INPUT}{name} is {given}. "
+                    f"Set it to {mine.get(name, [])}, or give the vocabulary that the config was made for."
                 )
 
     def dense(self, columns):
@@ -132,29 +138,42 @@ class Vocabulary:
             ValueError: a column is missing, or has another length, or a field that is none of these, or a float too
                 large to be an exact whole number.
         """
-        ids, _ = self.encoded(_read(columns, [name for name, _ in self.categories], is_number=False))
-        return ids
+        found = _read(columns, [category.column for category in self.categories], is_number=False)
+        return self.encoded(found, {})[0][0]
 
-    def encoded(self, columns):
-        """Like ``encode``, for columns as the reader has them; and what is not in the vocabulary.
+    def encoded(self, columns, lists):
+        """The ids of columns as the reader has them, and what is not in the vocabulary.
 
         Args:
             columns: name -> (codes int [N], texts): a row has the text that its code numbers.
+            lists: name -> (lengths int [N], codes, texts), likewise: see ``columns.Rows``.
         Returns:
-            (ids int32 [N, number of categories]; for each category: how many rows have a value without an id, how many
-            have a value, and up to three values without an id).
+            ([int32 [N, number of categories], if there are any, and Lists for each column of lists]; for each of these
+            columns: how many of its values have no id, how many values there are, and up to three without an id).
         """
-        ids, unknown = [], []
-        for (name, _), id_of in zip(self.categories, self.ids):
-            codes, texts = columns[name]
-            of_texts = np.fromiter(map(id_of.get, texts, itertools.repeat(0)), np.int32, len(texts))
+        ids, made, unknown = [], [], []
+        for category in self.categories:
+            codes, texts = columns[category.column]
+            of_texts = category.ids.of(texts)
             ids.append(of_texts[codes])
-            counts = np.bincount(codes, minlength=len(texts))
-            without_id = np.flatnonzero((of_texts == 0) & (counts > 0))
-            found = [i for i in without_id if texts[i]]
-            filled = len(codes) - counts[[i for i in without_id if not texts[i]]].sum()
-            unknown.append((int(counts[found].sum()), int(filled), [texts[i] for i in found[:3]]))
-        return np.stack(ids, axis=1), unknown
+            unknown.append(_without_id(of_texts, codes, texts))
+        if ids:
+            made.append(np.stack(ids, axis=1))
+        for category in self.lists if lists else ():
+            lengths, codes, texts = lists[category.column]
+            of_texts = category.ids.of(texts)
+            made.append(Lists(of_texts[codes], lengths))
+            unknown.append(_without_id(of_texts, codes, texts))
+        return made, unknown
+
+
+def _without_id(ids, codes, texts):
+    """(Values without an id, values, up to three texts without one) among codes of texts, which have these ids."""
+    counts = np.bincount(codes, minlength=len(texts))
+    without_id = np.flatnonzero((ids == 0) & (counts > 0))
+    found = [i for i in without_id if texts[i]]
+    filled = len(codes) - counts[[i for i in without_id if not texts[i]]].sum()
+    return int(counts[found].sum()), int(filled), [texts[i] for i in found[:3]]
 
 
 def _read(columns, names, is_number):
@@ -177,7 +196,7 @@ def _read_column(columns, name, is_number):
         column = column.to_arrow()
     if type(column).__module__.startswith("pyarrow"):
         made = (number_column if is_number else text_column)(column, "the table", name)
-        rows = Rows("row {}".format, *(({name: made}, {}) if is_number else ({}, {name: made})))
+        rows = Rows("row {}".format, *(({name: made}, {}) if is_number else ({}, {name: made})), {})
         if rows.bad_num():
             raise ValueError(f"{rows.first_bad()}.")
         return made.values

@@ -66,7 +66,7 @@ def test_the_command_prints_what_the_config_needs(mixed):
     [
         (["--train", "train", "--dense", "weight"], "no column 'weight'"),
         (["--train", "train", "--dense", "price", "--sparse", "price"], "the column price is named twice"),
-        (["--train", "train"], "--dense or --sparse"),
+        (["--train", "train"], "--dense, --sparse or --lists"),
         (["--train", "nowhere", "--dense", "price"], "nowhere"),
         (["--train", ".", "--dense", "price"], "no table found"),
         (["--train", "train", "--dense", "shop"], "the column shop has no numbers: one field is 'shop"),

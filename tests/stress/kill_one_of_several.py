@@ -27,7 +27,7 @@ SHARED_OUT = [
     "hyper_parameters.input.shard_embedding=true",
 ]  # fmt: skip
 JOBS = [(tool, extra) for extra in (SHARED_OUT, []) for tool in ("trainer", "static_trainer")]
-LONGEST = 40.0  # seconds until the other process has ended
+LONGEST = 75.0  # seconds until the other process has ended; while Paddle connects them, it takes up to 62
 
 
 def command(tool, extra, epochs, folder):
@@ -48,7 +48,9 @@ def killed(tool, extra, epochs, folder, rng):
     codes, logs = job.wait()
     for log in job.logs:
         log.unlink()
-    if is_killed and codes[1 - rank] not in (0, 75, -6):  # Paddle's own threads may abort the process first
+    was_connecting = "have not been connected within" in logs[1 - rank]  # which only SIGKILL can end
+    # Paddle's own threads may abort the process first
+    if is_killed and codes[1 - rank] not in (0, 75, -6) and not (was_connecting and codes[1 - rank] == -9):
         raise SystemExit(f"exit codes {codes}\n" + "\n".join(logs))
     if not is_killed and codes != [0, 0]:
         raise SystemExit(f"exit codes {codes}\n" + "\n".join(logs))

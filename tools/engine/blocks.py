@@ -27,6 +27,10 @@ class BlockSource:
 
     def batches(self, epoch, begin):
         """Batches of an epoch, from ``begin`` on. The order does not depend on the number of workers."""
+        for batch in self._own_batches(epoch, begin):
+            yield batch if batch is None else type(batch)(map(np.asarray, batch))
+
+    def _own_batches(self, epoch, begin):
         options = self.options
         if options.processes.number == 1:
             yield from self._batches(epoch, options.batch_size, options.drop_last, begin)
@@ -76,7 +80,7 @@ def batches(blocks, size, drop_last, begin, order_of):
     """Cut blocks into batches.
 
     Args:
-        blocks: lists of arrays [rows, ...].
+        blocks: lists of arrays [rows, ...], or of what rows can be taken of and ``np.concatenate`` can join likewise.
         size: rows of a batch.
         drop_last: drop a last batch of fewer rows.
         begin: how many batches to skip at the start.

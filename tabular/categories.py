@@ -1,0 +1,97 @@
+"""A column of categories -> ids: by a list of values, or by a hash; one id a row, or a list of them."""
+
+import collections
+import itertools
+import zlib
+from typing import NamedTuple, Union
+
+import numpy as np
+
+from tabular.values import one_way
+
+POOLINGS = ("mean", "sum")
+MOST_IDS = 2**31 - 2  # which int32 holds
+
+
+class KnownIds:
+    """The id of a value is its position in a list, from 1; 0 is for other values and for empty fields.
+
+    Raises:
+        ValueError: a value is empty, or twice in the list.
+    """
+
+    def __init__(self, column, values):
+        self.values, self.size = [str(value) for value in values], len(values) + 1
+        spellings = collections.Counter(map(one_way, self.values))
+        if spellings.get("") or len(spellings) < len(self.values):
+            value = max(spellings, key=lambda value: (value == "", spellings[value]))
+            raise ValueError(f"a value of {column} is empty or a duplicate: {value!r}")
+        self.id_of = {one_way(value): i for i, value in enumerate(self.values, 1)}
+
+    def of(self, texts):
+        """int32 [number of texts]."""
+        return np.fromiter(map(self.id_of.get, texts, itertools.repeat(0)), np.int32, len(texts))
+
+
+class HashedIds:
+    """The id of a value is a hash of its text, from 1 to ``number``; 0 is for empty fields alone.
+
+    CRC-32, spread over the ids by Knuth's multiplicative hash (The Art of Computer Programming, vol. 3, section 6.4).
+
+    Raises:
+        ValueError: ``number`` is out of range.
+    """
+
+    def __init__(self, column, number):
+        if type(number) is not int or not 1 <= number <= MOST_IDS:
+            raise ValueError(f"hash of {column} is {number!r}, but must be a whole number from 1 to {MOST_IDS}")
+        self.number, self.size = number, number + 1
+
+    def of(self, texts):
+        """int32 [number of texts]."""
+        codes = np.fromiter(map(zlib.crc32, map(str.encode, texts)), np.uint64, len(texts))
+        spread = codes * np.uint64(2654435769) & np.uint64(2**32 - 1)  # 2^32 / golden ratio
+        ids = (spread * np.uint64(self.number) >> np.uint64(32)).astype(np.int32) + 1
+        return np.where(np.fromiter(map(bool, texts), bool, len(texts)), ids, 0).astype(np.int32)
+
+
+class Category(NamedTuple):
+    """How a column of categories is encoded.
+
+    Args:
+        column: its name.
+        ids: which may be another column's too.
+        pooling: of a list of ids, one of ``POOLINGS``; "" if a row has one id.
+        separator: what separates the ids of a list that is a text; "": lists are no texts.
+        like: name of the column whose ids and embeddings it has; "": its own.
+    """
+
+    column: str
+    ids: Union[KnownIds, HashedIds]
+    pooling: str = ""
+    separator: str = ""
+    like: str = ""
+
+
+def read(entries):
+    """The Category of each of ``categories`` in vocabulary.json.
+
+    Raises:
+        ValueError, KeyError, TypeError: one is not as make_vocabulary.py writes it.
+    """
+    own = {}
+    for entry in entries:
+        if "like" not in entry:
+            column = str(entry["column"])
+            is_hashed = "hash" in entry
+            own[column] = HashedIds(column, entry["hash"]) if is_hashed else KnownIds(column, entry["values"])
+    found = []
+    for entry in entries:
+        column, like = str(entry["column"]), str(entry.get("like", ""))
+        if like and like not in own:
+            raise ValueError(f"{column} is like {like}, which has no ids of its own")
+        pooling, separator = (str(entry.get(key, "")) for key in ("pooling", "separator"))
+        if pooling not in ("", *POOLINGS):
+            raise ValueError(f"pooling of {column} is {pooling!r}, but must be {' or '.join(POOLINGS)}")
+        found.append(Category(column, own[like or column], pooling, separator, like))
+    return found

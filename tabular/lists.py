@@ -1,0 +1,42 @@
+"""Lists of ids, one for each row, as one array of all ids: the tools take it as they take an array [rows, ...]."""
+
+import numpy as np
+
+END = -1  # what follows a list in the array that the network reads
+
+
+class Lists:
+    """Rows of lists.
+
+    ``len``, indexing of rows, ``numpy.concatenate`` and ``numpy.asarray`` work as for an array; the last gives int64
+    [rows, length of the longest list, at least 1], each list followed by ``END``.
+
+    Args:
+        ids: int [number of all ids], those of the first row first.
+        lengths: int [rows].
+    """
+
+    def __init__(self, ids, lengths):
+        self.ids, self.lengths = ids, lengths
+        self.begins = np.cumsum(lengths) - lengths
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, rows):
+        lengths, begins = self.lengths[rows], self.begins[rows]
+        if np.ndim(lengths) == 0:
+            return self.ids[begins : begins + lengths].astype(np.int64)
+        within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        return Lists(self.ids[np.repeat(begins, lengths) + within], lengths)
+
+    def __array__(self, dtype=None, copy=None):
+        padded = np.full([len(self), max(1, self.lengths.max(initial=0))], END, dtype or np.int64)
+        padded[np.arange(padded.shape[1]) < self.lengths[:, None]] = self.ids
+        return padded
+
+    def __array_function__(self, function, types, arguments, options):
+        if function is not np.concatenate or options or not all(issubclass(kind, Lists) for kind in types):
+            return NotImplemented
+        (all_lists,) = arguments
+        return Lists(*(np.concatenate([getattr(of, part) for of in all_lists]) for part in ("ids", "lengths")))
