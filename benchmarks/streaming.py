@@ -4,6 +4,9 @@ Generates a table (13 numbers, 13 categories, 3 labels) as CSV parts and as Parq
 its vocabulary, and reads a shuffled epoch in batches of 1024, as the tools do, with 0, 1 and 2 worker processes. Each
 reading is a process of its own; memory is the sum of the peaks of it and its workers, of what is theirs alone
 (RssAnon) and what they share in /dev/shm. Linux only.
+
+--columns pieces: the numbers are cut into pieces too; hashed: the categories' ids are hashes; lists: instead of the 13
+categories there are two lists with 13 ids together, on average.
 """
 
 import argparse
@@ -24,16 +27,24 @@ sys.path[:0] = [os.path.join(ROOT, name) for name in ("", "tools", "data", "scri
 
 import machine_facts  # noqa: E402  (found by the line above)
 
-DENSE, SPARSE = [f"n{i}" for i in range(13)], [f"c{i}" for i in range(13)]
+DENSE, SPARSE, LISTS = [f"n{i}" for i in range(13)], [f"c{i}" for i in range(13)], ["l0", "l1"]
 LABELS = ["rating", "bought", "spent"]
 SIZES = [3, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 50_000, 100_000]  # values of the categories
 TASKS = [{"classes": 3}, {"kind": "binary"}, {"kind": "regression"}]
 PART_ROWS, BATCH = 250_000, 1024
+LIST_SIZES, LONGEST = [1000, 100_000], 13  # values of the lists; the length of one is from 0 to 13
+COLUMNS = {  # --columns -> options of make_vocabulary.py
+    "plain": ["--sparse", *SPARSE, "--pieces", "0"],
+    "pieces": ["--sparse", *SPARSE],
+    "hashed": ["--sparse", *SPARSE, "--pieces", "0", "--hash", *(f"{name}=1000000" for name in SPARSE)],
+    "lists": ["--lists", *LISTS, "--separator", "|", "--pieces", "0"],
+}
 
 
-def generate(folder, rows, seed=0):
+def generate(folder, rows, has_lists, seed=0):
     """Write ``rows`` as CSV and Parquet parts."""
     import pyarrow as pa
+    import pyarrow.compute
     import pyarrow.csv
     import pyarrow.parquet
 
@@ -42,37 +53,51 @@ def generate(folder, rows, seed=0):
     for part, begin in enumerate(range(0, rows, PART_ROWS)):
         rng, size = np.random.default_rng([seed, part]), min(PART_ROWS, rows - begin)
         columns = {name: rng.random(size, np.float32).round(4) for name in DENSE}
-        for name, values in zip(SPARSE, SIZES):
-            columns[name] = np.char.add("v", (values * rng.random(size) ** 2).astype(int).astype(str))
+        if has_lists:
+            columns.update({name: lists(rng, size, values) for name, values in zip(LISTS, LIST_SIZES)})
+        else:
+            columns.update({name: categories(rng, size, values) for name, values in zip(SPARSE, SIZES)})
         columns["rating"], columns["bought"] = rng.integers(3, size=size), rng.integers(2, size=size)
         columns["spent"] = pa.array(rng.random(size), mask=rng.random(size) < 0.3)
         table = pa.table(columns)
-        pa.csv.write_csv(table, os.path.join(folder, "csv", f"part-{part:04}.csv"))
+        if has_lists:
+            columns.update({name: pa.compute.binary_join(columns[name], "|") for name in LISTS})
+        pa.csv.write_csv(pa.table(columns), os.path.join(folder, "csv", f"part-{part:04}.csv"))
         pa.parquet.write_table(table, os.path.join(folder, "parquet", f"part-{part:04}.parquet"), row_group_size=50_000)
 
 
-def make_vocabulary(folder):
+def categories(rng, size, values):
+    """Texts [size], of which the first are the most frequent ones."""
+    return np.char.add("v", (values * rng.random(size) ** 2).astype(int).astype(str))
+
+
+def lists(rng, size, values):
+    """Lists of such texts, an Arrow array [size]."""
+    import pyarrow as pa
+
+    ends = np.cumsum(rng.integers(0, LONGEST + 1, size))
+    return pa.ListArray.from_arrays(pa.array([0, *ends], pa.int32()), pa.array(categories(rng, ends[-1], values)))
+
+
+def make_vocabulary(folder, columns):
     """Make the vocabulary of the CSV parts by the command; its seconds."""
     began = time.perf_counter()
     command = [sys.executable, os.path.join(ROOT, "data", "make_vocabulary.py"), "--train", os.path.join(folder, "csv")]
-    command += ["--dense", *DENSE, "--sparse", *SPARSE, "--labels", *LABELS, "--pieces", "0"]
+    command += ["--dense", *DENSE, *COLUMNS[columns], "--labels", *LABELS]
     subprocess.run([*command, "--out", os.path.join(folder, "vocabulary.json")], check=True, stdout=subprocess.DEVNULL)
     return time.perf_counter() - began
 
 
 def open_batches(folder, form, workers):
     """The tools' batches of one form of the table."""
-
     from engine.batches import Batches
     from engine.processes import Alone
     from tabular import reader as table_reader
-    from tabular.vocabulary import DENSE as DENSE_KEY
-    from tabular.vocabulary import SIZES as SIZES_KEY
-    from tabular.vocabulary import Vocabulary
+    from tabular.vocabulary import INPUT, Vocabulary
 
     vocabulary = Vocabulary(os.path.join(folder, "vocabulary.json"))
     config = {"config_abs_dir": folder, "runner.vocabulary": "vocabulary.json", "hyper_parameters.tasks": TASKS}
-    config.update({DENSE_KEY: vocabulary.dense_size(), SIZES_KEY: vocabulary.sizes()})
+    config.update({INPUT + name: value for name, value in vocabulary.config().items()})
     data = os.path.join(folder, form)
     settings = types.SimpleNamespace(
         train_data_dir=data, train_batch_size=BATCH, drop_last=False, shuffle=True, shuffle_window=None,
@@ -135,6 +160,8 @@ def measured(folder, form, workers):
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rows", type=int, default=10_000_000)
+    parser.add_argument("--columns", choices=COLUMNS, default="plain")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--read", nargs=3, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.read:
@@ -143,16 +170,16 @@ def main():
     facts = {**machine_facts.machine(), "commit": machine_facts.commit(except_for="docs/tables.md")}
     facts["versions"] = {name: importlib.metadata.version(name) for name in ("paddlepaddle", "numpy", "pyarrow")}
     with tempfile.TemporaryDirectory() as folder:
-        generate(folder, args.rows)
-        seconds = make_vocabulary(folder)
-        print(json.dumps({**facts, "rows": args.rows}))
+        generate(folder, args.rows, args.columns == "lists")
+        seconds = make_vocabulary(folder, args.columns)
+        print(json.dumps({**facts, "rows": args.rows, "columns": args.columns}))
         print(f"vocabulary: {args.rows / seconds:,.0f} rows/s")
         print("| files | MB | workers | rows/s | rows for a second of CPU | peak memory, MB |")
         print("| --- | --- | --- | --- | --- | --- |")
         for form in ("csv", "parquet"):
             files = os.scandir(os.path.join(folder, form))
             size = sum(file.stat().st_size for file in files) / 1e6
-            for workers in (0, 1, 2):
+            for workers in args.workers:
                 found = measured(folder, form, workers)
                 speed = found["rows"] / found["seconds"]
                 of_cpu = f"{found['rows'] / found['cpu']:,.0f}" if not workers else ""  # the workers' is not known

@@ -19,18 +19,26 @@ class Sample:
     """Numbers of a column, drawn at random with the same chance for each row: as many as ``SAMPLED``, or all."""
 
     def __init__(self):
-        self.rng, self.numbers, self.draws = np.random.default_rng(0), np.zeros(0), np.zeros(0)
+        self.rng, self.numbers, self.draws, self.limit = np.random.default_rng(0), np.zeros(0), np.zeros(0), 1.0
 
     def add(self, numbers):
-        """Add float64 [N]: those with the least draws are kept."""
-        self.numbers = np.concatenate([self.numbers, numbers])
-        self.draws = np.concatenate([self.draws, self.rng.random(len(numbers))])
+        """Add float64 [N]: those with the least draws are kept, and up to as many again."""
+        draws = self.rng.random(len(numbers))
+        kept = draws < self.limit
+        self.numbers = np.concatenate([self.numbers, numbers[kept]])
+        self.draws = np.concatenate([self.draws, draws[kept]])
+        if len(self.numbers) > 2 * SAMPLED:
+            self._prune()
+
+    def _prune(self):
         if len(self.numbers) > SAMPLED:
-            kept = np.sort(np.argpartition(self.draws, SAMPLED)[:SAMPLED])
+            kept = np.argpartition(self.draws, SAMPLED)[:SAMPLED]
             self.numbers, self.draws = self.numbers[kept], self.draws[kept]
+            self.limit = self.draws.max()
 
     def edges(self, pieces):
         """The edges of ``pieces`` pieces with equally many numbers; fewer if numbers repeat, none if all are equal."""
+        self._prune()
         edges = np.unique(np.quantile(self.numbers, np.linspace(0, 1, pieces + 1)))
         return [float(edge) for edge in edges] if len(edges) > 1 else []
 
@@ -94,8 +102,7 @@ class Sparse:
         if self.hashed:
             self.used[self.hashed.of([texts[i] for i in present])] = True
         else:
-            for i in present.tolist():
-                self.counter[texts[i]] += int(counts[i])
+            self.counter.update(dict(zip([texts[i] for i in present], counts[present].tolist())))
 
     def add_lists(self, lengths, codes, texts):
         """Add lists: lengths int [N], codes of all their values."""
