@@ -1,10 +1,13 @@
-"""CSV and Parquet files -> blocks of rows, read by pyarrow. Knows neither the vocabulary nor the network.
+"""CSV, Parquet and slot files -> blocks of rows, read by pyarrow. Knows neither the vocabulary nor the network.
 
 A file is never in memory as a whole: a block is a few megabytes of it. The parts of a file can be read in any order.
-They are ranges of bytes of a plain CSV file, and row groups of a Parquet file; a compressed CSV file is a single part.
+They are ranges of bytes of a plain text file, and row groups of a Parquet file; a compressed one is a single part.
 
 The first line of a CSV file has the names of the columns. Every other line is one row, so a field has no line break in
 it. A folder such as date=2026-01-01 between the data folder and a file is a column with the same value in every row.
+
+A slot file (.txt) has a row in each line, of fields "slot:value", as PaddleRec's do. A slot is a column. It may be
+missing in a row, and may have several values: those of a list; slot.0, slot.1, ... are columns of one value each.
 """
 
 import codecs
@@ -18,17 +21,20 @@ import pathlib
 import re
 import urllib.parse
 
+import numpy as np
+
 from tabular.columns import Rows, list_column, number_column, pyarrow, text_column
 
 LOG = logging.getLogger("dselect_k")
-SUFFIXES = (".csv", ".tsv", ".parquet")
-CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # suffix of a .csv or .tsv -> pyarrow's name
-TABLES = "*.csv, *.tsv (both also compressed), *.parquet, or a folder such as x.parquet or date=1"
-BLOCK_BYTES = 1 << 22  # of CSV text; a block goes on to the end of its last line
+SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
+CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # suffix of a text file -> pyarrow's name
+TABLES = "*.csv, *.tsv, *.txt (also compressed), *.parquet, or a folder such as x.parquet or date=1"
+BLOCK_BYTES = 1 << 22  # of text; a block goes on to the end of its last line
 BLOCK_ROWS = 1 << 14  # of Parquet
 LONGEST_LINE = 1 << 24
 # A quote after a backslash, or after blanks at the beginning of a field: pyarrow would read the field with its quotes.
 ODD_QUOTE = re.compile(rb'(?m)(?:\\|[,\t][ \t]+|^[ \t]+)"')
+SLOT = re.compile(rb"\s*[^\s:]+:[^\s:]+\s")
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of UTF-16 and UTF-32
 OTHER_DELIMITERS = (";", "\t", "|")
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"  # in the name of a folder: an empty field
@@ -47,7 +53,7 @@ def open_files(paths):
     Args:
         paths: the entries of a data folder.
     Returns:
-        CsvFile and ParquetFile objects: ``columns``, the names of the columns; ``count()``, the number of rows;
+        Objects of the file classes below: ``columns``, the names of the columns; ``count()``, the number of rows;
         ``parts()``, each with ``blocks()``, each with ``columns`` and ``read(numbers, categories, lists)`` -> Rows.
     Raises:
         ValueError: there is no table, or one cannot be read.
@@ -55,7 +61,7 @@ def open_files(paths):
     tables, others = _find_tables(paths)
     files, empty = [], []
     for path, folders in tables:
-        kind = ParquetFile if _uncompressed_name(path).endswith(".parquet") else CsvFile
+        kind = {".parquet": ParquetFile, ".txt": SlotFile}.get(os.path.splitext(_uncompressed_name(path))[1], CsvFile)
         if _is_empty(path):
             empty.append(path)
         else:
@@ -78,6 +84,7 @@ def _find_tables(paths, folders=()):
         if name.startswith(".") or (name.startswith("_") and not is_named_as_table and not is_folder):
             continue
         is_table = not name.startswith("_") and (is_named_as_table or (is_folder and "=" in name))
+        is_table = is_table and (is_folder or not _uncompressed_name(path).endswith(".txt") or _has_slots(path))
         if not is_table or (is_folder and _is_link_to_parent(path)):
             others.append(path + os.sep * is_folder)
         elif is_folder:
@@ -86,6 +93,12 @@ def _find_tables(paths, folders=()):
         else:
             tables.append((path, folders))
     return tables, others
+
+
+def _has_slots(path):
+    """Whether a text file begins with a field of a slot."""
+    with _naming(path), _stream(path) as stream:
+        return SLOT.match(stream.read(1000)) is not None
 
 
 def _is_link_to_parent(path):
@@ -119,6 +132,7 @@ def _is_empty(path):
 def check_columns(file, names):
     """Raise ValueError if a file lacks one of the columns ``names``, or has it twice."""
     for name in names:
+        name = file.slot_of(name, file.columns)[0] if isinstance(file, SlotFile) else name
         if file.columns.count(name) != 1:
             wrong = "there are two columns" if name in file.columns else "there is no column"
             columns = f"Its columns: {', '.join(file.columns)}."
@@ -143,7 +157,7 @@ def _naming(path):
 
 
 class _File:
-    """What both kinds of files have.
+    """What all kinds of files have.
 
     Args:
         path: of the file.
@@ -160,8 +174,8 @@ class _File:
 class _Block:
     """A piece of a file that is read at once.
 
-    Subclasses have ``file``; ``place(row)``, where a row is, for a message; and ``table(numbers, categories)`` for
-    columns of the file's own: (Arrow table, pairs (row, what is wrong) of rows that are not in it).
+    Subclasses have ``file``; ``place(row)``, where a row is, for a message; and ``table(numbers, categories, lists)``
+    for columns of the file's own: (Arrow table, pairs (row, what is wrong) of rows that are not in it).
     """
 
     @property
@@ -176,9 +190,9 @@ class _Block:
             lists: pairs (name of a column of lists, what separates the parts of a text, or "").
         """
         path, constants = self.file.path, self.file.constants
-        texts = [*categories, *(name for name, _ in lists)]
+        names = numbers, categories, [name for name, _ in lists]
         with _naming(path) as arrow:
-            table, cut = self.table(*([n for n in names if n not in constants] for names in (numbers, texts)))
+            table, cut = self.table(*([name for name in of_kind if name not in constants] for of_kind in names))
             same = {name: arrow.repeat(text, len(table)) for name, text in constants.items()}
 
             def column(name):
@@ -193,52 +207,33 @@ class _Block:
             )
 
 
-# --------------------------------------------------------------------------------------------------- CSV
+# -------------------------------------------------------------------------------------------- text files
 
 
-class CsvFile(_File):
-    """A file of delimited text, compressed or not; .tsv is delimited by tabs.
+class _TextFile(_File):
+    """A file of lines, compressed or not. Subclasses have ``block``, the class of a block, made of a piece of it.
 
-    Raises:
-        ValueError: it cannot be read.
+    Args:
+        head_size: bytes before the first row.
     """
 
-    def __init__(self, path, constants):
-        self.delimiter = "\t" if _uncompressed_name(path).endswith(".tsv") else ","
-        with _naming(path), _stream(path) as stream:
-            head = _line(stream, path)
-            if head.startswith(UTF16) or b"\0" in head:
-                raise ValueError(f"{path}: it is UTF-16, or not a text file; save it as UTF-8.")
-            if not head.strip():
-                raise ValueError(f"{path}: its first line is empty; it must have the names of the columns.")
-            if b"\r" in head.rstrip(b"\r\n"):
-                raise ValueError(f"{path}: its lines end in \\r alone; save it with line ends \\n or \\r\\n.")
-            if b'\\"' in head or head.count(b'"') % 2:
-                raise ValueError(
-                    f"{path}: its first line has a quote that is not closed, or is escaped by a backslash. "
-                    "Write the names of the columns in one line, with two quotes for one inside a name."
-                )
-            text = head.decode("utf-8-sig").strip("\r\n")
-        (names,) = csv.reader([text], delimiter=self.delimiter, skipinitialspace=True)
-        self.head_size = len(head)
-        delimiter = re.escape(self.delimiter.encode())
-        field = rb'(?:"(?:[^"]|"")*"|[^"%b]*)' % delimiter
-        self.well_formed = re.compile(rb"%b(?:%b%b)*\r?" % (field, delimiter, field))
-        super().__init__(path, [name.strip().strip("\ufeff").strip() for name in names], constants)
+    def __init__(self, path, own_columns, constants, head_size):
+        super().__init__(path, own_columns, constants)
+        self.head_size = head_size
 
     def parts(self):
         """Ranges of bytes; of a compressed file, the whole."""
         if _codec(self.path):
-            return [_CsvRange(self, self.head_size, math.inf)]
+            return [_TextRange(self, self.head_size, math.inf)]
         begins = range(self.head_size, os.path.getsize(self.path), BLOCK_BYTES)
-        return [_CsvRange(self, begin, begin + BLOCK_BYTES) for begin in begins]
+        return [_TextRange(self, begin, begin + BLOCK_BYTES) for begin in begins]
 
     def count(self):
         """The number of rows, bad ones included."""
         return sum(_row_num(content) for _, content in _lines(self.path, self.head_size, math.inf))
 
 
-class _CsvRange:
+class _TextRange:
     """The lines that begin within a range of an unpacked file's bytes: a part."""
 
     def __init__(self, file, begin, end):
@@ -246,11 +241,11 @@ class _CsvRange:
 
     def blocks(self):
         for begin, content in _lines(self.file.path, self.begin, self.end):
-            yield _CsvBlock(self.file, begin, content)
+            yield self.file.block(self.file, begin, content)
 
 
-class _CsvBlock(_Block):
-    """Lines of a CSV file: ``content``, from the byte ``begin`` of the unpacked file on."""
+class _TextBlock(_Block):
+    """Lines of a file: ``content``, from the byte ``begin`` of the unpacked file on."""
 
     def __init__(self, file, begin, content):
         self.file, self.begin, self.content = file, begin, content
@@ -260,7 +255,9 @@ class _CsvBlock(_Block):
         lines = [i for i, line in enumerate(self.content.split(b"\n")) if not _is_blank(line)]
         return f"{self.file.path}, line {_lines_before(self.file.path, self.begin) + lines[row] + 1}"
 
-    def table(self, numbers, categories):
+
+class _CsvBlock(_TextBlock):
+    def table(self, numbers, categories, lists):
         """The fastest way first. It fails if a field is not a number or not UTF-8: ``number_column`` and
         ``text_column`` find that field in what the other ways read.
         """
@@ -272,7 +269,7 @@ class _CsvBlock(_Block):
         is_open = last.count(b'"') % 2 and len(self._parsed(last + last, first_column)[0]) < 2  # its row goes on
         for number, text in ((arrow.float64(), texts), (raw, texts), (raw, raw)):
             with contextlib.suppress(arrow.ArrowInvalid):
-                types = {**dict.fromkeys(numbers, number), **dict.fromkeys(categories, text)}
+                types = {**dict.fromkeys(numbers, number), **dict.fromkeys([*categories, *lists], text)}
                 table, cut = self._parsed(self.content, types or first_column)
                 if len(table) + len(cut) == row_num and not is_open:
                     return table, cut
@@ -318,6 +315,39 @@ class _CsvBlock(_Block):
         ), cut
 
 
+class CsvFile(_TextFile):
+    """A file of delimited text, compressed or not; .tsv is delimited by tabs.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+
+    block = _CsvBlock
+
+    def __init__(self, path, constants):
+        self.delimiter = "\t" if _uncompressed_name(path).endswith(".tsv") else ","
+        with _naming(path), _stream(path) as stream:
+            head = _line(stream, path)
+            if head.startswith(UTF16) or b"\0" in head:
+                raise ValueError(f"{path}: it is UTF-16, or not a text file; save it as UTF-8.")
+            if not head.strip():
+                raise ValueError(f"{path}: its first line is empty; it must have the names of the columns.")
+            if b"\r" in head.rstrip(b"\r\n"):
+                raise ValueError(f"{path}: its lines end in \\r alone; save it with line ends \\n or \\r\\n.")
+            if b'\\"' in head or head.count(b'"') % 2:
+                raise ValueError(
+                    f"{path}: its first line has a quote that is not closed, or is escaped by a backslash. "
+                    "Write the names of the columns in one line, with two quotes for one inside a name."
+                )
+            text = head.decode("utf-8-sig").strip("\r\n")
+        (names,) = csv.reader([text], delimiter=self.delimiter, skipinitialspace=True)
+        delimiter = re.escape(self.delimiter.encode())
+        field = rb'(?:"(?:[^"]|"")*"|[^"%b]*)' % delimiter
+        self.well_formed = re.compile(rb"%b(?:%b%b)*\r?" % (field, delimiter, field))
+        columns = [name.strip().strip("\ufeff").strip() for name in names]
+        super().__init__(path, columns, constants, len(head))
+
+
 def _codec(path):
     """How a file is compressed, in pyarrow's words; None: it is not."""
     return CODECS.get(os.path.splitext(path.lower())[1])
@@ -343,8 +373,9 @@ def _lines(path, begin, end):
         (where the lines begin, their bytes with the line end of each, the last one too).
     """
     with _naming(path), _stream(path) as stream:
-        (stream.read if _codec(path) else stream.seek)(begin - 1)
-        begin += len(_line(stream, path)) - 1  # a line that began before the range
+        if begin:
+            (stream.read if _codec(path) else stream.seek)(begin - 1)
+            begin += len(_line(stream, path)) - 1  # a line that began before the range
         while begin < end and (content := stream.read(min(BLOCK_BYTES, end - begin))):
             if not content.endswith(b"\n"):
                 content += _line(stream, path)
@@ -368,6 +399,78 @@ def _lines_before(path, begin):
     with _stream(path) as stream:
         sizes = [BLOCK_BYTES] * (begin // BLOCK_BYTES) + [begin % BLOCK_BYTES]
         return sum(stream.read(size).count(b"\n") for size in sizes)
+
+
+# ------------------------------------------------------------------------------------------------- slots
+
+
+class _SlotBlock(_TextBlock):
+    def table(self, numbers, categories, lists):
+        """Each slot's values, found among the fields of all rows at once."""
+        arrow = pyarrow()
+        rows, names, values, cut = self.fields()
+        row_num = _row_num(self.content)
+        kept = np.setdiff1d(np.arange(row_num), [row for row, _ in cut])
+        place_of = {name.as_py(): i for i, name in enumerate(names.dictionary)}
+        codes, columns = names.indices.to_numpy(), {}
+        for name in [*numbers, *categories, *lists]:
+            slot, number = self.file.slot_of(name, place_of)
+            chosen = np.flatnonzero(codes == place_of.get(slot, -1))
+            lengths = np.bincount(rows[chosen], minlength=row_num)
+            begins = np.cumsum(lengths) - lengths
+            if name in lists:
+                ends = arrow.array(np.append(0, np.cumsum(lengths[kept])), arrow.int32())
+                columns[name] = arrow.ListArray.from_arrays(ends, values.take(arrow.array(chosen)))
+                continue
+            if number is None and (lengths > 1).any():
+                row = int(np.argmax(lengths > 1))
+                raise ValueError(f"{self.place(row)}: {name} has several values: name it in --lists, or {name}.0.")
+            is_there = lengths[kept] > (number or 0)
+            places = np.where(is_there, begins[kept] + (number or 0), 0)
+            found = arrow.array(chosen[places] if len(chosen) else places, arrow.int64(), mask=~is_there)
+            columns[name] = values.take(found)
+        return arrow.table(columns), cut
+
+    def fields(self):
+        """(Row of each field, names as a dictionary, values, pairs (row, what is wrong) of rows left out)."""
+        arrow = pyarrow()
+        compute = arrow.compute
+        lines = arrow.array([line for line in self.content.split(b"\n") if not _is_blank(line)], arrow.binary())
+        fields = compute.utf8_split_whitespace(compute.utf8_trim_whitespace(lines.cast(arrow.string())))
+        rows = np.repeat(np.arange(len(lines)), compute.list_value_length(fields).to_numpy())
+        fields = fields.flatten()
+        is_whole = compute.match_substring_regex(fields, "^[^:]+:[^:]+$").to_numpy(zero_copy_only=False)
+        wrong = np.flatnonzero(~is_whole)[::-1]
+        cut = {int(rows[i]): f"it has {fields[int(i)].as_py()[:100]!r}, not slot:value" for i in wrong}
+        if cut:
+            kept = ~np.isin(rows, list(cut))
+            rows, fields = rows[kept], fields.filter(arrow.array(kept))
+        pairs = compute.split_pattern(fields, ":").flatten()
+        return rows, pairs[::2].dictionary_encode(), pairs[1::2], sorted(cut.items())
+
+
+class SlotFile(_TextFile):
+    """A file of slots, compressed or not. Its columns are the slots of its first block.
+
+    Raises:
+        ValueError: it cannot be read.
+    """
+
+    block = _SlotBlock
+
+    def __init__(self, path, constants):
+        super().__init__(path, [], constants, 0)
+        with _naming(path):
+            first = next((self.block(self, 0, content) for _, content in _lines(path, 0, BLOCK_BYTES)), None)
+            names = first.fields()[1].dictionary.to_pylist() if first else []
+        super().__init__(path, names, constants, 0)
+
+    @staticmethod
+    def slot_of(column, slots):
+        """(A slot, the number of its value in a row; None: the only one) of a column, where these are the slots."""
+        slot, _, number = column.rpartition(".")
+        is_numbered = column not in slots and number.isdecimal()
+        return (slot, int(number)) if is_numbered else (column, None)
 
 
 # ----------------------------------------------------------------------------------------------- Parquet
@@ -449,6 +552,6 @@ class _ParquetBlock(_Block):
     def place(self, row):
         return f"{self.file.path}, row {self.group.first + self.begin + row + 1}"
 
-    def table(self, numbers, categories):
-        names = [*numbers, *categories] or self.file.own_columns[:1]
+    def table(self, numbers, categories, lists):
+        names = [*numbers, *categories, *lists] or self.file.own_columns[:1]
         return self.group.table(self.begin, names).unify_dictionaries().rename_columns(names), ()

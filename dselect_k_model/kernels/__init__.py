@@ -122,7 +122,7 @@ def join(dense, ids, embedding, ends):
     Args:
         dense: float32 [B, D], without gradient.
         ids: int64 [B, number of fields], each from 0 to its vocabulary's size - 1.
-        embedding: float32 [sum of the vocabularies' sizes, E], a field's rows after those of the field before.
+        embedding: float32 [sum of the vocabularies' sizes or more, E], a field's rows after those of the one before.
         ends: by field, the number of rows up to its last one.
     Returns:
         float32 [B, D + number of fields * E].

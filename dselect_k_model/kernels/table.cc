@@ -40,7 +40,7 @@ struct Join {
              " rows of ids");
     PD_CHECK(int64_t(ends.size()) == fields, "there are ids of ", fields, " sparse fields, but vocabularies of ",
              ends.size());
-    PD_CHECK(embedding.shape()[0] == ends.back(), "there are embeddings of ", embedding.shape()[0],
+    PD_CHECK(embedding.shape()[0] >= ends.back(), "there are embeddings of ", embedding.shape()[0],
              " ids, but the vocabularies have ", ends.back());
   }
   int64_t width() const { return dense + fields * size; }
@@ -56,7 +56,8 @@ struct Join {
 
 }  // namespace
 
-// ends: of each field, the number of the embedding table's rows up to its last one.
+// ends: of each field, the number of the embedding table's rows up to its last one. Rows after the last field's are not
+// read: they are of lists.
 std::vector<Tensor> JoinForward(const Tensor& dense, const Tensor& ids, const Tensor& embedding,
                                 const std::vector<int>& ends, int threads) {
   const Join j(dense, ids, embedding, ends);
@@ -81,7 +82,8 @@ std::vector<Tensor> JoinBackward(const Tensor& dense, const Tensor& ids, const T
   float* gradient = found.data<float>();
   parallel((j.fields + GROUP - 1) / GROUP, threads, [&](int group) {
     const int64_t first = group * GROUP, end = std::min<int64_t>(first + GROUP, j.fields);
-    std::fill(gradient + j.begin(first) * j.size, gradient + j.begin(end) * j.size, 0.f);
+    const int64_t last = end == j.fields ? embedding.shape()[0] : j.begin(end);
+    std::fill(gradient + j.begin(first) * j.size, gradient + last * j.size, 0.f);
     for (int64_t r = 0; r < j.rows; r++) {
       const float* of_vectors = from + r * j.width() + j.dense;
       for (int64_t f = first; f < end; f++)

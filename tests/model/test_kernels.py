@@ -445,12 +445,15 @@ def test_a_logit_that_is_not_a_number_is_not_lost():
 # --------------------------------------------------------------------------------------------------- inputs
 
 
-def joined(fields, width, computing, rng):
-    """(output, the embeddings' gradient) of a ``TableInput``."""
-    layer = net.TableInput(3, fields, width, kernels=computing)
-    layer.embedding.weight.set_value(rng.randn(sum(fields), width).astype("float32"))
-    ids = np.stack([rng.randint(0, size, 300) for size in fields], axis=1)
-    output = layer(paddle.to_tensor(rng.randn(300, 3).astype("float32")), paddle.to_tensor(ids))
+def joined(fields, width, computing, rng, **lists):
+    """(output, the embeddings' gradient) of a ``TableInput``; ``lists`` of it, each with up to four ids."""
+    layer = net.TableInput(3, fields, width, kernels=computing, **lists)
+    layer.embedding.weight.set_value(rng.randn(*layer.embedding.weight.shape).astype("float32"))
+    ids = [np.stack([rng.randint(0, size, 300) for size in fields], axis=1)]
+    for size in lists.get("list_sizes", ()):
+        is_there = np.arange(4) < rng.randint(0, 5, [300, 1])
+        ids.append(np.where(is_there, rng.randint(0, size, [300, 4]), -1))
+    output = layer(paddle.to_tensor(rng.randn(300, 3).astype("float32")), *map(paddle.to_tensor, ids))
     (output * paddle.to_tensor(rng.randn(*output.shape).astype("float32"))).sum().backward()
     return output.numpy(), layer.embedding.weight.grad.numpy()
 
@@ -463,6 +466,17 @@ def test_joined_inputs_and_the_embeddings_gradient_are_those_of_the_layers(field
     found = [joined(list(fields), width, computing, np.random.RandomState(0)) for computing in (kernels, None)]
     for ours, theirs in zip(*found):  # both add in the batch's order
         np.testing.assert_array_equal(ours, theirs)
+
+
+@needs_kernel
+@pytest.mark.parametrize("shared", [[], [[0, 2]], [[0, 1]]])
+def test_lists_beside_joined_inputs_change_nothing(shared):
+    """With [0, 1] shared, Paddle's layers compute both."""
+    lists = {"list_sizes": [9, 4], "shared_embeddings": shared}
+    found = [joined([9, 9], 3, computing, np.random.RandomState(0), **lists) for computing in (kernels, None)]
+    np.testing.assert_array_equal(*(output for output, _ in found))
+    # a gradient adds up some 300 products of order 1 in another order: 300 x 6e-8
+    np.testing.assert_allclose(*(gradient for _, gradient in found), rtol=0, atol=2e-5)
 
 
 @needs_kernel
@@ -481,7 +495,7 @@ def test_features_and_ids_of_unequal_numbers_are_refused():
             layer(paddle.zeros([rows, 3]), paddle.zeros([2, 1], "int64"))
     for fields, ends, words in (
         (2, [5], "ids of 2 sparse fields, but vocabularies of 1"),
-        (1, [4], "of 5 ids.*have 4"),
+        (1, [6], "of 5 ids.*have 6"),
     ):
         with pytest.raises(Exception, match=words):
             kernels.join(paddle.zeros([2, 3]), paddle.zeros([2, fields], "int64"), layer.embedding.weight, ends)
