@@ -58,6 +58,11 @@ def test_the_fast_path_is_for_amd_unless_the_user_chose(cpu, by_user, value, tmp
     process_settings.use_fast_path()
     assert os.environ.get(FAST_PATH) == value
     assert [f"{FAST_PATH}=5" in line for line in caplog.messages] == [True] * (value == "5")
+    if by_user is None:
+        monkeypatch.delenv(FAST_PATH, raising=False)
+    with process_settings.fast_path_at_first():
+        assert os.environ.get(FAST_PATH) == value
+    assert os.environ.get(FAST_PATH) == by_user
 
 
 @WITH_GLIBC

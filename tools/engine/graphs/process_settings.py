@@ -3,6 +3,7 @@
 `make bench TABLES=settings` measures the tools without each of them. This module does not import paddle.
 """
 
+import contextlib
 import ctypes
 import logging
 import os
@@ -14,6 +15,7 @@ MMAP_THRESHOLD, TRIM_THRESHOLD, TOP_PAD = -3, -1, -2  # mallopt's parameters, fr
 PARAMETERS = ((MMAP_THRESHOLD, 32 << 20), (TRIM_THRESHOLD, (1 << 31) - 1), (TOP_PAD, 256 << 20))
 # their names in the user's environment, as MALLOC_X_ or in GLIBC_TUNABLES, and a fourth that would undo them
 BY_USER = ("mmap_threshold", "trim_threshold", "top_pad", "mmap_max")
+FAST_PATH = "MKL_DEBUG_CPU_TYPE"
 CPU_INFO = "/proc/cpuinfo"
 
 
@@ -24,10 +26,22 @@ def tune():
 
 
 def use_fast_path():
-    """Have Paddle's MKL use AVX2 on AMD, where it takes a slow path unless ``MKL_DEBUG_CPU_TYPE`` is 5."""
-    if _is_amd_with_avx2() and "MKL_DEBUG_CPU_TYPE" not in os.environ:
-        os.environ["MKL_DEBUG_CPU_TYPE"] = "5"
+    """Have Paddle's MKL use AVX2 on AMD, where it takes a slow path unless ``FAST_PATH`` is 5."""
+    if _is_amd_with_avx2() and FAST_PATH not in os.environ:
+        os.environ[FAST_PATH] = "5"
         LOG.info("process: MKL_DEBUG_CPU_TYPE=5, the fast path of Paddle's MKL on AMD")
+
+
+@contextlib.contextmanager
+def fast_path_at_first():
+    """``use_fast_path`` for a process's first computation, when MKL chooses; the environment is restored."""
+    was_set = FAST_PATH in os.environ
+    use_fast_path()
+    try:
+        yield
+    finally:
+        if not was_set:
+            os.environ.pop(FAST_PATH, None)
 
 
 def keep_freed_memory():

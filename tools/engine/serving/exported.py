@@ -15,6 +15,7 @@ from engine.graphs.graph import EvaluationGraph, Step
 from engine.processes import Alone
 from engine.serving import signature as signatures
 from engine.serving.signature import PREFIX, SIGNATURE
+from engine.shared import load
 
 LOG = logging.getLogger("engine")
 
@@ -24,7 +25,7 @@ class ExportedModel(EvaluationGraph):
 
     Args:
         folder: that an export wrote.
-        threads: of the mathematics.
+        threads: of the mathematics; 0 or None: one for each core.
         processes: of the job.
     Raises:
         UserError: it is no such folder.
@@ -32,8 +33,9 @@ class ExportedModel(EvaluationGraph):
 
     name = "exported"
 
-    def __init__(self, folder, threads, processes=None):
-        self.folder, self.threads, self.processes = folder, threads, processes or Alone()
+    def __init__(self, folder, threads=None, processes=None):
+        self.folder, self.processes = folder, processes or Alone()
+        self.threads = threads or load("processes").cores()
         self.signature = signatures.read(folder)
         if os.path.exists(_file(folder, ".json")) and paddle.__version__.startswith("2."):  # it would crash
             raise UserError(
@@ -56,32 +58,47 @@ class ExportedModel(EvaluationGraph):
     def end(self):
         """Complete the table; without an example it has its columns all the same, of an example of zeros."""
         if not sum(self.processes.gather(self.examples)) and self.processes.is_first:
-            feeds = [feed for feed in self.signature["feeds"] if feed["name"] in self.signature["inputs"]]
-            shapes = [[1 if size == -1 else size for size in feed["shape"]] for feed in feeds]
-            zeros = {feed["name"]: np.zeros(shape, feed["dtype"]) for feed, shape in zip(feeds, shapes)}
-            outputs, columns = self.outputs(zeros), {}
-            for task in self.signature["tasks"]:
-                columns.update(signatures.columns_of(task, outputs))
-            of_examples = {output["name"] for output in self.signature["outputs"] if output["per_example"]}
-            outputs = {name: value[:0] if name in of_examples else value for name, value in outputs.items()}
-            self.table.add({name: column[:0] for name, column in columns.items()}, outputs)
+            self.table.add(*self.predicted_of_none())
         self.table.close()
 
     def infer_step(self, batch):
         items = [np.asarray(item) for item in batch]
-        outputs, examples = self.outputs(self._inputs(items)), len(items[0])
-        columns = {}
+        columns, outputs = self.predicted(items)
         for task in self.signature["tasks"]:
-            label = self._label(task, items)
-            columns.update(signatures.columns_of(task, outputs, label))
-            if label is not None and task["metric"] and not self.counter:
+            if self._label(task, items) is not None and task["metric"] and not self.counter:
                 self._count(task, columns)
         if self.counter and len(items) >= len(self.signature["feeds"]):
             self.counted = self.counted if self.counted[0] else self.counter.create_metrics()
             self.counter.update_metrics(self.counted[0], outputs, items)
         self.table.add(columns, outputs)
-        self.examples += examples
-        return Step({}, self.metrics), examples
+        self.examples += len(items[0])
+        return Step({}, self.metrics), len(items[0])
+
+    def predicted(self, items):
+        """The predictions of a batch.
+
+        Args:
+            items: the reader's arrays [B, ...]; labels may be missing.
+        Returns:
+            (The tasks' columns as predict.py writes them, name -> [B]; all outputs, name -> array.)
+        """
+        outputs = self.outputs(self._inputs(items))
+        return self._columns(outputs, items), outputs
+
+    def predicted_of_none(self):
+        """``predicted`` for no example, which Paddle cannot run: for an example of zeros, without it."""
+        feeds = [feed for feed in self.signature["feeds"] if feed["name"] in self.signature["inputs"]]
+        shapes = [[1 if size == -1 else size for size in feed["shape"]] for feed in feeds]
+        outputs = self.outputs({feed["name"]: np.zeros(shape, feed["dtype"]) for feed, shape in zip(feeds, shapes)})
+        of_examples = {output["name"] for output in self.signature["outputs"] if output["per_example"]}
+        columns = {name: column[:0] for name, column in self._columns(outputs).items()}
+        return columns, {name: value[:0] if name in of_examples else value for name, value in outputs.items()}
+
+    def _columns(self, outputs, items=()):
+        columns = {}
+        for task in self.signature["tasks"]:
+            columns.update(signatures.columns_of(task, outputs, self._label(task, items)))
+        return columns
 
     def leave_to_another(self):
         self.table.leave_to_another()

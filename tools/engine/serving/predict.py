@@ -17,7 +17,6 @@ from engine.package import Package
 from engine.seeds import set_seeds
 from engine.serving.exported import ExportedModel
 from engine.serving.prediction_files import CsvFile, NpzFile, SharedTable
-from engine.shared import load
 
 LOG = logging.getLogger("engine")
 
@@ -43,7 +42,7 @@ def predict_folder(config, settings, journal=SILENT):
     config = {**config, "runner.job": "infer", "runner.inference": True}  # the latter is what PaddleRec tells readers
     set_seeds(settings.seed)  # for readers that draw
     processes = settings.processes
-    model = ExportedModel(settings.export_path, settings.predict_threads or load("processes").cores(), processes)
+    model = ExportedModel(settings.export_path, settings.predict_threads, processes)
     model.check_encoding(compatibility.find_encoding(reader, config))
     model.counter = _counter(package, config, model.signature)
     dataset = open_dataset(reader, settings, config, "infer")

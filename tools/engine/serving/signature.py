@@ -131,7 +131,7 @@ def read(folder):
         _check(signature)
     except OSError as error:
         raise UserError(
-            f"runner.export_path: {path} cannot be read ({error.strerror}). Give a folder that tools/export.py wrote."
+            f"{path} cannot be read ({error.strerror}). Give a folder that tools/export.py wrote (runner.export_path)."
         ) from error
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
