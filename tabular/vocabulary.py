@@ -6,21 +6,24 @@ for each column: ``values`` or ``hash``, or ``like``, the name of another column
 order of the tasks. Unknown keys are ignored.
 """
 
+import functools
 import json
+import re
 
 import numpy as np
 
 from tabular import categories
-from tabular.columns import Rows, number_column, text_column
+from tabular.columns import Rows, list_column, number_column, pyarrow, text_column
 from tabular.lists import Lists
 from tabular.numbers import Number
-from tabular.values import number_of, text_of
+from tabular.values import is_missing, number_of, text_of
 
 LABELS_ARE = (
     "Labels are numbers: 0 and 1 for no and yes, classes from 0 up, or amounts; or texts, which the task lists in "
     "classes."
 )
 INPUT = "hyper_parameters.input."
+_WHOLE, _FRACTION = re.compile(r"-?\d+"), re.compile(r"-?\d+\.\d*[1-9]\d*")
 
 
 class Vocabulary:
@@ -99,7 +102,9 @@ class Vocabulary:
             ValueError: a column is missing, or has another length, or a field that is not a finite number or does not
                 fit float32 when standardised.
         """
-        found = _read(columns, [number.column for number in self.numbers], is_number=True)
+        return self._dense(_read(columns, numbers=[number.column for number in self.numbers]))
+
+    def _dense(self, found):
         made, misfits = self.encoded_numbers(found)
         for name, wrong in misfits.items():
             row = int(np.argmax(wrong))
@@ -138,8 +143,44 @@ class Vocabulary:
             ValueError: a column is missing, or has another length, or a field that is none of these, or a float too
                 large to be an exact whole number.
         """
-        found = _read(columns, [category.column for category in self.categories], is_number=False)
-        return self.encoded(found, {})[0][0]
+        ids, _ = self._encoded_categories(_read(columns, categories=self._names(self.categories)))
+        return ids[0]
+
+    @staticmethod
+    def _names(columns):
+        return [column.column for column in columns]
+
+    def inputs_of(self, columns):
+        """The network's inputs for some rows, in the order of its feeds.
+
+        Args:
+            columns: as for ``dense`` and ``encode``. A field of a column of lists is a list of such values, or a text
+                with the column's separator.
+        Returns:
+            ([what ``dense`` gives, what ``encode`` gives], without one that has no columns, then Lists for each column
+            of lists; column -> what is not in the vocabulary, as ``encoded`` says it).
+        Raises:
+            ValueError: as ``dense`` and ``encode`` do; or a number has a fraction, but all values of its category are
+                whole numbers.
+        """
+        found = _read(columns, self._names(self.numbers), self._names(self.categories), self.lists)
+        self._refuse_fractions(found)
+        ids, unknown = self.encoded(found, found)
+        inputs = [self._dense(found)] if self.numbers else []
+        return inputs + ids, dict(zip(self._names((*self.categories, *self.lists)), unknown))
+
+    def _refuse_fractions(self, found):
+        for category in (*self.categories, *self.lists):
+            values = getattr(category.ids, "values", ())
+            *lengths, codes, texts = found[category.column]
+            has_fraction = [text not in values and bool(_FRACTION.fullmatch(text)) for text in texts]
+            places = np.flatnonzero(np.array(has_fraction, bool)[codes])
+            if len(places) and values and all(map(_WHOLE.fullmatch, values)):
+                row = np.searchsorted(np.cumsum(lengths[0]), places[0], side="right") if lengths else places[0]
+                raise ValueError(
+                    f"row {row}: {category.column} is {texts[codes[places[0]]]}, but all its values in {self.path} are "
+                    "whole numbers. Give a whole number, or None if there is none."
+                )
 
     def encoded(self, columns, lists):
         """The ids of columns as the reader has them, and what is not in the vocabulary.
@@ -151,20 +192,23 @@ class Vocabulary:
             ([int32 [N, number of categories], if there are any, and Lists for each column of lists]; for each of these
             columns: how many of its values have no id, how many values there are, and up to three without an id).
         """
-        ids, made, unknown = [], [], []
-        for category in self.categories:
-            codes, texts = columns[category.column]
-            of_texts = category.ids.of(texts)
-            ids.append(of_texts[codes])
-            unknown.append(_without_id(of_texts, codes, texts))
-        if ids:
-            made.append(np.stack(ids, axis=1))
-        for category in self.lists if lists else ():
+        made, unknown = self._encoded_categories(columns)
+        for category in self.lists:
             lengths, codes, texts = lists[category.column]
             of_texts = category.ids.of(texts)
             made.append(Lists(of_texts[codes], lengths))
             unknown.append(_without_id(of_texts, codes, texts))
         return made, unknown
+
+    def _encoded_categories(self, columns):
+        """``encoded`` without lists."""
+        ids, unknown = [], []
+        for category in self.categories:
+            codes, texts = columns[category.column]
+            of_texts = category.ids.of(texts)
+            ids.append(of_texts[codes])
+            unknown.append(_without_id(of_texts, codes, texts))
+        return [np.stack(ids, axis=1)] if ids else [], unknown
 
 
 def _without_id(ids, codes, texts):
@@ -173,20 +217,37 @@ def _without_id(ids, codes, texts):
     without_id = np.flatnonzero((ids == 0) & (counts > 0))
     found = [i for i in without_id if texts[i]]
     filled = len(codes) - counts[[i for i in without_id if not texts[i]]].sum()
-    return int(counts[found].sum()), int(filled), [texts[i] for i in found[:3]]
+    examples = dict.fromkeys(texts[i] for i in found[:100])  # a user's program may give a text several times
+    return int(counts[found].sum()), int(filled), list(examples)[:3]
 
 
-def _read(columns, names, is_number):
-    """Columns of a user's program, as ``encoded_numbers`` and ``encoded`` take them: name -> values."""
-    found = {name: _read_column(columns, name, is_number) for name in names}
-    sizes = {name: len(values if is_number else values[0]) for name, values in found.items()}
+def _read(columns, numbers=(), categories=(), lists=()):
+    """Columns of a user's program, as ``encoded_numbers`` and ``encoded`` take them: name -> values.
+
+    Args:
+        columns: see ``Vocabulary.dense``.
+        numbers, categories: names of columns.
+        lists: the Category of each column of lists.
+    """
+    found = {name: _read_column(columns, name, number_column, _numbers) for name in numbers}
+    found.update({name: _read_column(columns, name, text_column, _texts) for name in categories})
+    for of in lists:
+        separated = functools.partial(list_column, separator=of.separator)
+        found[of.column] = _read_column(columns, of.column, separated, functools.partial(_lists, separated=separated))
+    sizes = {name: len(values[0] if isinstance(values, tuple) else values) for name, values in found.items()}
     if len(set(sizes.values())) > 1:
         lengths = ", ".join(f"{name} {size}" for name, size in sizes.items())
         raise ValueError(f"the columns have different lengths: {lengths}.")
     return found
 
 
-def _read_column(columns, name, is_number):
+def _read_column(columns, name, of_arrow, of_items):
+    """The values of a column.
+
+    Args:
+        of_arrow: of ``columns``: (Arrow array, path, name) -> Column.
+        of_items: (Python objects, name) -> values.
+    """
     known = getattr(columns, "column_names", getattr(columns, "columns", None))  # of pyarrow; of pandas and polars
     known = columns if known is None else known
     if name not in known:
@@ -195,21 +256,56 @@ def _read_column(columns, name, is_number):
     if hasattr(column, "to_arrow"):  # polars
         column = column.to_arrow()
     if type(column).__module__.startswith("pyarrow"):
-        made = (number_column if is_number else text_column)(column, "the table", name)
-        rows = Rows("row {}".format, *(({name: made}, {}) if is_number else ({}, {name: made})), {})
-        if rows.bad_num():
-            raise ValueError(f"{rows.first_bad()}.")
-        return made.values
+        return _values_of(of_arrow(column, "the table", name), name)
     items = column
     if hasattr(column, "to_numpy"):  # pandas: numbers of its own types would become floats where one is missing
         is_numpys = isinstance(getattr(column, "dtype", None), np.dtype)
         items = column.to_numpy() if is_numpys else column.to_numpy(dtype=object)
     if isinstance(items, (str, bytes)) or not hasattr(items, "__iter__") or getattr(items, "ndim", 1) != 1:
         raise ValueError(f"the column {name} must be a list with a value for each row, not {column!r:.100}.")
-    converted = []
+    return of_items(items, name)
+
+
+def _values_of(column, name):
+    """The values of a Column without bad rows."""
+    kinds = [{}, {}, {}]
+    kinds[len(column.values) - 1 if isinstance(column.values, tuple) else 0] = {name: column}
+    rows = Rows("row {}".format, *kinds)
+    if rows.bad_num():
+        raise ValueError(f"{rows.first_bad()}.")
+    return column.values
+
+
+def _converted(items, name, convert):
+    found = []
     for row, value in enumerate(items):
         try:
-            converted.append((number_of if is_number else text_of)(value))
+            found.append(convert(value))
         except ValueError as error:
             raise ValueError(f"row {row}: {name} {error}.") from error
-    return np.array(converted, np.float64) if is_number else (np.arange(len(converted)), converted)
+    return found
+
+
+def _numbers(items, name):
+    return np.array(_converted(items, name, number_of), np.float64)
+
+
+def _texts(items, name):
+    texts = _converted(items, name, text_of)
+    return np.arange(len(texts)), texts
+
+
+def _lists(items, name, separated):
+    """Lists of values, or texts of them, as ``list_column`` reads them."""
+    arrow, items = pyarrow(), list(items)
+    if any(isinstance(item, (str, bytes)) for item in items):
+        array = arrow.array(_converted(items, name, text_of), arrow.string())
+    else:
+        array = arrow.array(_converted(items, name, _list_of_texts), arrow.list_(arrow.string()))
+    return _values_of(separated(array, "the table", name), name)
+
+
+def _list_of_texts(item):
+    if not hasattr(item, "__iter__") and not is_missing(item):
+        raise ValueError(f"is {item!r:.100}, not a list")
+    return [text_of(value) for value in item] if hasattr(item, "__iter__") else []

@@ -207,6 +207,46 @@ def test_batches_are_the_same_however_they_are_read(workers, tmp_path, rng):
     assert sorted(users.tolist()) == sorted(vocabulary.encode({"user": [row[0] for row in rows]})[:, 0].tolist())
 
 
+FORMS = {
+    "lists": lambda rows: {"genres": [genres for _, genres, _ in rows], "history": [ids for *_, ids in rows]},
+    "texts": lambda rows: {
+        "genres": ["|".join(genres) for _, genres, _ in rows],
+        "history": ["|".join(map(str, ids)) or None for *_, ids in rows],
+    },
+    "arrays": lambda rows: {"genres": [g or None for _, g, _ in rows], "history": [np.array(i, int) for *_, i in rows]},
+    "pyarrow": parquet_of,
+    "pandas": lambda rows: parquet_of(rows).to_pandas(),
+    "polars": lambda rows: pytest.importorskip("polars").from_arrow(parquet_of(rows)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_lists_of_a_users_program_are_read_as_those_of_files(form, tmp_path, rng):
+    rows = make_rows(rng, 40)
+    write_files(tmp_path, {"train/a.csv": csv_of(rows)})
+    vocabulary = make(tmp_path, sparse=[], sum=["history"])
+    (block,) = reader(tmp_path, vocabulary).blocks(0, None, engine_blocks.in_order(0, "x"))
+    inputs, unknown = vocabulary.inputs_of(form(rows))
+    assert [np.asarray(item).tolist() for item in inputs] == [np.asarray(item).tolist() for item in block[:2]]
+    assert unknown["history"] == (0, sum(len(ids) for *_, ids in rows), [])
+
+
+@pytest.mark.parametrize(
+    "column,words",
+    [
+        ([["1"], 2], "row 1: tags is 2, not a list"),
+        ([["1"], "2|x"], "row 0: tags is a list"),
+        (["1|2", "[1]"], "row 1: tags is '.1.': write its parts without brackets"),
+        ([[1], [2, 1.5]], "row 1: tags is 1.5, but all its values in .* are whole numbers"),
+    ],
+)
+def test_a_field_of_a_users_program_that_is_no_list_is_refused(column, words, tmp_path):
+    write_files(tmp_path, {"train/a.csv": "tags,label\n1|2,1\n"})
+    vocabulary = make(tmp_path, sparse=[], lists=["tags"])
+    with pytest.raises(ValueError, match=words):
+        vocabulary.inputs_of({"tags": column})
+
+
 WRONG = {
     "hash of no column": (["--hash", "item=9"], "--hash: item is not among --sparse or --lists"),
     "a hash without a number": (["--hash", "tags"], "--hash"),

@@ -66,6 +66,21 @@ def test_a_programs_mistake_is_named_by_its_column(columns, words, tmp_path):
         write_vocabulary(tmp_path, numbers="xy", c=["a"]).dense(columns)
 
 
+def test_inputs_are_those_that_there_are_columns_for(tmp_path):
+    columns = {"x": [1, 2], "c": ["a", "b"]}
+    for numbers, categories, expected in (("x", {}, [[[1], [2]]]), ("", {"c": ["b"]}, [[[0], [1]]])):
+        inputs, unknown = write_vocabulary(tmp_path, numbers, **categories).inputs_of(columns)
+        assert [array.tolist() for array in inputs] == expected
+        assert unknown == ({"c": (1, 2, ["a"])} if categories else {})
+
+
+@pytest.mark.parametrize("values,ids", [(["3.5", "4"], [1, 0, 0]), (["a", "4"], [0, 0, 0]), ([], [0, 0, 0])])
+def test_a_fraction_may_be_a_category_where_not_all_are_whole_numbers(values, ids, tmp_path):
+    vocabulary, columns = write_vocabulary(tmp_path, c=values), {"x": [1, 1, 1], "c": [3.5, 3.7, None]}
+    (_, found), unknown = vocabulary.inputs_of(columns)
+    assert found[:, 0].tolist() == ids and unknown["c"][:2] == (2 - sum(ids), 2)
+
+
 @pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
 def test_a_table_of_a_library_is_read(library, tmp_path):
     module = pytest.importorskip(library)  # pandas and polars are no part of a core install

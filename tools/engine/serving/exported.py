@@ -78,10 +78,11 @@ class ExportedModel(EvaluationGraph):
         """The predictions of a batch.
 
         Args:
-            items: the reader's arrays [B, ...]; labels may be missing.
+            items: the reader's arrays [B, ...], or what becomes one; labels may be missing.
         Returns:
             (The tasks' columns as predict.py writes them, name -> [B]; all outputs, name -> array.)
         """
+        items = [np.asarray(item) for item in items]
         outputs = self.outputs(self._inputs(items))
         return self._columns(outputs, items), outputs
 
