@@ -52,7 +52,7 @@ TABLES = {
     "movielens": Table(
         ["age", "year", "timestamp"],
         ["user_id", "movie_id", "gender", "occupation"],
-        {"stars": ["mae_stars", "rmse_stars"], "good": ["auc_good"]},
+        {"stars": ["Accuracy_stars"], "good": ["auc_good"]},
         ("genres", "liked"),
         ("--separator", "|", "--like", "liked=movie_id"),
     ),
