@@ -90,6 +90,7 @@ class DygraphModel:
 
     def _forward(self, dy_model, metrics_list, batch_data, config, training):
         inputs, labels = self.create_feeds(batch_data, config)
+        about = self.hyper.split_about(batch_data)
         outputs, gate_weights, penalty = dy_model(inputs, details=True)
         if training:
             self.facts.find_experts_in_use(gate_weights)
@@ -97,10 +98,11 @@ class DygraphModel:
             means = [w.numpy().mean(axis=0) for w in gate_weights]
             self.mean_weights.count(means, len(labels[0]), training)
         over_job = training or self.facts.shards is not None  # else each process has batches of its own
-        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job)
+        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job, about.get("weight"))
         if training:
             losses = tasks.losses(self.tasks, outputs, masked, penalty, self.log_variances)
         else:
             losses = tasks.losses(self.tasks, outputs, masked)
-        self.epoch_metrics.update(outputs, labels, losses.by_label, float(losses.penalty) if training else 0.0)
+        penalty = float(losses.penalty) if training else 0.0
+        self.epoch_metrics.update(outputs, labels, losses.by_label, penalty, about)
         return losses, {**losses.named, "experts_used": net.experts_used(gate_weights)}

@@ -39,12 +39,14 @@ class StaticModel:
         self.eager_gates = None  # of _constant_weights
 
     def create_feeds(self, is_infer=False):
-        """Variables of a batch, in the reader's order: the inputs, then each task's label [-1] or [-1, label_size]."""
-        feeds = [*self.hyper.inputs(), *self.hyper.labels()]
+        """Variables of a batch, in the reader's order: the inputs, each task's label [-1] or [-1, label_size], then
+        ``weight`` and ``group`` if there are any.
+        """
+        feeds = [*self.hyper.inputs(), *self.hyper.labels(), *self.hyper.about()]
         return [paddle.static.data(name, [-1, *shape], dtype) for name, shape, dtype in feeds]
 
     def check_batch(self, batch):
-        """Raise ValueError if a batch has an id or a label out of range."""
+        """Raise ValueError if a batch has an id, a label or a weight out of range."""
         self.hyper.check_batch(batch)
 
     def build(self, feeds, is_infer=False):
@@ -56,13 +58,13 @@ class StaticModel:
         Returns:
             Built.
         """
-        inputs, labels = self.hyper.split(feeds)
+        (inputs, labels), about = self.hyper.split(feeds), self.hyper.split_about(feeds)
         self._build_network()
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
         outputs, gate_weights, penalty = self.network(inputs, details=True)
         over_job = not is_infer or self.facts.shards is not None  # else each process has batches of its own
-        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job)
+        masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job, about.get("weight"))
         if is_infer:
             losses = tasks.losses(self.tasks, outputs, masked)
         else:
@@ -106,8 +108,8 @@ class StaticModel:
         """
         outputs = [observed[name] for name in self.observed_outputs()]
         losses = [observed[f"losses{task.suffix}"] for task in self.tasks if f"losses{task.suffix}" in observed]
-        labels = self.hyper.split(batch_data)[1]
-        self.epoch_metrics.update(outputs, labels, losses or None, observed.get("penalty", 0.0))
+        labels, about = self.hyper.split(batch_data)[1], self.hyper.split_about(batch_data)
+        self.epoch_metrics.update(outputs, labels, losses or None, observed.get("penalty", 0.0), about)
         means = [observed[name] for name in observed if name.startswith("mean_weights.")]
         if means:
             self.mean_weights.count(means, len(outputs[0]), training="penalty" in observed)

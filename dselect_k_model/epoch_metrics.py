@@ -9,7 +9,7 @@ from dselect_k_model.metrics import Mean, Metric
 
 
 class TaskLoss(Mean):
-    """The mean of a task's losses over its labels that are not missing."""
+    """The mean of a task's losses over its labels."""
 
     higher_is_better = False
 
@@ -18,7 +18,7 @@ class TaskLoss(Mean):
         super().__init__(task.kind)
 
     def of_examples(self, prediction, label):
-        return prediction[self.kind.is_labelled(label)]
+        return prediction
 
 
 class TotalLoss(Metric):
@@ -68,7 +68,7 @@ class EpochMetrics:
         found = {name: metric for metrics in self.by_task for name, metric in metrics.items()}
         return {**found, "loss": self.total, **{f"loss{loss.task.suffix}": loss for loss in self.losses}}
 
-    def update(self, outputs, labels, losses=None, penalty=0.0):
+    def update(self, outputs, labels, losses=None, penalty=0.0, about=None):
         """Count a batch.
 
         Args:
@@ -76,14 +76,25 @@ class EpochMetrics:
             labels: by task, [B], [B, 1] or [B, label_size].
             losses: by task, [B, label_size], as ``tasks.Losses.by_label``; None: compute them.
             penalty: the part of the batch's loss beside the tasks', as ``tasks.Losses.penalty``.
+            about: ``weight`` and ``group`` -> [B], those that there are.
         """
         self.total.update(penalty, len(outputs[0]))
+        dtypes = {"weight": "float64", "group": "int64"}
+        about = {name: np.asarray(item, dtypes[name]).reshape(-1) for name, item in (about or {}).items()}
+        counts = about["weight"] > 0 if "weight" in about else slice(None)
+        about = {name: item[counts] for name, item in about.items()}
         for t, (task, metrics, output, label) in enumerate(zip(self.tasks, self.by_task, outputs, labels)):
-            output = np.asarray(output, "float64")
-            label = np.asarray(label, "float64").reshape(-1, task.kind.label_size)
-            task.kind.update_metrics(metrics, output, label)
-            values = _losses(task.kind, output, label) if losses is None else np.asarray(losses[t], "float64")
-            self.losses[t].update(values.reshape(label.shape), label)
+            output = np.asarray(output, "float64")[counts]
+            label = np.asarray(label, "float64").reshape(-1, task.kind.label_size)[counts]
+            task.kind.update_metrics(metrics, output, label, **about)
+            values = _losses(task.kind, output, label) if losses is None else np.asarray(losses[t], "float64")[counts]
+            self._count_losses(self.losses[t], values.reshape(label.shape), label, about.get("weight"))
+
+    @staticmethod
+    def _count_losses(counted, values, label, weight):
+        there = counted.kind.is_labelled(label)
+        weight = None if weight is None else np.broadcast_to(weight[:, None], label.shape)[there]
+        counted.update(values[there], label[there], weight)
 
 
 def _losses(kind, output, label):

@@ -8,11 +8,12 @@ import numpy as np
 import paddle
 
 import net
-from dselect_k_model import tasks
+from dselect_k_model import tasks, weights
 from dselect_k_model.config_key import NETWORK, STEP, Key, check_all
 from dselect_k_model.experts import EXPERTS
 from dselect_k_model.gates import GATES, options_in_force
 from dselect_k_model.kinds import KINDS
+from dselect_k_model.metrics import takes
 
 LOG = logging.getLogger("dselect_k")
 PREFIX = tasks.PREFIX
@@ -76,6 +77,19 @@ class HyperParameters:
         False,
         "With several processes: whether each holds only its share of the embeddings' rows, to save memory, or all of "
         "them.",
+    )
+    input_example_weights: bool = _field(
+        bool,
+        False,
+        "Whether the reader gives each example's weight, >= 0, after the labels: in losses and metrics, a weight of 2 "
+        "counts as the example twice.",
+        decides=STEP,
+    )
+    input_groups: bool = _field(
+        bool,
+        False,
+        "Whether the reader gives each example's group, a whole number, at its end: for the metrics gauc, hit_rate_K "
+        "and ndcg_K.",
     )
     bottom: str = _field(
         "choice",
@@ -283,6 +297,11 @@ class HyperParameters:
             found.append((f"label{task.suffix}", shape, task.kind.label_dtype or paddle.get_default_dtype()))
         return found
 
+    def about(self):
+        """What the reader gives of an example after the labels, likewise: its weight, its group."""
+        weight = [("weight", [], paddle.get_default_dtype())] if self.input_example_weights else []
+        return weight + ([("group", [], "int64")] if self.input_groups else [])
+
     def split(self, batch):
         """A batch in the reader's order -> (inputs, labels of the tasks). Further items are ignored.
 
@@ -298,8 +317,25 @@ class HyperParameters:
             )
         return inputs, labels
 
+    def split_about(self, batch):
+        """The items of a batch that ``about`` lists: ``weight`` and ``group`` -> [B]. The last of further items are
+        ignored.
+
+        Raises:
+            ValueError: the reader does not give them.
+        """
+        names, begin = [name for name, *_ in self.about()], len(self.inputs()) + len(self.task_list)
+        found = dict(zip(names, batch[begin:]))
+        if len(found) < len(names):
+            keys = {"weight": "example_weights", "group": "groups"}
+            raise ValueError(
+                f"the reader gives no {names[-1]} of an example, but {PREFIX}input.{keys[names[-1]]} is true. After "
+                f"the labels it must give: {', '.join(names)}."
+            )
+        return found
+
     def check_batch(self, batch):
-        """Raise ValueError if a batch has an id outside its vocabulary, or a label out of range."""
+        """Raise ValueError if a batch has an id outside its vocabulary, or a label or a weight out of range."""
         inputs, labels = self.split(batch)
         for (name, *_), item in zip(self.inputs(), inputs):
             if name == "ids":
@@ -319,6 +355,8 @@ class HyperParameters:
                     f"a label of task {task.title} is {label[wrong].max()}, but must be {task.kind.label_words}. Set "
                     "its number of classes (class_num, or classes in tasks)."
                 )
+        for name, item in self.split_about(batch).items():
+            _check_about(name, np.asarray(item), len(labels[0]))
 
     def _task_list(self):
         if self.tasks:
@@ -328,6 +366,8 @@ class HyperParameters:
         return tasks.parse(entries, self.tower_size)
 
     def _check_together(self):
+        for task in self.task_list:
+            self._check_metrics(task)
         if self.top_k > self.expert_num and getattr(GATES.get(self.gate), "has_top_k", True):
             raise ValueError(
                 f"{PREFIX}top_k is {self.top_k}, but there are only {self.expert_num} experts "
@@ -397,6 +437,22 @@ class HyperParameters:
         if len(set(named)) < len(named):
             raise ValueError(f"{PREFIX}input.shared_embeddings names a feature twice.")
 
+    def _check_metrics(self, task):
+        """Raise ValueError if a metric needs groups and there are none, or would ignore weights."""
+        for metric in task.metrics:
+            if takes(metric.update, "group") and not self.input_groups:
+                raise ValueError(
+                    f"{PREFIX}tasks: {task.title} has the metric {metric.name}, which needs the examples' groups, but "
+                    f"{PREFIX}input.groups is false. Set it to true, with a reader that gives them, or choose others."
+                )
+        readers = {f"metric {metric.name}": metric.update for metric in task.metrics}
+        for name, update in {**readers, "kind": task.kind.update_metrics}.items():
+            if self.input_example_weights and not takes(update, "weight"):
+                raise ValueError(
+                    f"{PREFIX}tasks: {task.title} has a {name} that cannot use weights ({update.__qualname__} has no "
+                    f"parameter weight), but {PREFIX}input.example_weights is true. Give it one, or choose another."
+                )
+
 
 def _keys():
     """Name without ``hyper_parameters.`` -> (field, Key)."""
@@ -429,6 +485,17 @@ def network_config(config):
         options = options_in_force(registry, getattr(hyper, part), getattr(hyper, f"{part}_options"), PREFIX + part)
         values.update({f"{PREFIX}{part}_options.{name}": value for name, value in options.items()})
     return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _check_about(name, item, size):
+    """Raise ValueError if the weights or groups of a batch of ``size`` examples are none."""
+    if item.size != size or (name == "group" and item.dtype.kind not in "iu"):
+        wanted = "a number" if name == "weight" else "a whole number"
+        raise ValueError(
+            f"the item {name} of a batch is {list(item.shape)} {item.dtype}, but must be {wanted} an example."
+        )
+    if name == "weight" and weights.is_wrong(item).any():
+        raise ValueError(f"the weight of an example is {item[weights.is_wrong(item)][0]}, but must be {weights.WORDS}.")
 
 
 def _check_ids(ids, sizes):

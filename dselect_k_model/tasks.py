@@ -1,6 +1,7 @@
 """The tasks that a config describes, and the loss that training minimizes.
 
-A label may be missing. Its example is then not part of the task's loss and metrics, as if it were not there.
+A label may be missing. Its example is then not part of the task's loss and metrics, as if it were not there. Examples
+may have weights: losses and metrics are then weighted means, and an example of weight 0 is as if it were not there.
 Shapes in comments: B batch, C width of a task's output.
 """
 
@@ -13,7 +14,7 @@ import paddle
 from dselect_k_model import processes
 from dselect_k_model.config_key import NETWORK, STEP, Key, check_all
 from dselect_k_model.kinds import KINDS, Kind
-from dselect_k_model.metrics import METRICS, Metric
+from dselect_k_model.metrics import METRICS, find_metric
 from dselect_k_model.users_objects import find
 
 PREFIX = "hyper_parameters."
@@ -24,7 +25,7 @@ KEYS = {  # of every task, beside those of its kind
     "tower_sizes": Key("sizes", None, "The widths of the tower's hidden layers.", high=65536, decides=NETWORK),
     "metrics": Key("texts", None, f"The metrics to report: {', '.join(METRICS)}, or module.name of your own."),
 }
-LEAST_SHARE = 1e-9  # less than the share of one label in any batch
+LEAST_SHARE = 1e-37  # less than the share of one label of weights.LEAST in any batch
 TRAINING_KEYS = ("weight", "metrics")  # they shape the training or the log alone: a checkpoint fits other values
 
 
@@ -108,7 +109,7 @@ def kind_of(entry, where):
 def _metrics(kind, kind_name, names, where):
     found = []
     for name in kind.metrics if names is None else names:
-        metric = find(METRICS, name, f"{where}metrics", Metric)
+        metric = find_metric(name, f"{where}metrics")
         if not hasattr(kind, metric.reads):
             known = [n for n, m in METRICS.items() if hasattr(kind, m.reads)]
             raise ValueError(
@@ -126,30 +127,31 @@ class Labels(NamedTuple):
     """A task's labels, as ``mask_missing`` gives them."""
 
     label: Any  # [B, label_size], 0 where it is missing
-    mask: Any  # [B, label_size], 1 where there is a label, of the outputs' dtype
-    share: Any  # of the labels that are there, a scalar
+    factor: Any  # [B, label_size], of the outputs' dtype: a mean over the labels is the mean of values times factors
 
 
-def mask_missing(tasks, labels, dtype, over_job=False):
-    """By task, its Labels.
+def mask_missing(tasks, labels, dtype, over_job=False, weight=None):
+    """By task, its Labels: a factor is 0 where the label is missing, else its weight over the mean of all weights.
 
     Args:
         tasks: list of Task.
         labels: by task, [B], [B, 1] or [B, label_size].
         dtype: of the outputs.
-        over_job: the share is that among the rows of all processes: see ``processes``.
+        over_job: the mean of the weights is that over the rows of all processes: see ``processes``.
+        weight: of the examples, [B] or [B, 1]; None: 1 for each.
     """
-    found = []
+    found, masks = [], []
     for task, label in zip(tasks, labels):
         label = paddle.reshape(paddle.cast(label, task.kind.label_dtype or dtype), [-1, task.kind.label_size])
         is_there = task.kind.is_labelled(label)
         mask = paddle.cast(is_there, dtype)
-        found.append(Labels(paddle.where(is_there, label, paddle.zeros_like(label)), mask, paddle.mean(mask)))
-    if not over_job or processes.number() == 1:
-        return found
-    shares = paddle.stack([of_task.share for of_task in found])
-    shares = processes.mean(shares, paddle.shape(found[0].mask)[0])
-    return [of_task._replace(share=shares[t]) for t, of_task in enumerate(found)]
+        masks.append(mask if weight is None else mask * paddle.reshape(paddle.cast(weight, dtype), [-1, 1]))
+        found.append(paddle.where(is_there, label, paddle.zeros_like(label)))
+    shares = [paddle.mean(mask) for mask in masks]
+    if over_job and processes.number() > 1:
+        shares = processes.mean(paddle.stack(shares), paddle.shape(masks[0])[0])
+    factors = [mask / paddle.clip(shares[t], min=LEAST_SHARE) for t, mask in enumerate(masks)]
+    return [Labels(*of_task) for of_task in zip(found, factors)]
 
 
 class Losses(NamedTuple):
@@ -164,10 +166,10 @@ class Losses(NamedTuple):
 def losses(tasks, outputs, masked, penalty=None, log_variances=None):
     """What training minimizes, and each task's part of it.
 
-    A task's loss is the mean over its labels, 0 if all are missing. ``loss`` is their sum by the tasks' weights plus
-    the penalty, in training and evaluation alike. With ``log_variances`` s, training minimizes another sum, of Kendall
-    et al. 2018 (arXiv 1705.07115): exp(-s) times each loss, half of it for a regression, plus s / 2, for s = log of
-    the task's variance.
+    A task's loss is the mean over its labels by their examples' weights, 0 if all are missing. ``loss`` is their sum by
+    the tasks' weights plus the penalty, in training and evaluation alike. With ``log_variances`` s, training minimizes
+    another sum, of Kendall et al. 2018 (arXiv 1705.07115): exp(-s) times each loss, half of it for a regression, plus
+    s / 2, for s = log of the task's variance.
 
     Args:
         tasks: list of Task.
@@ -195,12 +197,12 @@ def losses(tasks, outputs, masked, penalty=None, log_variances=None):
 
 
 def _mean_of_labelled(values, labels):
-    """Mean of the values [B, label_size] that have a label; 0 if none has.
+    """Mean of the values [B, label_size] that have a label, by their weights; 0 if none has.
 
-    Where the share is the job's, the mean of this over the processes, weighted by their rows, is the job's.
+    Where the factors are the job's, the mean of this over the processes, weighted by their rows, is the job's.
     """
     # means, not sums: the legacy programs of Paddle 3.x build no sum
-    return paddle.mean(values * labels.mask) / paddle.clip(labels.share, min=LEAST_SHARE)
+    return paddle.mean(values * labels.factor)
 
 
 def batch_metrics(tasks, outputs, masked):

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from dselect_k_model.metrics import takes
+
 
 class Kind:
     """A kind of task. A subclass is made with the values of its ``keys``, and overrides what it needs.
@@ -102,19 +104,21 @@ class Kind:
             classes: the metrics' classes, as the config asks for them.
             suffix: the task's, which ends a printed name.
         """
-        return {f"{metric.name}{suffix}": metric(self) for metric in classes}
+        return {metric.printed(suffix): metric(self) for metric in classes}
 
-    def update_metrics(self, metrics, output, label):
+    def update_metrics(self, metrics, output, label, **about):
         """Count a batch.
 
         Args:
             metrics: as ``create_metrics`` gave them.
             output: float64 [B, C].
             label: float64 [B, label_size].
+            about: ``weight``, float64 [B], and ``group``, int64 [B], where the config has them.
         """
         mask = self.is_labelled(label[:, 0])
         for metric in metrics.values():
-            metric.update(getattr(self, metric.reads)(output[mask]), label[mask, 0])
+            read = {name: item[mask] for name, item in about.items() if takes(metric.update, name)}
+            metric.update(getattr(self, metric.reads)(output[mask]), label[mask, 0], **read)
 
     # ---- serving
 

@@ -52,15 +52,16 @@ class MultiLabel(Binary):
             by_label = [metric_class(Binary()) for _ in self.labels]
             for column, metric in enumerate(by_label):
                 metric.column = column
-            found[f"{metric_class.name}{suffix}"] = MeanOfLabels(by_label)
-            found.update(zip([f"{metric_class.name}{suffix}_{label}" for label in self.labels], by_label))
+            name = metric_class.printed(suffix)
+            found[name] = MeanOfLabels(by_label)
+            found.update(zip([f"{name}_{label}" for label in self.labels], by_label))
         return found
 
-    def update_metrics(self, metrics, output, label):
+    def update_metrics(self, metrics, output, label, **about):
         for name, metric in metrics.items():
             if not isinstance(metric, MeanOfLabels):
                 one = slice(metric.column, metric.column + 1)
-                Binary.update_metrics(self, {name: metric}, output[:, one], label[:, one])
+                Binary.update_metrics(self, {name: metric}, output[:, one], label[:, one], **about)
 
     def label_names(self, suffix):
         return [f"label{suffix}_{label}" for label in self.labels]

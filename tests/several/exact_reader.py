@@ -8,7 +8,7 @@ ROWS, DENSE, IDS = 496, 6, 9
 
 
 class RecDataset(Dataset):
-    """[dense, id, class, yes or no, number]; labels are missing, for some classes in long runs of rows."""
+    """[dense, id, class, yes or no, number, weight, group]; labels are missing, some classes in long runs."""
 
     config_keys = ("wide",)
 
@@ -25,7 +25,10 @@ class RecDataset(Dataset):
         buys[: ROWS // 2] = -1  # shuffled, so some batches have their few labels on one process
         buys[rng.random(ROWS) < 0.8] = -1
         number[rng.random(ROWS) < 0.5] = np.nan
+        # some are 0, and all are exact in float32, as which rankings keep them
+        weight, group = rng.integers(4, size=ROWS) / 64, rng.integers(9, size=ROWS)
         self.arrays = [dense.astype(self.dtype), ids, classes, buys, number.astype(self.dtype)]
+        self.arrays += [weight.astype(self.dtype), group]
 
     def __len__(self):
         return ROWS

@@ -26,6 +26,9 @@ if PIR:  # refused elsewhere: see below
 ADAM = ["expert_norm=none", "optimizer.class=adam", "optimizer.learning_rate=0.01"]
 SETTLED = ["top_k=1", "entropy_weight=5", "optimizer.gate_learning_rate_factor=30"]
 LAZY = ["optimizer.class=lazy_adam", "expert_norm=none"]
+METRICS = "metrics: [auc, pr_auc, gauc, ndcg_3, hit_rate_1, f1, logloss]"
+PARTS = "{name: kind, classes: 3}", f"{{name: buys, kind: binary, {METRICS}}}", "{name: spends, kind: regression}"
+WEIGHTED = ["input.example_weights=true", "input.groups=true", f"tasks=[{', '.join(PARTS)}]"]
 PER_EXAMPLE = ["gate=dselect_k_per_example"]
 SHARD_EMBEDDING = ["input.shard_embedding=true"]
 SHARD_ALL = [*PER_EXAMPLE, "shard_experts=true", *SHARD_EMBEDDING]
@@ -51,6 +54,8 @@ CASES = {
     ],
     "settled, embedding shared out": [*SETTLED, *SHARD_EMBEDDING],
     "embedding shared out, sgd": ["optimizer.momentum=0", *SHARD_EMBEDDING],
+    "weighted": WEIGHTED,
+    "experts shared out, weighted": [*PER_EXAMPLE, "expert_norm=group", "shard_experts=true", *WEIGHTED],
     "uncertainty": ["task_balance=uncertainty", "optimizer.weight_decay=0.01"],
 }
 ROUNDING = 1e-9  # relative, of float64, after twenty steps; wrong averages were seen to give 1e-3 and more
@@ -62,7 +67,14 @@ RUNS = [
     ("dynamic", 4, ["per example, batch norm", *IN_BOTH_GRAPHS]),
 ]  # (graph, processes, cases)
 if PIR:
-    whole = ["batch norm", "settled, batch norm", "adam, settled", "per example, group norm"]
+    whole = [
+        "weighted",
+        "experts shared out, weighted",
+        "batch norm",
+        "settled, batch norm",
+        "adam, settled",
+        "per example, group norm",
+    ]
     RUNS += [
         ("static", 2, [*whole, *IN_BOTH_GRAPHS]),
         ("static", 4, ["per example, batch norm", *IN_BOTH_GRAPHS]),
