@@ -30,7 +30,9 @@ def _read(args):
     """The Columns of the training rows. A column of labels without a number is read again, as names of classes."""
     files, in_words = [os.path.join(args.train, name) for name in os.listdir(args.train)], []
     while True:
-        columns = profile.Columns(args.dense, _sparse(args), args.labels, in_words)
+        about = {"weight": args.weight, "group": args.group}
+        about = {name: column for name, column in about.items() if column is not None}
+        columns = profile.Columns(args.dense, _sparse(args), args.labels, in_words, about)
         try:
             for file in table_files.open_files(files):
                 columns.read(file, args.skip_bad_rows)
@@ -77,7 +79,9 @@ def make(args):
         ValueError: the folder has no table, or a file or its columns cannot be used.
         OSError: the folder cannot be read, or the file not written.
     """
-    counts = collections.Counter([*args.dense, *args.sparse, *args.lists, *args.labels])
+    groups = [] if args.group is None or args.group in args.sparse else [args.group]
+    weights = [] if args.weight is None else [args.weight]
+    counts = collections.Counter([*args.dense, *args.sparse, *args.lists, *args.labels, *weights, *groups])
     twice = [name for name, count in counts.items() if count > 1]
     if twice or not (args.dense or args.sparse or args.lists):
         raise ValueError(
@@ -150,6 +154,9 @@ def main():
         help="columns of --sparse or --lists that have the ids and embeddings of another one",
     )  # fmt: skip
     parser.add_argument("--labels", **columns, help="columns of labels, one for each task")
+    one = {"type": str.strip, "metavar": "COLUMN"}
+    parser.add_argument("--weight", **one, help="column of the rows' weights, numbers >= 0")
+    parser.add_argument("--group", **one, help="column of the rows' groups, such as a user; it may be one of --sparse")
     parser.add_argument("--out", **paths, metavar="FILE", help="file to write, beside the config")
     parser.add_argument("--min-count", type=_positive, default=1, help="how often a value must occur to have an id")
     parser.add_argument("--max-size", type=_positive, help="largest number of ids of a sparse column")

@@ -72,7 +72,7 @@ class Folder:
         self.vocabulary_path = str(self.folder / "vocabulary.json")
         arguments = {"train": str(self.folder / "train"), "out": self.vocabulary_path, "min_count": 1, "max_size": None}
         # ``expected`` has standardised numbers alone
-        arguments |= {"pieces": 0, "config": None, "validation": None, "test": None}
+        arguments |= {"pieces": 0, "config": None, "validation": None, "test": None, "weight": None, "group": None}
         arguments |= {"lists": [], "separator": "", "sum": [], "hash": [], "like": []}
         arguments |= {"dense": DENSE, "sparse": SPARSE, "labels": LABELS, "skip_bad_rows": False, **options}
         make_vocabulary.make(types.SimpleNamespace(**arguments))

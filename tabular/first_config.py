@@ -50,7 +50,7 @@ def in_yaml(name):
 
 def input_lines(vocabulary):
     """The lines under ``input:``."""
-    return [f"    {name}: {value}".replace("'", "") for name, value in vocabulary.config().items()]
+    return [f"    {name}: {value}".replace("'", "").lower() for name, value in vocabulary.config().items()]
 
 
 def task_lines(columns):

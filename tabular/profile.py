@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from tabular import about
 from tabular import files as table_files
 from tabular.categories import HashedIds
 from tabular.columns import NotNumbers
@@ -131,9 +132,11 @@ class Columns:
         dense, labels: names of columns.
         sparse: list of Sparse, those with one id before those with lists.
         in_words: those of the labels that are names of classes.
+        about: "weight" and "group" -> column, those that there are.
     """
 
-    def __init__(self, dense, sparse, labels, in_words=()):
+    def __init__(self, dense, sparse, labels, in_words=(), about=None):
+        self.about = about or {}
         self.dense, self.names = {name: Summary(has_sample=True) for name in dense}, list(labels)
         self.labels = {name: Summary(has_log=True) for name in labels if name not in in_words}
         self.classes = {name: collections.Counter() for name in in_words}
@@ -150,7 +153,9 @@ class Columns:
         Raises:
             ValueError: it cannot be read, or lacks one of these columns; or a row is bad, unless ``skips``.
         """
-        numbers, texts = [*self.dense, *self.labels], [*self.sparse, *self.classes]
+        weights, groups = about.columns(self.about)
+        numbers = [*self.dense, *self.labels, *weights]
+        texts = [*dict.fromkeys([*self.sparse, *self.classes, *groups])]
         lists = [(of.column, of.separator) for of in self.lists.values()]
         table_files.check_columns(file, [*numbers, *texts, *self.lists])
         try:
@@ -160,7 +165,8 @@ class Columns:
         except NotNumbers as error:
             if self._is_in_words(error.column):
                 raise
-            remedy = LABELS_ARE if error.column in self.labels else "Name it in --sparse, or write numbers."
+            remedies = {**dict.fromkeys(weights, about.WEIGHTS_ARE), **dict.fromkeys(self.labels, LABELS_ARE)}
+            remedy = remedies.get(error.column, "Name it in --sparse, or write numbers.")
             raise ValueError(f"{error} {remedy}") from error
 
     def _is_in_words(self, column):
@@ -170,6 +176,7 @@ class Columns:
     def _add(self, rows, skips):
         if rows.without_numbers and (not skips or self._is_in_words(rows.without_numbers.column)):
             raise rows.without_numbers
+        about.refuse(rows, self.about)
         if rows.bad_num():
             if not skips:
                 raise ValueError(f"{rows.first_bad()}. Correct the row, or give --skip-bad-rows.")
@@ -229,7 +236,7 @@ class Columns:
         numbers = [_number(name, summary, pieces) for name, summary in self.dense.items()]
         categories = [self._category(of, min_count, max_size) for of in self.all_sparse.values()]
         labels = [{"column": name} for name in self.names]
-        return {"rows": self.rows, "numbers": numbers, "categories": categories, "labels": labels}
+        return {"rows": self.rows, "numbers": numbers, "categories": categories, "labels": labels, **self.about}
 
     def _category(self, sparse, min_count, max_size):
         """One of ``categories`` in vocabulary.json."""

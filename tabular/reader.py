@@ -1,4 +1,4 @@
-"""CSV and Parquet files of any size -> rows (dense, ids, labels), by a vocabulary. Knows no network.
+"""CSV and Parquet files of any size -> rows (dense, ids, labels, weight, group), by a vocabulary. Knows no network.
 
 The files are read block by block, so memory does not grow with them. See docs/tables.md.
 """
@@ -15,6 +15,7 @@ from paddle.io import IterableDataset, get_worker_info
 
 from dselect_k_model import tasks
 from dselect_k_model.config_key import REQUIRED, Key, as_number
+from tabular import about
 from tabular import files as table_files
 from tabular.columns import NotNumbers
 from tabular.values import NULL_TEXTS, one_way
@@ -75,7 +76,7 @@ def kinds_of_tasks(config, labels):
 class Loaded(NamedTuple):
     """A block of rows as the network takes them, and what was found in it."""
 
-    arrays: list  # [dense, ids int32, Lists, labels by task], without bad rows
+    arrays: list  # [dense, ids int32, Lists, labels by task, weight, group], without bad rows
     rows: int  # bad ones included
     bad: int
     first_bad: Optional[str]  # where the first bad row is and why it is bad; only once an epoch and process
@@ -90,16 +91,17 @@ class Loaded(NamedTuple):
 
 
 class RecDataset(IterableDataset):
-    """Rows of all tables (``table_files.open_files``): [dense float32, ids int64, lists of ids, a label for each task].
+    """Rows of all tables (``table_files.open_files``).
 
-    Each column of lists has an item of its own, int64 [its length]; as a batch [rows, length of the longest], with -1
-    after the end of a list. Dense or ids are missing if the vocabulary has none. The labels are what the kinds of the
-    config's tasks make of their columns.
+    A row is [dense float32, ids int64, lists of ids, a label for each task, weight float32, group int64]. Each column
+    of lists has an item of its own, int64 [its length]; as a batch [rows, length of the longest], with -1 after the end
+    of a list. Dense, ids, weight or group are missing if the vocabulary has none. The labels are what the kinds of the
+    config's tasks make of their columns; a group is a number made of the field's text.
 
     Args:
         file_list: paths.
         config: flat config dict. Read are the ``runner.*`` keys in ``KEYS``, ``runner.inference`` (predict.py sets
-            it: files need no labels), ``runner.job`` and the tasks.
+            it: files need no labels, weights or groups), ``runner.job`` and the tasks.
     Raises:
         ValueError: a file, the vocabulary and the config do not fit together, or pyarrow is not installed.
     """
@@ -121,6 +123,9 @@ class RecDataset(IterableDataset):
             self.skips = False  # or the rows after a bad one would get other numbers
             if not any(name in file.columns for name in self.labels() for file in self.files):
                 self.tasks = []
+        self.about = self.vocabulary.about
+        if self.predicts and not (self.tasks and all({*self.about.values()} <= {*f.columns} for f in self.files)):
+            self.about = {}
         for file in self.files:
             table_files.check_columns(file, self.vocabulary.inputs())
             self._check_labels(file, evaluates=config.get("runner.job") == "infer")
@@ -134,11 +139,11 @@ class RecDataset(IterableDataset):
         return [name for _, columns in self.tasks for name in columns]
 
     def _check_labels(self, file, evaluates):
-        names = [name for name in self.labels() if name in file.columns or not self.predicts]
+        names = [*self.labels(), *self.about.values()]
         try:
-            table_files.check_columns(file, names)
+            table_files.check_columns(file, [name for name in names if name in file.columns or not self.predicts])
         except ValueError as error:
-            remedy = " Evaluation needs the labels; tools/predict.py does not."
+            remedy = " Evaluation needs this column; tools/predict.py does not."
             raise ValueError(f"{error}{remedy if evaluates and not self.predicts else ''}") from error
 
     @staticmethod
@@ -199,32 +204,37 @@ class RecDataset(IterableDataset):
         arrays = [array[good] for array in arrays]
         for kind, names in self.tasks:
             arrays.append(kind.from_columns([rows.numbers.get(name, missing)[good] for name in names]))
+        arrays += [array[good] for array in about.arrays(rows, self.about)]
         first_bad = rows.first_bad() if bad and not self.has_reported else None
         self.has_reported = self.has_reported or bad > 0
         return Loaded(arrays, len(rows.good) + len(rows.cut), bad, first_bad, unknown)
 
     def _read(self, block):
-        """The rows of a block; those with a label that its task cannot have are bad.
+        """The rows of a block; those with a label that its task cannot have, or without weight or group, are bad.
 
         Raises:
             ValueError: a column that should be numbers has none.
         """
         labels = [name for name in self.labels() if name in block.columns]
         in_words = {name: kind for kind, names in self.tasks for name in names if kind.class_names and name in labels}
+        weights, groups = about.columns(self.about)
         numbers = [*(number.column for number in self.vocabulary.numbers), *(n for n in labels if n not in in_words)]
+        texts = dict.fromkeys([*(category.column for category in self.vocabulary.categories), *in_words, *groups])
         try:
-            names = [*(category.column for category in self.vocabulary.categories), *in_words]
-            rows = block.read(numbers, names, [(of.column, of.separator) for of in self.vocabulary.lists])
+            lists = [(of.column, of.separator) for of in self.vocabulary.lists]
+            rows = block.read([*numbers, *weights], [*texts], lists)
             if rows.without_numbers and not self.skips:
                 raise rows.without_numbers
         except NotNumbers as error:
             of_input = f"{self.vocabulary.path} lists it under numbers: make the vocabulary again."
-            raise ValueError(f"{error} {LABELS_ARE if error.column in self.labels() else of_input}") from error
+            remedies = {**dict.fromkeys(weights, about.WEIGHTS_ARE), **dict.fromkeys(labels, LABELS_ARE)}
+            raise ValueError(f"{error} {remedies.get(error.column, of_input)}") from error
         for name, kind in in_words.items():
             _number_classes(rows, name, kind)
         for kind, names in self.tasks:
             for name in {*names} & {*labels} - {*in_words}:
                 self._refuse_labels(rows, name, kind)
+        about.refuse(rows, self.about)
         return rows
 
     @staticmethod

@@ -3,7 +3,8 @@
 ``numbers`` are encoded as tabular/numbers.py says, and ``categories`` as tabular/categories.py says, by what is given
 for each column: ``values`` or ``hash``, or ``like``, the name of another column; of lists also ``pooling`` and
 ``separator``. tabular/values.py decides which value a field is. ``labels`` (optional) are names of columns, in the
-order of the tasks. Unknown keys are ignored.
+order of the tasks. ``weight`` and ``group`` (optional) name the columns of the rows' weights and groups. Unknown keys
+are ignored.
 """
 
 import functools
@@ -24,6 +25,11 @@ LABELS_ARE = (
 )
 INPUT = "hyper_parameters.input."
 _WHOLE, _FRACTION = re.compile(r"-?\d+"), re.compile(r"-?\d+\.\d*[1-9]\d*")
+EMPTY = {  # the keys under it that a vocabulary decides, and what they are without such columns
+    "dense_size": 0,
+    **{name: [] for name in ("vocabulary_sizes", "list_sizes", "list_pooling", "shared_embeddings")},
+    **{name: False for name in ("example_weights", "groups")},
+}
 
 
 class Vocabulary:
@@ -45,6 +51,7 @@ class Vocabulary:
             self.categories = [category for category in found if not category.pooling]
             self.lists = [category for category in found if category.pooling]
             self.labels = [str(c["column"]) for c in form.get("labels", [])]
+            self.about = {name: str(form[name]) for name in ("weight", "group") if name in form}  # name -> column
             self._check()
         except OSError as error:
             raise ValueError(f"{path}: the vocabulary cannot be read ({error.strerror}).") from error
@@ -56,13 +63,17 @@ class Vocabulary:
         names = [*self.inputs(), *self.labels]
         if len(set(names)) < len(names) or not self.inputs():
             raise ValueError("it has no column, or a column twice")
+        weight, group = (self.about.get(name) for name in ("weight", "group"))
+        texts = [category.column for category in self.categories]
+        if weight in [*names, group or ""] or (group in names and group not in texts):
+            raise ValueError("its weight is not a column of its own, or its group that of a number or label")
 
     def inputs(self):
         """Names of the columns that the network's inputs are made of."""
         return [column.column for column in (*self.numbers, *self.categories, *self.lists)]
 
     def config(self):
-        """The keys under ``hyper_parameters.input`` that describe these inputs, without those that are empty."""
+        """The keys under ``hyper_parameters.input`` that describe these columns, without those that are empty."""
         fields = [*self.categories, *self.lists]
         sharing = {}  # the ids of some fields -> their numbers
         for i, field in enumerate(fields):
@@ -73,20 +84,23 @@ class Vocabulary:
             "list_sizes": [category.ids.size for category in self.lists],
             "list_pooling": [category.pooling for category in self.lists],
             "shared_embeddings": [group for group in sharing.values() if len(group) > 1],
+            "example_weights": "weight" in self.about,
+            "groups": "group" in self.about,
         }
         return {name: value for name, value in found.items() if value}
 
     def check_config(self, config):
-        """Raise ValueError if a config describes other inputs."""
+        """Raise ValueError if a config describes other inputs, or other weights and groups."""
         mine = self.config()
-        for name in ("dense_size", "vocabulary_sizes", "list_sizes", "list_pooling", "shared_embeddings"):
-            given = config.get(INPUT + name) or None
-            if name == "list_pooling" and given is None and set(mine.get(name, ())) == {"mean"}:
+        for name, empty in EMPTY.items():
+            given, wanted = config.get(INPUT + name) or empty, mine.get(name, empty)
+            if name == "list_pooling" and not given and {*wanted} == {"mean"}:
                 continue  # the default
-            if given != mine.get(name):
+            if given != wanted:
+                given, wanted = (json.dumps(value, default=str) for value in (given, wanted))
                 raise ValueError(
-                    f"{self.path}: its columns have {name} {mine.get(name, 'none')}, but {INPUT}{name} is {given}. "
-                    f"Set it to {mine.get(name, [])}, or give the vocabulary that the config was made for."
+                    f"{self.path}: its columns have {name} {wanted}, but {INPUT}{name} is {given}. Set it to {wanted}, "
+                    "or give the vocabulary that the config was made for."
                 )
 
     def dense(self, columns):

@@ -58,6 +58,7 @@ def make(folder, **options):
     """The Vocabulary of the files in ``folder``/train."""
     arguments = {"train": str(folder / "train"), "out": str(folder / "v.json"), "min_count": 1, "max_size": None}
     arguments |= {"pieces": 0, "config": None, "validation": None, "test": None, "skip_bad_rows": False, "dense": []}
+    arguments |= {"weight": None, "group": None}
     arguments |= {"sparse": ["user"], "lists": ["genres", "history"], "labels": ["label"], "separator": "|"}
     make_vocabulary.make(types.SimpleNamespace(**{**arguments, "sum": [], "hash": [], "like": [], **options}))
     return Vocabulary(arguments["out"])

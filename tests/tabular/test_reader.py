@@ -289,7 +289,7 @@ def test_a_task_of_several_labels_takes_several_columns(mixed):
 
 
 @pytest.mark.parametrize(
-    "job,hint", [("infer", " Evaluation needs the labels; tools/predict.py does not."), ("train", "")]
+    "job,hint", [("infer", " Evaluation needs this column; tools/predict.py does not."), ("train", "")]
 )
 def test_a_file_without_labels_is_refused_for_training_and_evaluation(mixed, job, hint):
     write(mixed.folder / "new" / "a.csv", [row[:4] for row in mixed.rows], COLUMNS[:4])

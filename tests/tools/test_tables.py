@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from support import processes, resuming
-from support.tables import COLUMNS, HEAD, TASKS, Folder, make_rows, write
+from support.tables import COLUMNS, DENSE, HEAD, LABELS, SPARSE, TASKS, Folder, make_rows, run_make_vocabulary, write
 from support.toolbox import assert_refused, run_here
 
 
@@ -83,6 +83,74 @@ def test_infer_and_predict_print_nan_for_a_metric_without_labels(package, tmp_pa
     for tool in ("infer", "static_infer", "predict"):
         process = run_here(tool, package / "config.yaml", f"runner.test_data_dir={tmp_path}", cwd=package)
         assert "auc_bought: nan," in process.stderr and "logloss_bought: nan," in process.stderr, process.stderr
+
+
+def weighted_accuracy(table, rows):
+    counted = [(p["label_rating"] == p["prediction_rating"], int(row[-2])) for p, row in zip(table, rows) if row[4]]
+    right, weights = zip(*counted)
+    return np.average(right, weights=weights)
+
+
+def group_auc(table, rows):
+    """Group by group and pair by pair."""
+    aucs, sums = [], []
+    for user in sorted({row[-1] for row in rows}):
+        of_user = [
+            (float(p["probability_bought"]), row[5], int(row[-2])) for p, row in zip(table, rows) if row[-1] == user
+        ]
+        pairs = [
+            ((s > t) + 0.5 * (s == t), v * w)
+            for s, yes, v in of_user
+            if yes == "1"
+            for t, no, w in of_user
+            if no == "0"
+        ]
+        if pairs:
+            aucs.append(sum(right * w for right, w in pairs) / sum(w for _, w in pairs))
+            sums.append(sum(w for _, label, w in of_user if label))
+    return np.average(aucs, weights=sums)
+
+
+def test_weights_and_groups_reach_the_metrics_of_all_tools(tmp_path, rng):
+    """From the raw files by make_vocabulary.py's own config; where the files lack the columns, predictions stay."""
+    names = [*COLUMNS, "weight", "user"]
+    rows = [[*row, f"{rng.randint(1, 4)}", f"user {rng.randint(9)}"] for row in make_rows(rng, 150)]
+    for part, some in (("train", rows[:100]), ("test", rows[100:])):
+        write(tmp_path / part / "a.csv", some, names)
+    write(tmp_path / "serve" / "a.csv", [row[:4] for row in rows[100:]], COLUMNS[:4])
+    arguments = ["--train", "train", "--dense", *DENSE, "--sparse", *SPARSE, "--labels", *LABELS, "--out", "v.json"]
+    about = ["--weight", "weight", "--group", "user", "--test", "test", "--config", "config.yaml"]
+    made = run_make_vocabulary(tmp_path, *arguments, *about)
+    assert made.returncode == 0, made.stderr
+    text = (tmp_path / "config.yaml").read_text()
+    assert "example_weights: true" in text and "{name: bought, kind: binary}" in text
+    text = text.replace("kind: binary}", "kind: binary, metrics: [auc, gauc, ndcg_2, hit_rate_1]}")
+    (tmp_path / "config.yaml").write_text(
+        re.sub("epochs: .*", "epochs: 1", re.sub("infer_epoch: .*", "infer_epoch: 0", text))
+    )
+
+    def done(tool, *overrides):
+        process = run_here(tool, tmp_path / "config.yaml", *overrides, cwd=tmp_path)
+        assert process.returncode == 0, process.stderr
+        found = re.search("epoch: 0 done, (.*), epoch time", process.stderr)
+        return {} if found is None else dict(re.findall(r"(\w+): ([-\d.]+)", found[1]))
+
+    done("static_trainer"), done("export")
+    numbers = [done(tool) for tool in ("infer", "static_infer", "predict")]
+    predicted = (tmp_path / "predictions.csv").read_text()
+    for found in numbers:
+        ours, theirs = ({n: float(v) for n, v in of.items() if n != "experts_used"} for of in (found, numbers[0]))
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    assert {"gauc_bought", "ndcg_2_bought", "hit_rate_1_bought"} <= {*numbers[0]}
+    table = list(csv.DictReader(io.StringIO(predicted)))
+    assert float(numbers[0]["Accuracy_rating"]) == pytest.approx(weighted_accuracy(table, rows[100:]), abs=1e-6)
+    assert float(numbers[0]["gauc_bought"]) == pytest.approx(group_auc(table, rows[100:]), abs=1e-6)
+    assert done("predict", "runner.test_data_dir=serve") == {}
+    lines = [line.split(",") for line in predicted.splitlines()]
+    kept = [i for i, name in enumerate(lines[0]) if not name.startswith("label_")]
+    assert (tmp_path / "predictions.csv").read_text() == "".join(
+        ",".join(line[i] for i in kept) + "\n" for line in lines
+    )
 
 
 def test_predictions_of_an_earlier_run_are_named_when_a_run_fails(package, tmp_path):
