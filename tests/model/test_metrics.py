@@ -14,7 +14,19 @@ from dselect_k_model.metrics import AT_K, METRICS, _Ties, find_metric
 from support.rounding import SUMS
 
 OF_KIND = {
-    Binary(): ("accuracy", "auc", "f1", "logloss", "pr_auc", "gauc", "ndcg_1", "ndcg_3", "hit_rate_2", "hit_rate_9"),
+    Binary(): (
+        "accuracy",
+        "auc",
+        "f1",
+        "logloss",
+        "pr_auc",
+        "gauc",
+        "ndcg_1",
+        "ndcg_3",
+        "hit_rate_1",
+        "hit_rate_2",
+        "hit_rate_9",
+    ),
     Classes(4): ("accuracy", "f1", "logloss"),
     Regression(): ("mae", "mse", "rmse"),
 }
@@ -26,7 +38,7 @@ weighted_or_not = pytest.mark.parametrize("weighted", [False, True], ids=["plain
 
 def example(kind, rng, size=60, weighted=False):
     """(outputs with equal scores among them, labels, {group and perhaps weight: [size]}) of a task."""
-    output = rng.randn(size, kind.out_size).round(1).astype("float32").astype("float64")
+    output = (2 * rng.randn(size, kind.out_size)).round() / 2
     label = rng.randn(size) if isinstance(kind, Regression) else rng.randint(0, kind.class_num, size)
     groups = np.repeat(rng.randint(-(2**62), 2**62, size), np.arange(size) % 6 + 1)[:size]  # of 1 to 6 examples
     about = {"group": rng.permutation(groups)}

@@ -145,6 +145,9 @@ def test_weights_and_groups_reach_the_metrics_of_all_tools(tmp_path, rng):
     table = list(csv.DictReader(io.StringIO(predicted)))
     assert float(numbers[0]["Accuracy_rating"]) == pytest.approx(weighted_accuracy(table, rows[100:]), abs=1e-6)
     assert float(numbers[0]["gauc_bought"]) == pytest.approx(group_auc(table, rows[100:]), abs=1e-6)
+    write(tmp_path / "labelled" / "a.csv", [row[:-2] for row in rows[100:]], COLUMNS)
+    assert done("predict", "runner.test_data_dir=labelled") == {}, "metrics would not be those of an evaluation"
+    assert (tmp_path / "predictions.csv").read_text() == predicted
     assert done("predict", "runner.test_data_dir=serve") == {}
     lines = [line.split(",") for line in predicted.splitlines()]
     kept = [i for i, name in enumerate(lines[0]) if not name.startswith("label_")]
