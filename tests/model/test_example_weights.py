@@ -136,6 +136,22 @@ def test_multi_label_metrics_are_weighted(rng):
     assert counted[0] == pytest.approx(counted[1], abs=SUMS) and "gauc_tags_b" in counted[0]
 
 
+def test_an_example_of_weight_0_is_as_if_it_were_not_there(rng):
+    """It takes no rank among the first K, and its class is not one that occurs."""
+    entries = [{"kind": "binary", "metrics": ["auc", "pr_auc", "gauc", "ndcg_2", "hit_rate_2", "f1"]}, {"classes": 3}]
+    entries[1]["metrics"] = ["f1", "accuracy"]
+    size, counts = 60, rng.permutation([True] * 40 + [False] * 20)
+    yes_or_no, classes = rng.randint(0, 2, size), np.where(counts, rng.randint(0, 2, size), 2)
+    batch = [[rng.randn(size, 1), np.eye(3)[classes] + rng.randn(size, 3) * [1, 1, 0]], [yes_or_no, classes]]
+    group, found = rng.randint(0, 12, size), []
+    for rows, weight in ((slice(None), counts), (counts, np.ones(40))):
+        epoch = EpochMetrics(tasks.parse(entries, 8))
+        about = {"weight": weight, "group": group[rows]}
+        epoch.update(*[[item[rows] for item in items] for items in batch], about=about)
+        found.append({name: metric.accumulate() for name, metric in epoch.named().items()})
+    assert found[0] == pytest.approx(found[1], abs=SUMS)
+
+
 # ---- what is refused
 
 
