@@ -318,8 +318,7 @@ class HyperParameters:
         return inputs, labels
 
     def split_about(self, batch):
-        """The items of a batch that ``about`` lists: ``weight`` and ``group`` -> [B]. The last of further items are
-        ignored.
+        """The items of a batch that ``about`` lists: ``weight`` and ``group`` -> [B]. What follows is ignored.
 
         Raises:
             ValueError: the reader does not give them.
