@@ -77,7 +77,8 @@ BAD = {
 
 
 @pytest.mark.parametrize("weight,user,words", BAD.values(), ids=BAD)
-def test_a_row_without_a_weight_or_a_group_is_bad(weight, user, words, tmp_path, rng):
+def test_a_row_without_a_weight_or_a_group_is_bad(weight, user, words, tmp_path, rng, monkeypatch):
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 10**6)  # good rows follow in the same block
     rows = weighted_rows(rng, 60)
     folder = Weighted(tmp_path, ["a.csv"], rows)
     spoilt = [*rows[:40], [*rows[40][:-2], weight, user], *rows[41:]]
