@@ -93,6 +93,7 @@ class DygraphModel:
         about = self.hyper.split_about(batch_data)
         outputs, gate_weights, penalty = dy_model(inputs, details=True)
         if training:
+            outputs = tasks.for_training(self.tasks, outputs)
             self.facts.find_experts_in_use(gate_weights)
         if self.facts.per_example:
             means = [w.numpy().mean(axis=0) for w in gate_weights]

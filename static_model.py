@@ -63,6 +63,8 @@ class StaticModel:
         if is_infer:
             self.network.eval()  # or batch norm would use, and move, the batch's own statistics
         outputs, gate_weights, penalty = self.network(inputs, details=True)
+        if not is_infer:
+            outputs = tasks.for_training(self.tasks, outputs)
         over_job = not is_infer or self.facts.shards is not None  # else each process has batches of its own
         masked = tasks.mask_missing(self.tasks, labels, outputs[0].dtype, over_job, about.get("weight"))
         if is_infer:

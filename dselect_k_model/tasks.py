@@ -154,6 +154,11 @@ def mask_missing(tasks, labels, dtype, over_job=False, weight=None):
     return [Labels(*of_task) for of_task in zip(found, factors)]
 
 
+def for_training(tasks, outputs):
+    """The outputs that training's losses and metrics read: see ``Kind.for_training``."""
+    return [task.kind.for_training(output) for task, output in zip(tasks, outputs)]
+
+
 class Losses(NamedTuple):
     """What ``losses`` computes."""
 

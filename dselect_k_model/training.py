@@ -103,6 +103,12 @@ def learning_rate(hyper, config):
             "rate comes down at the end of runner.epochs only: a training that ends before is not at its best. Remove "
             "patience (keep_best still finds the best epoch), or set hyper_parameters.optimizer.schedule to constant."
         )
+    keeps_some = [task.title for task in hyper.task_list if task.kind.negatives_kept < 1]
+    if keeps_some and config.get("runner.train_reader_path") != "tabular.reader":
+        raise ValueError(
+            f"hyper_parameters.tasks: {keeps_some[0]} has negatives_kept, but only the reader tabular.reader draws the "
+            "negatives (runner.train_reader_path). Set it to 1."
+        )
     if isinstance(rate, TrainingSchedule) and config.get("runner.lr_step", "none") != "none":
         raise ValueError(
             f"runner.lr_step is {config['runner.lr_step']!r}, but this model moves its schedule itself. Set it to none."

@@ -7,6 +7,7 @@ import functools
 import itertools
 import logging
 import os
+import types
 from typing import NamedTuple, Optional
 
 import numpy as np
@@ -15,7 +16,7 @@ from paddle.io import IterableDataset, get_worker_info
 
 from dselect_k_model import tasks
 from dselect_k_model.config_key import REQUIRED, Key, as_number
-from tabular import about
+from tabular import about, negatives
 from tabular import files as table_files
 from tabular.columns import NotNumbers
 from tabular.values import NULL_TEXTS, one_way
@@ -25,6 +26,7 @@ LOG = logging.getLogger("dselect_k")
 ENOUGH = 100_000  # rows after which the shares of bad rows and unknown values are checked
 UNKNOWN_SHARE = 0.03  # of a category's values; if more have no id, a warning says so
 DEFAULT_CLASS_NUM = 10  # of hyper_parameters.class_num
+NO_INPUTS = types.SimpleNamespace(numbers=(), categories=(), lists=())  # in the place of a vocabulary
 KEYS = {
     "vocabulary": Key(
         "path", REQUIRED, "The vocabulary file, relative to the YAML's folder; python data/make_vocabulary.py makes it."
@@ -131,6 +133,7 @@ class RecDataset(IterableDataset):
             self._check_labels(file, evaluates=config.get("runner.job") == "infer")
         # in an evaluation by our tools, which say so, each process reads everything and computes its share
         self.rank, self.rank_num = (0, 1) if config.get("runner.job") == "infer" else (get_rank(), get_world_size())
+        self.leaves_out = config.get("runner.job") != "infer" and any(kind.negatives_kept < 1 for kind, _ in self.tasks)
         self.warned_unknown = set()  # categories for which a warning has named unknown values
         self.has_reported = False  # a bad row, in this epoch and process: to find its line takes a pass over the file
 
@@ -153,8 +156,16 @@ class RecDataset(IterableDataset):
         return [os.path.join(config.get("config_abs_dir", ""), path)]
 
     def row_num(self):
-        """Rows in an epoch of all processes; bad rows count."""
-        return sum(file.count() for file in self.files)
+        """Rows in an epoch of all processes; bad rows count. Where negatives are left out, their expected number."""
+        if not self.leaves_out:
+            return sum(file.count() for file in self.files)
+        rows, out = 0, 0.0
+        for block in itertools.chain.from_iterable(part.blocks() for file in self.files for part in file.parts()):
+            found = self._read(block, with_inputs=False)
+            rows += len(found.good) + len(found.cut)
+            out += negatives.expected(*self._labels(found, found.good))
+        LOG.info("%s: of %d rows, negatives_kept leaves some %.0f an epoch", self.folder, rows, rows - out)
+        return round(rows - out)
 
     def blocks(self, epoch, seed, in_order):
         """The blocks of an epoch: many rows at a time, for tools that make batches of them.
@@ -178,14 +189,19 @@ class RecDataset(IterableDataset):
         """Row by row, in the order of the files. A worker process, and a rank, has a share of its own."""
         tally, worker, self.has_reported = _Tally(self), get_worker_info(), False
         share = (worker.id, None, worker.num_workers) if worker else (0, None)
+        if self.leaves_out:
+            raise ValueError(
+                "negatives_kept: to draw negatives, use this project's tools, which read many rows at once."
+            )
         for block in itertools.islice(_Blocks(self, 0, None), *share):
             loaded = self._load(block)
             tally.add(loaded)
             yield from map(list, zip(*loaded.examples()))
         tally.close()
 
-    def _load(self, block):
-        """A block as ``Loaded``."""
+    def _load(self, numbered):
+        """A block of ``_Blocks`` as ``Loaded``."""
+        block, numbers_of_block = numbered
         vocabulary = self.vocabulary
         rows = self._read(block)
         arrays = []
@@ -200,16 +216,25 @@ class RecDataset(IterableDataset):
             raise ValueError(f"{rows.first_bad()}. {remedy}")
         ids, unknown = vocabulary.encoded(rows.categories, rows.lists)
         arrays += ids
-        good, missing = slice(None) if rows.good.all() else rows.good, np.full(len(rows.good), np.nan)
-        arrays = [array[good] for array in arrays]
-        for kind, names in self.tasks:
-            arrays.append(kind.from_columns([rows.numbers.get(name, missing)[good] for name in names]))
-        arrays += [array[good] for array in about.arrays(rows, self.about)]
+        good = slice(None) if rows.good.all() else rows.good
+        labels, kinds = self._labels(rows, good)
+        arrays, after = ([array[good] for array in of_rows] for of_rows in (arrays, about.arrays(rows, self.about)))
+        if self.leaves_out:
+            labels, is_out = negatives.leave_out(labels, kinds, np.random.default_rng(numbers_of_block))
+            arrays, labels, after = ([array[~is_out] for array in of_rows] for of_rows in (arrays, labels, after))
+        arrays += [*labels, *after]
         first_bad = rows.first_bad() if bad and not self.has_reported else None
         self.has_reported = self.has_reported or bad > 0
         return Loaded(arrays, len(rows.good) + len(rows.cut), bad, first_bad, unknown)
 
-    def _read(self, block):
+    def _labels(self, rows, chosen):
+        """(The labels of some rows by task, the tasks' kinds)."""
+        missing = np.full(len(rows.good), np.nan)
+        kinds = [kind for kind, _ in self.tasks]
+        columns = [[rows.numbers.get(name, missing)[chosen] for name in names] for _, names in self.tasks]
+        return [kind.from_columns(of_task) for kind, of_task in zip(kinds, columns)], kinds
+
+    def _read(self, block, with_inputs=True):
         """The rows of a block; those with a label that its task cannot have, or without weight or group, are bad.
 
         Raises:
@@ -218,10 +243,11 @@ class RecDataset(IterableDataset):
         labels = [name for name in self.labels() if name in block.columns]
         in_words = {name: kind for kind, names in self.tasks for name in names if kind.class_names and name in labels}
         weights, groups = about.columns(self.about)
-        numbers = [*(number.column for number in self.vocabulary.numbers), *(n for n in labels if n not in in_words)]
-        texts = dict.fromkeys([*(category.column for category in self.vocabulary.categories), *in_words, *groups])
+        read = self.vocabulary if with_inputs else NO_INPUTS
+        numbers = [*(number.column for number in read.numbers), *(n for n in labels if n not in in_words)]
+        texts = dict.fromkeys([*(category.column for category in read.categories), *in_words, *groups])
         try:
-            lists = [(of.column, of.separator) for of in self.vocabulary.lists]
+            lists = [(of.column, of.separator) for of in read.lists]
             rows = block.read([*numbers, *weights], [*texts], lists)
             if rows.without_numbers and not self.skips:
                 raise rows.without_numbers
@@ -255,16 +281,17 @@ def _number_classes(rows, name, kind):
 
 
 class _Blocks:
-    """The blocks of an epoch that are this rank's, each time it is iterated."""
+    """The blocks of an epoch that are this rank's, each time it is iterated: (block, numbers that no other one has)."""
 
     def __init__(self, dataset, epoch, seed):
         parts = [part for file in dataset.files for part in file.parts()]
         if seed is not None:
             parts = [parts[i] for i in np.random.default_rng([seed, epoch]).permutation(len(parts))]
-        self.parts, self.share = parts, (dataset.rank, None, dataset.rank_num)
+        self.parts, self.share, self.numbers = parts, (dataset.rank, None, dataset.rank_num), (seed or 0, epoch)
 
     def __iter__(self):
-        return itertools.islice(itertools.chain.from_iterable(part.blocks() for part in self.parts), *self.share)
+        blocks = enumerate(itertools.chain.from_iterable(part.blocks() for part in self.parts))
+        return ((block, (*self.numbers, i)) for i, block in itertools.islice(blocks, *self.share))
 
 
 class _Tally:

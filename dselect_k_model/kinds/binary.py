@@ -5,7 +5,7 @@ import math
 import numpy as np
 import paddle.nn.functional as F
 
-from dselect_k_model.config_key import Key
+from dselect_k_model.config_key import STEP, Key
 from dselect_k_model.kinds.kind import Kind
 
 
@@ -15,8 +15,16 @@ class Binary(Kind):
     keys = {
         "classes": Key("texts", (), "What the table has for no and for yes, if not 0 and 1: [no, yes], in quotes."),
         "positive_weight": Key(float, 1.0, "The weight of positive examples in the loss; metrics ignore it.", above=0),
+        "negatives_kept": Key(
+            float,
+            1.0,
+            "The share of negatives that an epoch of training keeps, drawn by tabular.reader; predictions are for all.",
+            above=0,
+            high=1,
+            decides=STEP,
+        ),
     }
-    training_keys = ("positive_weight",)
+    training_keys = ("positive_weight", "negatives_kept")
     metrics = ("auc", "logloss")
     class_num, positive = 2, 1
     exports = ("logits", "probabilities")
@@ -28,8 +36,8 @@ class Binary(Kind):
     prediction_metric = ("Accuracy", "prediction", "equal")
     label_words = "0 or 1"
 
-    def __init__(self, classes=(), positive_weight=1.0):
-        self.positive_weight = positive_weight
+    def __init__(self, classes=(), positive_weight=1.0, negatives_kept=1.0):
+        self.positive_weight, self.negatives_kept = positive_weight, negatives_kept
         if classes:
             if len(set(classes)) != 2 or not all(name.strip() for name in classes):
                 raise ValueError(f"classes is {list(classes)}, but must be two different texts: for no and for yes.")
@@ -43,6 +51,10 @@ class Binary(Kind):
         if not summary.whole or summary.least < 0 or summary.greatest > 1:
             return None
         return {"kind": "binary"}, f"{summary.least:g} to {summary.greatest:g}"
+
+    def for_training(self, output):
+        """With a share r of the negatives, the odds are 1 / r times those of all: the logit is greater by -log r."""
+        return output if self.negatives_kept == 1 else output - math.log(self.negatives_kept)
 
     def losses(self, output, label):
         """Sigmoid cross-entropy, from the logit: stable at any size of it. A positive's part has its weight."""

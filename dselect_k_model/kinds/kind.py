@@ -29,6 +29,7 @@ class Kind:
     class_num = 0  # number of classes that ``decisions`` chooses from
     class_names: tuple = ()  # what the labels are in a table, by class, and the predictions; (): numbers
     positive: int | None = None  # the class that f1 is about; None: the mean over all classes
+    negatives_kept = 1.0  # the share of negatives that the reader keeps for training
     exports: tuple = ()  # names of what ``export`` gives, the output itself first
     # What predict.py writes: {"name", "of": an exported name, "take": how}, where ``take`` is "value", "argmax", "max"
     # or ["above", threshold]; "names": what to write for 0, 1, ..., if not the number. The first entry whose output has
@@ -81,6 +82,10 @@ class Kind:
         )
 
     # ---- training
+
+    def for_training(self, output):
+        """The output that training's losses and metrics read, of the network's output [B, C]."""
+        return output
 
     def losses(self, output, label):
         """The loss of each example, Paddle [B, label_size]; any value where the label is missing.

@@ -17,7 +17,13 @@ OTHERS = {
     "expert": "mlp", "expert_hidden_sizes": [7], "expert_activation": "silu",
     "gate": "dselect_k_per_example", "task_num": 3, "class_num": 12, "expert_num": 3, "expert_norm": "group",
     "top_k": 1, "gamma": 0.5, "expert_size": 7, "tower_size": 9,
+    "input.list_sizes": [4], "input.list_pooling": ["sum"], "input.shared_embeddings": [[0, 1]],
 }  # fmt: skip
+# key -> what it goes with, then and now
+WITH = {
+    "input.list_pooling": {PREFIX + "input.list_sizes": [4]},
+    "input.shared_embeddings": {PREFIX + "input.vocabulary_sizes": [4, 4]},
+}
 FREE = ["optimizer.learning_rate=0.5", "entropy_weight=0.7", "optimizer.class=sgd", "entropy_schedule=linear"]
 SMALL = ["hyper_parameters.expert_num=2", "hyper_parameters.expert_size=8", "runner.to_static=false"]
 SMALL += ["runner.steps_per_epoch=4", "hyper_parameters.task_weights=[]"]
@@ -39,7 +45,7 @@ def test_every_key_that_shapes_the_network_is_tried():
 def test_another_network_is_refused_by_key_and_values(key):
     default = hyper_parameters.network_config({})[PREFIX + key]
     with pytest.raises(UserError) as error:
-        check({}, {PREFIX + key: OTHERS[key]})
+        check(WITH.get(key, {}), {**WITH.get(key, {}), PREFIX + key: OTHERS[key]})
     for words in (
         f"{PREFIX}{key} was {default!r}",
         f"is {OTHERS[key]!r} now",
