@@ -32,7 +32,7 @@ def _read(args):
     while True:
         about = {"weight": args.weight, "group": args.group}
         about = {name: column for name, column in about.items() if column is not None}
-        columns = profile.Columns(args.dense, _sparse(args), args.labels, in_words, about)
+        columns = profile.Columns(args.dense, _sparse(args), args.labels, in_words, about, _encoded(args))
         try:
             for file in table_files.open_files(files):
                 columns.read(file, args.skip_bad_rows)
@@ -70,6 +70,16 @@ def _sparse(args):
         number = hashes.get(like or column, 0)
         found.append(profile.Sparse(column, pooling, args.separator if pooling else "", like, number))
     return found
+
+
+def _encoded(args):
+    """How columns of --dense are encoded, by --encode: column -> one of profile.ENCODINGS."""
+    for column, how in args.encode:
+        if column not in args.dense or how not in profile.ENCODINGS:
+            raise ValueError(
+                f"--encode: {column}={how} must be a column of --dense and one of {', '.join(profile.ENCODINGS)}."
+            )
+    return dict(args.encode)
 
 
 def make(args):
@@ -163,6 +173,10 @@ def main():
     parser.add_argument(
         "--pieces", type=_from_zero, default=profile.PIECES, help="pieces of a dense column's range; 0: none"
     )
+    parser.add_argument(
+        "--encode", **{**columns, "type": _column_and_column, "metavar": "COLUMN=HOW"},
+        help=f"how columns of --dense are encoded: {', '.join(profile.ENCODINGS)}",
+    )  # fmt: skip
     of_config = {"type": os.path.expanduser, "metavar": "FOLDER"}
     parser.add_argument("--config", type=os.path.expanduser, metavar="FILE", help="write a first config, a new file")
     parser.add_argument("--validation", **of_config, help="for --config: rows to choose the best epoch by")

@@ -73,7 +73,7 @@ class Folder:
         arguments = {"train": str(self.folder / "train"), "out": self.vocabulary_path, "min_count": 1, "max_size": None}
         # ``expected`` has standardised numbers alone
         arguments |= {"pieces": 0, "config": None, "validation": None, "test": None, "weight": None, "group": None}
-        arguments |= {"lists": [], "separator": "", "sum": [], "hash": [], "like": []}
+        arguments |= {"lists": [], "separator": "", "sum": [], "hash": [], "like": [], "encode": []}
         arguments |= {"dense": DENSE, "sparse": SPARSE, "labels": LABELS, "skip_bad_rows": False, **options}
         make_vocabulary.make(types.SimpleNamespace(**arguments))
         content = json.loads((self.folder / "vocabulary.json").read_text())

@@ -80,6 +80,7 @@ def report(columns, vocabulary):
 def _of_numbers(columns, number):
     summary = columns.dense[number.column]
     made = f"{len(number.edges) - 1} pieces" if number.edges else "standardised"
+    made += f", on a {number.scale} scale" if number.scale else ""
     facts = [f"{summary.least:g} to {summary.greatest:g}", *_missing(summary.missing, columns.rows), made]
     if summary.least == summary.greatest:
         facts.append("WARNING: a constant says nothing; leave it out")

@@ -11,6 +11,13 @@ import math
 import numpy as np
 
 
+def _log(numbers):
+    return np.copysign(np.log1p(np.abs(numbers)), numbers)
+
+
+SCALES = {"": lambda numbers: numbers, "log": _log}  # log: log(1 + x), and -log(1 - x) below 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Number:
     """How a column of numbers is encoded.
@@ -20,6 +27,7 @@ class Number:
         mean, deviation: of the training rows.
         edges: rising; none: only the standardised number, without bounds.
         missing: whether empty fields have an input of their own. An empty field is otherwise read as the mean.
+        scale: one of ``SCALES``, on which mean, deviation and edges are.
     Raises:
         ValueError: the numbers cannot be used.
     """
@@ -29,8 +37,11 @@ class Number:
     deviation: float
     edges: tuple = ()
     missing: bool = False
+    scale: str = ""
 
     def __post_init__(self):
+        if self.scale not in SCALES:
+            raise ValueError(f"the scale of {self.column} is {self.scale!r}, but must be log")
         numbers = [self.mean, self.deviation, *self.edges]
         if not all(map(math.isfinite, numbers)) or self.deviation <= 0:
             raise ValueError(f"the mean or deviation of {self.column} is not finite, or not > 0")
@@ -44,7 +55,8 @@ class Number:
         is_missing = entry.get("missing", False)
         if not isinstance(is_missing, bool):
             raise ValueError(f"missing of {entry['column']} is neither true nor false")
-        return cls(str(entry["column"]), float(entry["mean"]), float(entry["deviation"]), edges, is_missing)
+        scale = str(entry.get("scale", ""))
+        return cls(str(entry["column"]), float(entry["mean"]), float(entry["deviation"]), edges, is_missing, scale)
 
     @property
     def width(self):
@@ -54,7 +66,7 @@ class Number:
     def encode(self, numbers):
         """float64 [N], nan where a field is empty -> float32 [N, width]; infinite where one does not fit float32."""
         is_empty = np.isnan(numbers)
-        numbers = np.where(is_empty, self.mean, numbers)
+        numbers = np.where(is_empty, self.mean, SCALES[self.scale](numbers))
         made = np.empty([len(numbers), self.width], np.float32)
         if self.edges:
             numbers = np.clip(numbers, self.edges[0], self.edges[-1])

@@ -9,10 +9,12 @@ from tabular import about
 from tabular import files as table_files
 from tabular.categories import HashedIds
 from tabular.columns import NotNumbers
+from tabular.numbers import SCALES
 from tabular.values import NULL_TEXTS
 from tabular.vocabulary import LABELS_ARE
 
 PIECES = 16  # of the range of a dense column
+ENCODINGS = ("pieces", "plain", "log")  # log: in pieces, on a log scale
 SAMPLED = 100_000  # numbers of a column that the edges of its pieces are taken from
 
 
@@ -47,7 +49,8 @@ class Sample:
 class Summary:
     """Count, mean, deviation, least and greatest of a column's numbers, added block by block."""
 
-    def __init__(self, has_log=False, has_sample=False):
+    def __init__(self, has_log=False, has_sample=False, scale=""):
+        self.scale = scale  # one of numbers.SCALES, for all but least and greatest
         self.count, self.mean, self.squares = 0, 0.0, 0.0  # squares: of the distances from the mean
         self.log = Summary() if has_log else None  # of log(1 + number), if no number is below 0
         self.sample = Sample() if has_sample else None
@@ -59,6 +62,8 @@ class Summary:
         self.missing += len(column) - len(numbers)
         if not len(numbers):
             return
+        self.least, self.greatest = min(self.least, float(numbers.min())), max(self.greatest, float(numbers.max()))
+        numbers = SCALES[self.scale](numbers)
         with np.errstate(over="ignore"):  # then the deviation is infinite, which is refused
             mean, count = float(numbers.mean()), self.count + len(numbers)
             squares = float(((numbers - mean) ** 2).sum())
@@ -66,7 +71,6 @@ class Summary:
         self.squares += squares + distance * distance * self.count * len(numbers) / count
         self.mean += distance * len(numbers) / count
         self.count = count
-        self.least, self.greatest = min(self.least, float(numbers.min())), max(self.greatest, float(numbers.max()))
         if self.sample is not None:
             self.sample.add(numbers)
         self.whole &= bool((numbers == np.floor(numbers)).all())
@@ -130,14 +134,17 @@ class Columns:
 
     Args:
         dense, labels: names of columns.
+        encoded: how columns of ``dense`` are encoded, one of ``ENCODINGS``; the others in pieces.
         sparse: list of Sparse, those with one id before those with lists.
         in_words: those of the labels that are names of classes.
         about: "weight" and "group" -> column, those that there are.
     """
 
-    def __init__(self, dense, sparse, labels, in_words=(), about=None):
+    def __init__(self, dense, sparse, labels, in_words=(), about=None, encoded=()):
         self.about = about or {}
-        self.dense, self.names = {name: Summary(has_sample=True) for name in dense}, list(labels)
+        self.encoded, self.names = dict(encoded), list(labels)
+        scales = {name: "log" if self.encoded.get(name) == "log" else "" for name in dense}
+        self.dense = {name: Summary(has_sample=True, scale=scale) for name, scale in scales.items()}
         self.labels = {name: Summary(has_log=True) for name in labels if name not in in_words}
         self.classes = {name: collections.Counter() for name in in_words}
         self.all_sparse = {of.column: of for of in sparse}
@@ -233,7 +240,10 @@ class Columns:
                 raise ValueError(f"the column {name} is empty in all rows. Remove it from --dense.")
             if summary.count and not math.isfinite(summary.mean + summary.deviation()):
                 raise ValueError(f"the numbers of {name} reach {summary.greatest:g}: too far apart for a variance.")
-        numbers = [_number(name, summary, pieces) for name, summary in self.dense.items()]
+        numbers = [
+            _number(name, summary, 0 if self.encoded.get(name) == "plain" else pieces)
+            for name, summary in self.dense.items()
+        ]
         categories = [self._category(of, min_count, max_size) for of in self.all_sparse.values()]
         labels = [{"column": name} for name in self.names]
         return {"rows": self.rows, "numbers": numbers, "categories": categories, "labels": labels, **self.about}
@@ -257,6 +267,8 @@ class Columns:
 def _number(name, summary, pieces):
     """One of ``numbers`` in vocabulary.json."""
     entry = {"column": name, "mean": summary.mean, "deviation": summary.deviation()}
+    if summary.scale:
+        entry["scale"] = summary.scale
     if pieces:
         entry.update(edges=summary.sample.edges(pieces), missing=summary.missing > 0)
     return entry

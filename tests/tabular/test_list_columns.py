@@ -60,7 +60,9 @@ def make(folder, **options):
     arguments |= {"pieces": 0, "config": None, "validation": None, "test": None, "skip_bad_rows": False, "dense": []}
     arguments |= {"weight": None, "group": None}
     arguments |= {"sparse": ["user"], "lists": ["genres", "history"], "labels": ["label"], "separator": "|"}
-    make_vocabulary.make(types.SimpleNamespace(**{**arguments, "sum": [], "hash": [], "like": [], **options}))
+    make_vocabulary.make(
+        types.SimpleNamespace(**{**arguments, "sum": [], "hash": [], "like": [], "encode": [], **options})
+    )
     return Vocabulary(arguments["out"])
 
 

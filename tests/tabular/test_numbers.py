@@ -84,3 +84,30 @@ def test_edges_are_taken_from_a_sample_of_many_rows(monkeypatch):
     # a quantile of 2000 numbers is off by 0.011 (one deviation) at most; five of them
     np.testing.assert_allclose(sample.edges(4)[1:-1], [0.25, 0.5, 0.75], atol=0.056)
     assert len(sample.numbers) == 2000
+
+
+def test_how_a_column_is_encoded_can_be_chosen(tmp_path, rng):
+    x = np.exp(3 * rng.randn(500)).round(3)
+    x[::3] *= -1
+    write_files(tmp_path, {"train/a.csv": "x,y,z\n" + "".join(f"{value},{value},{value}\n" for value in x)})
+    columns = ["--dense", "x", "y", "z", "--encode", "x=log", "y=plain", "--pieces", "4", "--out", "v.json"]
+    process = run_make_vocabulary(tmp_path, "--train", "train", *columns)
+    assert process.returncode == 0, process.stderr
+    assert f"x: {x.min():g} to {x.max():g}, 4 pieces, on a log scale" in process.stdout
+    assert "y: " in process.stdout and ", standardised" in process.stdout
+    on_scale = np.sign(x) * np.log1p(np.abs(x))
+    vocabulary = Vocabulary(str(tmp_path / "v.json"))
+    made = vocabulary.dense({"x": x, "y": x, "z": x})
+    assert made.shape == (500, 5 + 1 + 5)
+    np.testing.assert_allclose(made[:, 0], (on_scale - on_scale.mean()) / on_scale.std(), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(made[:, 5], (x - x.mean()) / x.std(), rtol=1e-4, atol=1e-6)
+    edges = np.quantile(on_scale, np.linspace(0, 1, 5))
+    np.testing.assert_allclose(made[:, 2], np.clip((on_scale - edges[1]) / (edges[2] - edges[1]), 0, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("choice", ["x=cube", "shop=log"])
+def test_a_wrong_encoding_is_refused(choice, tmp_path):
+    write_files(tmp_path, {"train/a.csv": "x,shop\n1,a\n2,b\n"})
+    columns = ["--dense", "x", "--sparse", "shop", "--encode", choice, "--out", "v.json"]
+    process = run_make_vocabulary(tmp_path, "--train", "train", *columns)
+    assert process.returncode == 2 and f"--encode: {choice} must be a column of --dense and one of" in process.stderr
