@@ -40,9 +40,19 @@ class Sample:
             self.limit = self.draws.max()
 
     def edges(self, pieces):
-        """The edges of ``pieces`` pieces with equally many numbers; fewer if numbers repeat, none if all are equal."""
+        """The edges of ``pieces`` pieces with equally many numbers; fewer if there are too few different numbers.
+
+        A number that fills a piece or more by itself, as zero often does, is an edge, and the other pieces are made of
+        the rest: few rows with a positive amount can tell more than many without one.
+        """
         self._prune()
-        edges = np.unique(np.quantile(self.numbers, np.linspace(0, 1, pieces + 1)))
+        edges, rest = np.unique([self.numbers.min(), self.numbers.max()]), self.numbers
+        while len(rest) and (missing := pieces + 1 - len(edges)) > 0:
+            points = missing + np.isin([rest.min(), rest.max()], edges).sum()  # those two are no new edges
+            found, times = np.unique(np.quantile(rest, np.linspace(0, 1, points)), return_counts=True)
+            repeated = found[times > 1]
+            edges = np.union1d(edges, np.setdiff1d(repeated if len(repeated) else found, edges)[:missing])
+            rest = rest[~np.isin(rest, repeated)] if len(repeated) else rest[:0]
         return [float(edge) for edge in edges] if len(edges) > 1 else []
 
 

@@ -111,3 +111,27 @@ def test_a_wrong_encoding_is_refused(choice, tmp_path):
     columns = ["--dense", "x", "--sparse", "shop", "--encode", choice, "--out", "v.json"]
     process = run_make_vocabulary(tmp_path, "--train", "train", *columns)
     assert process.returncode == 2 and f"--encode: {choice} must be a column of --dense and one of" in process.stderr
+
+
+def test_a_number_that_most_rows_have_takes_no_pieces_from_the_others(rng):
+    x = np.where(rng.rand(4000) < 0.9, 0.0, 1 + rng.gamma(2.0, size=4000))
+    sample = profile.Sample()
+    sample.add(x)
+    edges = sample.edges(8)
+    assert len(edges) == 9 and edges[0] == 0 and edges[-1] == x.max()
+    np.testing.assert_allclose(edges[1:], np.quantile(x[x > 0], np.linspace(0, 1, 8)), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "x,expected",
+    [
+        ([5] * 10, []),
+        ([0, 1, 2] * 100, [0, 1, 2]),
+        ([0] * 90 + [7] * 9 + [3], [0, 3, 7]),
+        (np.arange(17).repeat(9), list(np.arange(17))),
+    ],
+)
+def test_few_different_numbers_are_edges_each(x, expected):
+    sample = profile.Sample()
+    sample.add(np.array(x, float))
+    assert sample.edges(16) == expected
