@@ -204,8 +204,9 @@ class HyperParameters:
     optimizer_schedule: str = _field(
         "choice",
         "constant",
-        "The schedule of the learning rate over the whole training.",
-        choices=("constant", "cosine", "one_cycle"),
+        "The schedule of the learning rate over the whole training. restarts is three times one_cycle, each twice as "
+        "long as the one before.",
+        choices=("constant", "cosine", "one_cycle", "restarts"),
     )
     optimizer_warmup_steps: int = _field(
         int, 0, "The number of training steps over which the learning rate rises from 0.", low=0
@@ -377,10 +378,10 @@ class HyperParameters:
                 f"{PREFIX}task_weights has {len(self.task_weights)} numbers, but there are "
                 f"{self.task_num} tasks (task_num). Give one for each task, or an empty list."
             )
-        if self.optimizer_schedule == "one_cycle" and self.optimizer_warmup_steps:
+        if self.optimizer_schedule in ("one_cycle", "restarts") and self.optimizer_warmup_steps:
             raise ValueError(
                 f"{PREFIX}optimizer.warmup_steps is {self.optimizer_warmup_steps}, but the "
-                "one_cycle schedule has a warm-up of its own. Set it to 0, or use another schedule."
+                f"{self.optimizer_schedule} schedule has a warm-up of its own. Set it to 0, or use another schedule."
             )
         if self.optimizer_class == "lazy_adam" and (self.optimizer_weight_decay or not self.has_embeddings):
             raise ValueError(

@@ -55,13 +55,47 @@ class TrainingSchedule(paddle.optimizer.lr.LRScheduler):
         return self.schedule()
 
 
-def learning_rate_schedule(hyper, total_steps):
+CYCLES = (1, 2, 4)  # how long the cycles of the schedule ``restarts`` are, beside each other
+
+
+class Restarts:
+    """Cycles of a rate, each one Paddle's OneCycleLR: warm restarts (Loshchilov and Hutter, ICLR 2017, 1608.03983).
+
+    At the end of each cycle the rate has come down, so that a network is at its best there: of a short training, and
+    of longer ones.
+
+    Args:
+        rate: the greatest rate of each cycle.
+        ends: the positions at which the cycles end, rising.
+    """
+
+    def __init__(self, rate, ends):
+        self.begins = [0, *ends[:-1]]
+        # + 1: Paddle refuses to be asked for the rate at the very end
+        self.cycles = [
+            paddle.optimizer.lr.OneCycleLR(max_learning_rate=rate, total_steps=end - begin + 1)
+            for begin, end in zip(self.begins, ends)
+        ]
+        self.base_lr = self.cycles[0].base_lr
+        self.step(0)
+
+    def step(self, position):
+        number = max(np.searchsorted(self.begins, position, side="right") - 1, 0)
+        self.now = self.cycles[number]
+        self.now.step(position - self.begins[number])
+
+    def __call__(self):
+        return self.now()
+
+
+def learning_rate_schedule(hyper, total_steps, epochs=1):
     """The course of the learning rate over the training.
 
     Args:
         hyper: HyperParameters.
-        total_steps: training steps in all, or None if they are not known: then the cosine and
-            one_cycle schedules are not followed, and one line in the log says so.
+        total_steps: training steps in all, or None if they are not known: then the cosine, one_cycle and restarts
+            schedules are not followed, and one line in the log says so.
+        epochs: of the training; the cycles of restarts end with an epoch.
     Returns:
         TrainingSchedule, or a number if the rate is constant.
     """
@@ -75,8 +109,11 @@ def learning_rate_schedule(hyper, total_steps):
         name = "constant"
     schedule = rate
     if name == "one_cycle":
-        # total_steps + 1: Paddle refuses to be asked for the rate at the very end
-        schedule = paddle.optimizer.lr.OneCycleLR(max_learning_rate=rate, total_steps=total_steps + 1)
+        schedule = Restarts(rate, [total_steps])
+    elif name == "restarts":
+        shares = np.cumsum(CYCLES) / sum(CYCLES)
+        ends = {max(1, round(share * epochs)) * total_steps // epochs for share in shares}
+        schedule = Restarts(rate, sorted(ends))
     elif name == "cosine":
         schedule = paddle.optimizer.lr.CosineAnnealingDecay(rate, T_max=max(total_steps - warmup, 1))
     if warmup:
@@ -96,11 +133,12 @@ def learning_rate(hyper, config):
     """
     steps, epochs = config.get("runner.steps_per_epoch"), config.get("runner.epochs")
     # no step at all: too few data for a batch, which the tool is about to say
-    rate = learning_rate_schedule(hyper, max(int(steps), 1) * int(epochs) if steps is not None and epochs else None)
-    if config.get("runner.patience") and hyper.optimizer_schedule in ("one_cycle", "cosine"):
+    total = max(int(steps), 1) * int(epochs) if steps is not None and epochs else None
+    rate = learning_rate_schedule(hyper, total, int(epochs or 1))
+    if config.get("runner.patience") and hyper.optimizer_schedule != "constant":
         raise ValueError(
             f"runner.patience is {config['runner.patience']!r}, but with the {hyper.optimizer_schedule} schedule the "
-            "rate comes down at the end of runner.epochs only: a training that ends before is not at its best. Remove "
+            "rate comes down at set times only: a training that ends before is not at its best. Remove "
             "patience (keep_best still finds the best epoch), or set hyper_parameters.optimizer.schedule to constant."
         )
     keeps_some = [task.title for task in hyper.task_list if task.kind.negatives_kept < 1]

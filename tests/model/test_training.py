@@ -60,7 +60,22 @@ def test_a_schedule_that_the_tool_would_move_too_is_refused():
         )
 
 
-@pytest.mark.parametrize("name", ["one_cycle", "cosine", "constant"])
+@pytest.mark.parametrize("epochs,ends", [(14, [2, 6, 14]), (20, [3, 9, 20]), (3, [1, 3]), (1, [1])])
+def test_restarts_are_cycles_that_end_with_an_epoch(epochs, ends):
+    steps, hyper = 10, with_schedule("restarts")
+    peak = hyper.optimizer_learning_rate
+    found = rates(training.learning_rate(hyper, {"runner.epochs": epochs, "runner.steps_per_epoch": steps}), 300)
+    begins = [0, *ends[:-1]]
+    for begin, end in zip(begins, ends):
+        length = steps * (end - begin)
+        cycle = found[steps * begin : steps * end]
+        one = rates(training.learning_rate_schedule(with_schedule("one_cycle"), length), length)
+        np.testing.assert_array_equal(cycle, one)
+        assert cycle.max() > 0.9 * peak and cycle[-1] < 0.2 * peak
+    assert len(set(found[steps * epochs :])) == 1 and found[-1] == 1e-4  # where Paddle ends a cycle
+
+
+@pytest.mark.parametrize("name", ["one_cycle", "cosine", "restarts", "constant"])
 def test_patience_is_refused_with_a_schedule_that_comes_down_at_the_end(name):
     config = {"runner.epochs": 3, "runner.steps_per_epoch": 2, "runner.patience": 1}
     if name == "constant":
