@@ -49,9 +49,17 @@ def _read(args):
         return columns
 
 
+def _by_column(option, pairs):
+    """An option's pairs (column, value) as a dict."""
+    counts = collections.Counter(column for column, _ in pairs)
+    for column in (column for column in counts if counts[column] > 1):
+        raise ValueError(f"--{option}: {column} is named twice.")
+    return dict(pairs)
+
+
 def _sparse(args):
     """The profile.Sparse of each column of --sparse and --lists."""
-    hashes, likes = dict(args.hash), dict(args.like)
+    hashes, likes = _by_column("hash", args.hash), _by_column("like", args.like)
     named = [*args.sparse, *args.lists]
     for option, columns in (("hash", hashes), ("like", likes), ("like", likes.values()), ("sum", args.sum)):
         known = args.lists if option == "sum" else named
@@ -79,7 +87,9 @@ def _encoded(args):
             raise ValueError(
                 f"--encode: {column}={how} must be a column of --dense and one of {', '.join(profile.ENCODINGS)}."
             )
-    return dict(args.encode)
+        if how != "plain" and not args.pieces:
+            raise ValueError(f"--encode: {column}={how} needs pieces, but --pieces is 0.")
+    return _by_column("encode", args.encode)
 
 
 def make(args):
@@ -97,6 +107,8 @@ def make(args):
         raise ValueError(
             f"the column {twice[0]} is named twice." if twice else "name columns by --dense, --sparse or --lists."
         )
+    if args.separator and not args.lists:
+        raise ValueError("--separator is for --lists, which is missing.")
     output_files.check_file(args.out, "--out")
     if args.config is not None and os.path.lexists(args.config):
         raise ValueError(f"--config: {args.config} is there already, and may have been changed. Give another path.")
@@ -129,7 +141,7 @@ def _positive(text):
 
 def _column_and_number(text):
     column, _, number = text.rpartition("=")
-    return column.strip(), int(number)
+    return column.strip(), _positive(number)
 
 
 def _column_and_column(text):

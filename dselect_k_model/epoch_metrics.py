@@ -5,7 +5,7 @@ import contextlib
 import numpy as np
 import paddle
 
-from dselect_k_model.metrics import Mean, Metric
+from dselect_k_model.metrics import Mean, Metric, takes
 
 
 class TaskLoss(Mean):
@@ -86,7 +86,8 @@ class EpochMetrics:
         for t, (task, metrics, output, label) in enumerate(zip(self.tasks, self.by_task, outputs, labels)):
             output = np.asarray(output, "float64")[counts]
             label = np.asarray(label, "float64").reshape(-1, task.kind.label_size)[counts]
-            task.kind.update_metrics(metrics, output, label, **about)
+            read = {name: item for name, item in about.items() if takes(task.kind.update_metrics, name)}
+            task.kind.update_metrics(metrics, output, label, **read)
             values = _losses(task.kind, output, label) if losses is None else np.asarray(losses[t], "float64")[counts]
             self._count_losses(self.losses[t], values.reshape(label.shape), label, about.get("weight"))
 

@@ -37,9 +37,12 @@ def _refuse_weights(rows, name):
 
 
 def arrays(rows, about):
-    """What the network gets, of all rows: [weight float32 [N], group int64 [N]], those that there are."""
+    """What the network gets, of all rows: [weight float32 [N], group int64 [N]], those that there are.
+
+    A weight that no row may have is 0: only predictions read such a row.
+    """
     numbers, texts = columns(about)
-    made = [rows.numbers[name].astype(np.float32) for name in numbers]
+    made = [np.where(weights.is_wrong(rows.numbers[n]), 0, rows.numbers[n]).astype(np.float32) for n in numbers]
     return made + [_hashed(*rows.categories[name]) for name in texts]
 
 

@@ -2,6 +2,7 @@
 
 import collections
 import itertools
+import re
 import zlib
 from typing import NamedTuple, Union
 
@@ -11,6 +12,7 @@ from tabular.values import one_way
 
 POOLINGS = ("mean", "sum")
 MOST_IDS = 2**31 - 2  # which int32 holds
+WHOLE = re.compile(r"-?\d+")
 
 
 class KnownIds:
@@ -27,6 +29,10 @@ class KnownIds:
             value = max(spellings, key=lambda value: (value == "", spellings[value]))
             raise ValueError(f"a value of {column} is empty or a duplicate: {value!r}")
         self.id_of = {one_way(value): i for i, value in enumerate(self.values, 1)}
+
+    def are_whole(self):
+        """Whether all values are whole numbers, and there is one."""
+        return bool(self.values) and all(map(WHOLE.fullmatch, self.values))
 
     def of(self, texts):
         """int32 [number of texts]."""
@@ -46,6 +52,10 @@ class HashedIds:
         if type(number) is not int or not 1 <= number <= MOST_IDS:
             raise ValueError(f"hash of {column} is {number!r}, but must be a whole number from 1 to {MOST_IDS}")
         self.number, self.size = number, number + 1
+
+    def are_whole(self):
+        """False: the values are not known."""
+        return False
 
     def of(self, texts):
         """int32 [number of texts]."""

@@ -139,34 +139,68 @@ def list_column(column, path, name, separator=""):
 
     Args:
         column: of lists; or of texts, whose parts are separated.
-        separator: between the parts; a blank stands for one or several.
+        separator: between the parts; a blank stands for one or several. Empty parts are left out.
     Raises:
         ValueError: it has neither lists nor texts, or texts and there is no separator.
     """
-    arrow, column, faults = pyarrow(), _plain(column), []  # faults: (bool [N], function: row -> what is wrong)
+    arrow, column, faults = pyarrow(), _plain_list(column), []  # faults: (bool [N], function: row -> what is wrong)
     if not _is_list(column.type):
-        if not separator:
-            raise ValueError(
-                f"{path}: the column {name} has {_value_type(column)}, not lists. Give --separator for texts."
-            )
-        made = text_column(column, path, name)
-        codes, texts = made.values
-        faults += [(made.wrong, made.why)] if made.wrong is not None else []
+        codes, texts, reasons = _raw_texts(column, path, name, separator)
+        faults.append((np.isin(codes, list(reasons)), lambda i: reasons[int(codes[i])]))
         in_brackets = np.array([text[:1] == "[" and text[-1:] == "]" for text in texts])[codes]
         faults.append((in_brackets, lambda i: f"is {texts[codes[i]]!r:.100}: write its parts without brackets"))
         column = _split(texts, separator).take(arrow.array(codes))
     elif arrow.types.is_nested(column.type.value_type):
         raise ValueError(f"{path}: the column {name} is of type {column.type}, not of lists of texts or numbers.")
     lengths = arrow.compute.list_value_length(column).fill_null(0).to_numpy(zero_copy_only=False)
-    item_codes, items, reasons = _coded(_plain(column.flatten()), table_values.text_of)
-    if reasons:
-        is_wrong = np.isin(item_codes, list(reasons))
-        rows = np.repeat(np.arange(len(lengths)), lengths)[is_wrong]
-        code_of = dict(zip(rows[::-1].tolist(), item_codes[is_wrong][::-1].tolist()))  # of a row's first wrong item
-        wrong = np.isin(np.arange(len(lengths)), rows)
-        faults.append((wrong, lambda i: f"has an id that {reasons[code_of[i]]}"))
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    item_codes, items, wrong_items = _coded(_plain(column.flatten()), table_values.text_of)
+    if wrong_items:
+        is_wrong = np.isin(item_codes, list(wrong_items))
+        code_of = dict(
+            zip(rows[is_wrong][::-1].tolist(), item_codes[is_wrong][::-1].tolist())
+        )  # a row's first wrong one
+        wrong = np.isin(np.arange(len(lengths)), rows[is_wrong])
+        faults.append((wrong, lambda i: f"has an id that {wrong_items[code_of[i]]}"))
+    is_filled = np.array([bool(text) for text in items] + [False])[item_codes]
+    lengths, item_codes = np.bincount(rows[is_filled], minlength=len(lengths)), item_codes[is_filled]
     wrong = np.any([mask for mask, _ in faults], axis=0) if faults else None
     return Column((lengths, item_codes, [*items, ""]), wrong, lambda i: next(why(i) for mask, why in faults if mask[i]))
+
+
+def _plain_list(column):
+    """``_plain``, and lists as Arrow's usual ones; a column of nothing but nulls has empty lists."""
+    arrow, column = pyarrow(), _plain(column)
+    if arrow.types.is_null(column.type):
+        return column.cast(arrow.list_(arrow.string()))
+    if arrow.types.is_dictionary(column.type) and _is_list(column.type.value_type):
+        return column.dictionary_decode()
+    if "list_view" in str(column.type):
+        return column.cast(arrow.list_(column.type.value_type))
+    return column
+
+
+def _raw_texts(column, path, name, separator):
+    """Texts as they are, but for blanks around them: (codes int [N], texts, code -> what is wrong).
+
+    Raises:
+        ValueError: the column has no texts, or there is no separator.
+    """
+    arrow, value_type = pyarrow(), _value_type(column)
+    if not (arrow.types.is_string(value_type) or arrow.types.is_binary(value_type)):
+        raise ValueError(f"{path}: the column {name} is of type {value_type}, not of lists or texts.")
+    if not separator:
+        raise ValueError(f"{path}: the column {name} has texts, not lists. Give --separator to make_vocabulary.py.")
+    coded = column if arrow.types.is_dictionary(column.type) else column.dictionary_encode()
+    codes = coded.indices.fill_null(len(coded.dictionary)).to_numpy(zero_copy_only=False)
+    texts, reasons = [], {}
+    for i, value in enumerate(coded.dictionary.to_pylist()):
+        try:
+            texts.append((value.decode() if isinstance(value, bytes) else value or "").strip())
+        except UnicodeDecodeError:
+            reasons[i] = f"is {value[:100]!r}, not UTF-8 text"
+            texts.append("")
+    return codes, [*texts, ""], reasons
 
 
 def _is_list(kind):

@@ -34,7 +34,7 @@ BLOCK_ROWS = 1 << 14  # of Parquet
 LONGEST_LINE = 1 << 24
 # A quote after a backslash, or after blanks at the beginning of a field: pyarrow would read the field with its quotes.
 ODD_QUOTE = re.compile(rb'(?m)(?:\\|[,\t][ \t]+|^[ \t]+)"')
-SLOT = re.compile(rb"\s*[^\s:]+:[^\s:]+\s")
+SLOT, SLOT_NAME = re.compile(rb"\s*[^\s:]+:[^\s:]+\s"), re.compile(rb"(?<!\S)([^\s:]+):")
 UTF16 = (b"\xff\xfe", b"\xfe\xff")  # the first bytes of UTF-16 and UTF-32
 OTHER_DELIMITERS = (";", "\t", "|")
 NULL_FOLDER = "__HIVE_DEFAULT_PARTITION__"  # in the name of a folder: an empty field
@@ -98,7 +98,7 @@ def _find_tables(paths, folders=()):
 def _has_slots(path):
     """Whether a text file begins with a field of a slot."""
     with _naming(path), _stream(path) as stream:
-        return SLOT.match(stream.read(1000)) is not None
+        return SLOT.match(stream.read(1000).removeprefix(codecs.BOM_UTF8)) is not None
 
 
 def _is_link_to_parent(path):
@@ -130,10 +130,12 @@ def _is_empty(path):
 
 
 def check_columns(file, names):
-    """Raise ValueError if a file lacks one of the columns ``names``, or has it twice."""
+    """Raise ValueError if a file lacks one of the columns ``names``, or has it twice; warn of a slot without a row."""
     for name in names:
-        name = file.slot_of(name, file.columns)[0] if isinstance(file, SlotFile) else name
-        if file.columns.count(name) != 1:
+        if isinstance(file, SlotFile):
+            if file.slot_of(name)[0] not in file.columns:
+                LOG.warning("%s: no row has the slot %s: it is empty", file.path, name)
+        elif file.columns.count(name) != 1:
             wrong = "there are two columns" if name in file.columns else "there is no column"
             columns = f"Its columns: {', '.join(file.columns)}."
             marks = [mark for mark in OTHER_DELIMITERS if len(file.columns) == 1 and mark in file.columns[0]]
@@ -409,33 +411,37 @@ class _SlotBlock(_TextBlock):
         """Each slot's values, found among the fields of all rows at once."""
         arrow = pyarrow()
         rows, names, values, cut = self.fields()
-        row_num = _row_num(self.content)
-        kept = np.setdiff1d(np.arange(row_num), [row for row, _ in cut])
+        row_num, codes = _row_num(self.content), names.indices.to_numpy()
         place_of = {name.as_py(): i for i, name in enumerate(names.dictionary)}
-        codes, columns = names.indices.to_numpy(), {}
+        slots, columns = {}, {}  # column -> (its fields, how many each row has, which of a row's; None: the only one)
         for name in [*numbers, *categories, *lists]:
-            slot, number = self.file.slot_of(name, place_of)
-            chosen = np.flatnonzero(codes == place_of.get(slot, -1))
-            lengths = np.bincount(rows[chosen], minlength=row_num)
+            slot, number = self.file.slot_of(name)
+            fields = np.flatnonzero(codes == place_of.get(slot, -1))
+            slots[name] = fields, np.bincount(rows[fields], minlength=row_num), number
+        for name in [*numbers, *categories]:
+            _, lengths, number = slots[name]
+            for row in np.flatnonzero(lengths > 1).tolist() if number is None else ():
+                cut.setdefault(row, f"it has several values of {name}: name {name} in --lists, or {name}.0")
+        kept = np.setdiff1d(np.arange(row_num), list(cut))
+        for name, (fields, lengths, number) in slots.items():
             begins = np.cumsum(lengths) - lengths
             if name in lists:
+                of_kept = fields[np.isin(rows[fields], kept)]
                 ends = arrow.array(np.append(0, np.cumsum(lengths[kept])), arrow.int32())
-                columns[name] = arrow.ListArray.from_arrays(ends, values.take(arrow.array(chosen)))
+                columns[name] = arrow.ListArray.from_arrays(ends, values.take(arrow.array(of_kept)))
                 continue
-            if number is None and (lengths > 1).any():
-                row = int(np.argmax(lengths > 1))
-                raise ValueError(f"{self.place(row)}: {name} has several values: name it in --lists, or {name}.0.")
             is_there = lengths[kept] > (number or 0)
             places = np.where(is_there, begins[kept] + (number or 0), 0)
-            found = arrow.array(chosen[places] if len(chosen) else places, arrow.int64(), mask=~is_there)
+            found = arrow.array(fields[places] if len(fields) else places, arrow.int64(), mask=~is_there)
             columns[name] = values.take(found)
-        return arrow.table(columns), cut
+        return arrow.table(columns), sorted(cut.items())
 
     def fields(self):
-        """(Row of each field, names as a dictionary, values, pairs (row, what is wrong) of rows left out)."""
+        """(Row of each field, names as a dictionary, values, row -> what is wrong of rows left out)."""
         arrow = pyarrow()
         compute = arrow.compute
-        lines = arrow.array([line for line in self.content.split(b"\n") if not _is_blank(line)], arrow.binary())
+        content = _without_mark(self.begin, self.content)
+        lines = arrow.array([line for line in content.split(b"\n") if not _is_blank(line)], arrow.binary())
         fields = compute.utf8_split_whitespace(compute.utf8_trim_whitespace(lines.cast(arrow.string())))
         rows = np.repeat(np.arange(len(lines)), compute.list_value_length(fields).to_numpy())
         fields = fields.flatten()
@@ -446,11 +452,16 @@ class _SlotBlock(_TextBlock):
             kept = ~np.isin(rows, list(cut))
             rows, fields = rows[kept], fields.filter(arrow.array(kept))
         pairs = compute.split_pattern(fields, ":").flatten()
-        return rows, pairs[::2].dictionary_encode(), pairs[1::2], sorted(cut.items())
+        return rows, pairs[::2].dictionary_encode(), pairs[1::2], cut
+
+
+def _without_mark(begin, content):
+    """A piece of a file, from the byte ``begin`` on, without the mark of UTF-8 at the beginning of the file."""
+    return content if begin else content.removeprefix(codecs.BOM_UTF8)
 
 
 class SlotFile(_TextFile):
-    """A file of slots, compressed or not. Its columns are the slots of its first block.
+    """A file of slots, compressed or not. It is read through for the names of its slots, which are its columns.
 
     Raises:
         ValueError: it cannot be read.
@@ -459,17 +470,16 @@ class SlotFile(_TextFile):
     block = _SlotBlock
 
     def __init__(self, path, constants):
-        super().__init__(path, [], constants, 0)
+        names = {}
         with _naming(path):
-            first = next((self.block(self, 0, content) for _, content in _lines(path, 0, BLOCK_BYTES)), None)
-            names = first.fields()[1].dictionary.to_pylist() if first else []
-        super().__init__(path, names, constants, 0)
+            for begin, content in _lines(path, 0, math.inf):
+                names.update(dict.fromkeys(SLOT_NAME.findall(_without_mark(begin, content))))
+        super().__init__(path, [name.decode() for name in names], constants, 0)
 
-    @staticmethod
-    def slot_of(column, slots):
-        """(A slot, the number of its value in a row; None: the only one) of a column, where these are the slots."""
+    def slot_of(self, column):
+        """(Slot, which of its values; None: the only one) of a column: price.1 is the second value of price."""
         slot, _, number = column.rpartition(".")
-        is_numbered = column not in slots and number.isdecimal()
+        is_numbered = column not in self.columns and number.isdecimal()
         return (slot, int(number)) if is_numbered else (column, None)
 
 

@@ -94,15 +94,15 @@ def _of_category(columns, category):
         facts.append(f"lists of up to {sparse.longest}, {sparse.filled / max(sparse.rows, 1):.1f} on average")
     if sparse.hash:
         about = f"some {distinct:.3g} values in" if math.isfinite(distinct) else "more values than"
-        facts.append(f"{about} {sparse.hash} ids, {100 * sparse.collisions():.2g} % of them with another's id")
+        facts.append(f"{about} {sparse.hash} ids, {100 * sparse.collisions():.2g} % of all values with another's id")
     else:
         facts.append(f"{distinct} values, {category.ids.size - 1} with an id")
     facts += [f"the ids of {category.like}"] if category.like else []
     facts += _missing(sparse.missing, sparse.filled + sparse.missing)
     if not category.pooling and not sparse.hash and distinct > max(MANY_VALUES, ID_SHARE * sparse.filled):
         facts.append("WARNING: an id of the row? most of its values occur once; leave it out, or give --min-count")
-    if distinct == 1:
-        facts.append("WARNING: a constant says nothing; leave it out")
+    if distinct < 1.5:  # an estimate, of hashes
+        facts.append(f"WARNING: {'a constant' if distinct else 'an empty column'} says nothing; leave it out")
     return ", ".join([*facts, *_equal_to_labels(columns, category.column)])
 
 

@@ -42,7 +42,7 @@ class Model:
     """
 
     def __init__(self, folder, batch_size=1024, threads=None):
-        if batch_size < 1:
+        if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be a whole number >= 1.")
         self.batch_size, self.lock = batch_size, threading.Lock()
         with _value_errors(), fast_path_at_first():

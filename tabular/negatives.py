@@ -3,10 +3,15 @@
 import numpy as np
 
 
+def _is_there(label, kind):
+    """bool [N]: whether a row has a label of a task, [N] or [N, label_size]."""
+    there = kind.is_labelled(label)
+    return there.any(axis=1) if there.ndim > 1 else there
+
+
 def has_label(labels, kinds):
-    """bool [N]: whether a row has a label of any task; ``labels`` by task, [N] or [N, label_size]."""
-    there = [kind.is_labelled(label).reshape(len(label), -1).any(axis=1) for kind, label in zip(kinds, labels)]
-    return np.any(there, axis=0)
+    """bool [N]: whether a row has a label of any task; ``labels`` by task."""
+    return np.any([_is_there(label, kind) for kind, label in zip(kinds, labels)], axis=0)
 
 
 def leave_out(labels, kinds, rng):
@@ -31,7 +36,7 @@ def expected(labels, kinds):
     """How many rows ``leave_out`` leaves without a label, on average."""
     chance = has_label(labels, kinds).astype(float)
     for kind, label in zip(kinds, labels):
-        there = kind.is_labelled(label).reshape(len(label), -1).any(axis=1)
+        there = _is_there(label, kind)
         is_negative = there & (label == 0) if kind.negatives_kept < 1 else np.zeros(len(label), bool)
         chance *= np.where(there, is_negative * (1 - kind.negatives_kept), 1.0)
     return float(chance.sum())

@@ -158,6 +158,8 @@ class Columns:
         self.labels = {name: Summary(has_log=True) for name in labels if name not in in_words}
         self.classes = {name: collections.Counter() for name in in_words}
         self.all_sparse = {of.column: of for of in sparse}
+        for of in (of for of in sparse if of.like and of.hash):
+            of.used = self.all_sparse[of.like].used  # they share ids, so their values meet each other's
         self.sparse = {of.column: of for of in sparse if not of.pooling}
         self.lists = {of.column: of for of in sparse if of.pooling}
         self.unequal = set()  # pairs of an input's column and a label's that differ in some row
@@ -228,7 +230,7 @@ class Columns:
 
     def is_equal(self, column, label):
         """Whether a column of the inputs has the label's value in every row that has one."""
-        of_a_kind = (column in self.dense) == (label in self.labels)
+        of_a_kind = column in (self.dense if label in self.labels else self.sparse)
         has_labels = self.labels[label].count if label in self.labels else class_names(self.classes[label])
         return of_a_kind and bool(has_labels) and (column, label) not in self.unequal
 
@@ -280,7 +282,10 @@ def _number(name, summary, pieces):
     if summary.scale:
         entry["scale"] = summary.scale
     if pieces:
-        entry.update(edges=summary.sample.edges(pieces), missing=summary.missing > 0)
+        edges = summary.sample.edges(pieces)
+        if edges:  # of the sample, but for the ends
+            edges[0], edges[-1] = map(float, SCALES[summary.scale](np.array([summary.least, summary.greatest])))
+        entry.update(edges=edges, missing=summary.missing > 0)
     return entry
 
 

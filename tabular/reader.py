@@ -133,6 +133,7 @@ class RecDataset(IterableDataset):
             self._check_labels(file, evaluates=config.get("runner.job") == "infer")
         # in an evaluation by our tools, which say so, each process reads everything and computes its share
         self.rank, self.rank_num = (0, 1) if config.get("runner.job") == "infer" else (get_rank(), get_world_size())
+        self.seed = int(config.get("runner.seed") or 0)  # of the draws of negatives
         self.leaves_out = config.get("runner.job") != "infer" and any(kind.negatives_kept < 1 for kind, _ in self.tasks)
         self.warned_unknown = set()  # categories for which a warning has named unknown values
         self.has_reported = False  # a bad row, in this epoch and process: to find its line takes a pass over the file
@@ -260,7 +261,8 @@ class RecDataset(IterableDataset):
         for kind, names in self.tasks:
             for name in {*names} & {*labels} - {*in_words}:
                 self._refuse_labels(rows, name, kind)
-        about.refuse(rows, self.about)
+        if not self.predicts:  # which needs them for metrics alone
+            about.refuse(rows, self.about)
         return rows
 
     @staticmethod
@@ -287,7 +289,7 @@ class _Blocks:
         parts = [part for file in dataset.files for part in file.parts()]
         if seed is not None:
             parts = [parts[i] for i in np.random.default_rng([seed, epoch]).permutation(len(parts))]
-        self.parts, self.share, self.numbers = parts, (dataset.rank, None, dataset.rank_num), (seed or 0, epoch)
+        self.parts, self.share, self.numbers = parts, (dataset.rank, None, dataset.rank_num), (dataset.seed, epoch)
 
     def __iter__(self):
         blocks = enumerate(itertools.chain.from_iterable(part.blocks() for part in self.parts))

@@ -24,7 +24,7 @@ LABELS_ARE = (
     "classes."
 )
 INPUT = "hyper_parameters.input."
-_WHOLE, _FRACTION = re.compile(r"-?\d+"), re.compile(r"-?\d+\.\d*[1-9]\d*")
+_FRACTION = re.compile(r"-?\d+\.\d*[1-9]\d*")
 EMPTY = {  # the keys under it that a vocabulary decides, and what they are without such columns
     "dense_size": 0,
     **{name: [] for name in ("vocabulary_sizes", "list_sizes", "list_pooling", "shared_embeddings")},
@@ -185,11 +185,10 @@ class Vocabulary:
 
     def _refuse_fractions(self, found):
         for category in (*self.categories, *self.lists):
-            values = getattr(category.ids, "values", ())
             *lengths, codes, texts = found[category.column]
-            has_fraction = [text not in values and bool(_FRACTION.fullmatch(text)) for text in texts]
+            has_fraction = [bool(_FRACTION.fullmatch(text)) for text in texts]
             places = np.flatnonzero(np.array(has_fraction, bool)[codes])
-            if len(places) and values and all(map(_WHOLE.fullmatch, values)):
+            if len(places) and category.ids.are_whole():
                 row = np.searchsorted(np.cumsum(lengths[0]), places[0], side="right") if lengths else places[0]
                 raise ValueError(
                     f"row {row}: {category.column} is {texts[codes[places[0]]]}, but all its values in {self.path} are "
@@ -264,6 +263,8 @@ def _read_column(columns, name, of_arrow, of_items):
     """
     known = getattr(columns, "column_names", getattr(columns, "columns", None))  # of pyarrow; of pandas and polars
     known = columns if known is None else known
+    if list(known).count(name) > 1:
+        raise ValueError(f"there are two columns {name!r}.")
     if name not in known:
         raise ValueError(f"there is no column {name!r}; the columns are: {', '.join(map(str, known)) or 'none'}.")
     column = columns[name]

@@ -129,7 +129,7 @@ def test_a_hash_spreads_ids_evenly_and_is_the_same_everywhere():
 
 def test_the_share_of_collisions_is_estimated(tmp_path, capsys):
     write_files(tmp_path, {"train/a.csv": "user,label\n" + "".join(f"{i},1\n" for i in range(3000))})
-    make(tmp_path, lists=[], hash=[("user", 4000)])
+    make(tmp_path, lists=[], separator="", hash=[("user", 4000)])
     (share,) = [
         float(line.split(" ids, ")[1].split(" %")[0])
         for line in capsys.readouterr().out.splitlines()
@@ -141,7 +141,7 @@ def test_the_share_of_collisions_is_estimated(tmp_path, capsys):
 
 
 BAD = {
-    "no separator": ("a|b", {"separator": ""}, "the column tags has string, not lists. Give --separator for texts"),
+    "no separator": ("a|b", {"separator": ""}, "the column tags has texts, not lists. Give --separator"),
     "brackets": ("[1| 2]", {}, "tags is '.1. 2.': write its parts without brackets"),
     "an id too large for a float": ("1|1e+17", {}, "tags has an id that is the float '?1e.17"),
 }
@@ -257,6 +257,8 @@ WRONG = {
     "like itself": (["--like", "tags=tags"], "--like: tags cannot have the ids of tags"),
     "like no column": (["--like", "tags=item"], "--like: item is not among"),
     "sum of no list": (["--sum", "user"], "--sum: user is not among --lists"),
+    "no hash": (["--hash", "tags=0"], "--hash"),
+    "two hashes": (["--hash", "tags=7", "tags=9"], "--hash: tags is named twice"),
 }
 
 
@@ -282,3 +284,45 @@ def test_a_vocabulary_with_other_words_is_refused(changes, words, tmp_path):
     )
     with pytest.raises(ValueError, match=words):
         Vocabulary(str(tmp_path / "v.json"))
+
+
+def test_empty_parts_are_left_out_of_every_form(tmp_path):
+    write_files(tmp_path, {"train/a.csv": "tags,label\na|,1\n|,1\na||b,1\n"})
+    table = pa.table({"tags": [["a", None], None, ["a", "", "b"]], "label": [1] * 3})
+    write_files(tmp_path, {"train/b.parquet": table})
+    vocabulary = make(tmp_path, sparse=[], lists=["tags"])
+    found = [
+        np.asarray(item) for item, _ in reader(tmp_path, vocabulary).blocks(0, None, engine_blocks.in_order(0, "x"))
+    ]
+    assert [lists_of(padded) for padded in found] == [[[1], [], [1, 2]]] * 2
+
+
+@pytest.mark.parametrize(
+    "column",
+    [pa.nulls(2), pa.DictionaryArray.from_arrays(pa.array([None, 0]), pa.array([["a"]]))],
+    ids=["nulls", "a dictionary of lists"],
+)
+def test_lists_are_read_however_they_are_stored(column, tmp_path):
+    (tmp_path / "v.json").write_text(
+        json.dumps({"numbers": [], "categories": [{"column": "tags", "values": ["a"], "pooling": "mean"}]})
+    )
+    inputs, _ = Vocabulary(str(tmp_path / "v.json")).inputs_of(pa.table({"tags": column}))
+    assert lists_of(np.asarray(inputs[0])) == [[], [1] if column.null_count < 2 else []]
+
+
+def test_a_list_is_not_said_to_equal_a_label(tmp_path, capsys):
+    write_files(tmp_path, {"train/a.csv": "tags,label\na b,yes\n,no\na,no\n"})
+    make(tmp_path, sparse=[], lists=["tags"], separator=" ")
+    assert "WARNING" not in capsys.readouterr().out
+
+
+def test_columns_that_share_hashes_have_the_collisions_of_both(tmp_path, capsys):
+    rows = "".join(f"x{i},y{i},1\n" for i in range(3000))
+    write_files(tmp_path, {"train/a.csv": "a,b,label\n" + rows})
+    make(tmp_path, sparse=["a", "b"], lists=[], separator="", like=[("a", "b")], hash=[("b", 10_000)])
+    shares = [
+        float(line.split(" ids, ")[1].split(" %")[0])
+        for line in capsys.readouterr().out.splitlines()
+        if " ids, " in line
+    ]
+    assert shares == pytest.approx([100 * (1 - np.exp(-0.6))] * 2, rel=0.05)  # 6000 values in 10,000 ids

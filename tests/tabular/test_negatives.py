@@ -101,3 +101,9 @@ def test_another_reader_is_refused(tmp_path):
     tasks = "hyper_parameters.tasks=[{classes: 10}, {kind: binary, negatives_kept: 0.1}]"
     process = run_here("trainer", ROOT / "config.yaml", tasks, cwd=tmp_path)
     assert process.returncode == 2 and "only the reader tabular.reader draws the negatives" in process.stderr
+
+
+def test_a_block_without_a_row_leaves_out_none():
+    kinds, labels = [BINARY(negatives_kept=0.1), CLASSES(classes=3)], [np.zeros(0, "float32"), np.zeros(0, "int64")]
+    _, is_out = negatives.leave_out(labels, kinds, np.random.default_rng(0))
+    assert is_out.shape == (0,) and negatives.expected(labels, kinds) == 0

@@ -113,6 +113,17 @@ def test_a_wrong_encoding_is_refused(choice, tmp_path):
     assert process.returncode == 2 and f"--encode: {choice} must be a column of --dense and one of" in process.stderr
 
 
+def test_the_outer_edges_are_those_of_all_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(profile, "SAMPLED", 20)
+    columns = profile.Columns(["x"], [], [])
+    x = np.random.RandomState(0).randn(2000)
+    for part in np.split(x, 20):
+        columns.dense["x"].add(part)
+    columns.rows = 2000
+    (number,) = columns.vocabulary()["numbers"]
+    assert (number["edges"][0], number["edges"][-1]) == (x.min(), x.max())
+
+
 def test_a_number_that_most_rows_have_takes_no_pieces_from_the_others(rng):
     x = np.where(rng.rand(4000) < 0.9, 0.0, 1 + rng.gamma(2.0, size=4000))
     sample = profile.Sample()

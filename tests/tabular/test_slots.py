@@ -59,8 +59,10 @@ BAD = {
     "no colon": ("click:1 user\n", "line 2: it has 'user', not slot:value"),
     "no value": ("click:1 user:\n", "line 2: it has 'user:', not slot:value"),
     "two colons": ("click:1 user:a:b\n", "line 2: it has 'user:a:b', not slot:value"),
-    "several values": ("click:1 user:1 user:2\n", "line 2: user has several values: name it in --lists, or user.0"),
-    "no such slot": ("", "there is no column 'item'"),
+    "several values": (
+        "click:1 user:1 user:2\n",
+        "line 2: it has several values of user: name user in --lists, or user.0",
+    ),
     "no number": ("click:1 user:1 x:y\n", "line 2: x is 'y', not a number"),
 }
 
@@ -68,7 +70,7 @@ BAD = {
 @pytest.mark.parametrize("line,words", BAD.values(), ids=BAD)
 def test_a_line_that_is_not_of_slots_is_refused(line, words, tmp_path):
     write_files(tmp_path, {"train/a.txt": "click:0 user:1 x:1\n" + line})
-    columns = ["--sparse", "user", *(["item"] if "item" in words else []), "--dense", "x", "--labels", "click"]
+    columns = ["--sparse", "user", "--dense", "x", "--labels", "click"]
     process = run_make_vocabulary(tmp_path, "--train", "train", *columns, "--out", "v.json")
     assert process.returncode == 2 and words in process.stderr, process.stderr
 
@@ -80,3 +82,29 @@ def test_a_bad_line_is_skipped_and_a_text_without_slots_is_no_table(tmp_path, ca
     ((block,),) = [list(part.blocks()) for part in file.parts()]
     rows = block.read(["c"], ["u"])
     assert rows.numbers["c"].tolist() == [0, 1] and rows.first_bad().endswith("line 2: it has 'u', not slot:value")
+
+
+def test_a_slot_that_no_row_of_a_file_has_is_empty_and_a_warning_says_so(tmp_path, caplog):
+    write_files(tmp_path, {"a.txt": "c:0 u:1\n", "b.txt": "c:1\n"})
+    files = table_files.open_files([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")])
+    for file in files:
+        table_files.check_columns(file, ["c", "u"])
+    assert [line for line in caplog.messages if "no row has the slot u: it is empty" in line] == [
+        f"{tmp_path / 'b.txt'}: no row has the slot u: it is empty"
+    ]
+    (block,) = blocks(tmp_path / "b.txt")
+    codes, texts = block.read(["c"], ["u"]).categories["u"]
+    assert [texts[code] for code in codes] == [""]
+
+
+def test_a_mark_of_utf8_is_no_part_of_a_slots_name(tmp_path):
+    write_files(tmp_path, {"a.txt": b"\xef\xbb\xbfclick:1 item:3\nclick:0 item:4\n"})
+    (block,) = blocks(tmp_path / "a.txt")
+    assert block.columns == ["click", "item"] and block.read(["click"], []).numbers["click"].tolist() == [1, 0]
+
+
+def test_a_numbered_slot_is_the_files_own_if_it_has_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(table_files, "BLOCK_BYTES", 40)
+    write_files(tmp_path, {"a.txt": "y:1 a.0:5 a:9\n" * 9 + "y:0 a:9\n" * 9})
+    found = np.concatenate([block.read(["a.0"], []).numbers["a.0"] for block in blocks(tmp_path / "a.txt")])
+    np.testing.assert_array_equal(found, [5] * 9 + [np.nan] * 9)
