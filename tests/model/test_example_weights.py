@@ -226,3 +226,14 @@ def test_a_batch_with_wrong_weights_or_groups_is_refused(graph_name, weight, gro
         graph.begin_evaluation()
         with pytest.raises(UserError, match=words):
             graph.infer_step(batch)
+
+
+def test_a_kind_that_knows_no_groups_works_beside_them(rng):
+    class Own(kinds.KINDS["binary"]):
+        def update_metrics(self, metrics, output, label):
+            super().update_metrics(metrics, output, label)
+
+    task = tasks.Task(Own(), "1", metrics=(metrics.METRICS["auc"],))
+    found = EpochMetrics([task])
+    found.update([rng.randn(20, 1)], [rng.randint(0, 2, 20)], about={"group": rng.randint(0, 3, 20)})
+    assert 0 <= found.named()["auc1"].accumulate() <= 1

@@ -154,3 +154,14 @@ def test_make_vocabulary_prints_the_keys_and_writes_the_columns(tmp_path, rng):
         refused = run_make_vocabulary(tmp_path, *options, *wrong)
         assert refused.returncode == 2
         assert re.search(words, refused.stderr), refused.stderr
+
+
+def test_a_row_to_predict_may_lack_both(tmp_path, rng):
+    rows = weighted_rows(rng, 9)
+    folder = Weighted(tmp_path, ["a.csv"], rows)
+    unknown = [[*row[:-2], "" if i % 3 == 0 else row[-2], "" if i % 3 == 1 else row[-1]] for i, row in enumerate(rows)]
+    write(tmp_path / "serve" / "a.csv", unknown, NAMES)
+    *_, weight, group = joined(folder.reader("serve", inference=True, job="infer").blocks(0, None, map))
+    expected = [0.0 if i % 3 == 0 else float(row[-2]) for i, row in enumerate(rows)]
+    np.testing.assert_array_equal(weight, np.array(expected, "float32"))
+    assert group.tolist() == [number_of("" if i % 3 == 1 else row[-1]) for i, row in enumerate(rows)]
