@@ -55,6 +55,7 @@ class TrainingSchedule(paddle.optimizer.lr.LRScheduler):
         return self.schedule()
 
 
+LEAST_RATE = 1e-4  # at the end of a cycle, as Paddle's; or a tenth of the greatest rate, if that is less
 CYCLES = (1, 2, 4)  # how long the cycles of the schedule ``restarts`` are, beside each other
 
 
@@ -73,7 +74,9 @@ class Restarts:
         self.begins = [0, *ends[:-1]]
         # + 1: Paddle refuses to be asked for the rate at the very end
         self.cycles = [
-            paddle.optimizer.lr.OneCycleLR(max_learning_rate=rate, total_steps=end - begin + 1)
+            paddle.optimizer.lr.OneCycleLR(
+                max_learning_rate=rate, total_steps=end - begin + 1, end_learning_rate=min(LEAST_RATE, rate / 10)
+            )
             for begin, end in zip(self.begins, ends)
         ]
         self.base_lr = self.cycles[0].base_lr

@@ -75,6 +75,13 @@ def test_restarts_are_cycles_that_end_with_an_epoch(epochs, ends):
     assert len(set(found[steps * epochs :])) == 1 and found[-1] == 1e-4  # where Paddle ends a cycle
 
 
+@pytest.mark.parametrize("name", ["one_cycle", "restarts"])
+def test_a_small_rate_does_not_grow_at_the_end_of_a_cycle(name):
+    hyper = HyperParameters.from_config(config(optimizer__schedule=name, optimizer__learning_rate=1e-5))
+    found = rates(training.learning_rate(hyper, {"runner.epochs": 7, "runner.steps_per_epoch": 10}), 90)
+    assert found.max() <= 1e-5 and found[-1] == pytest.approx(1e-6)
+
+
 @pytest.mark.parametrize("name", ["one_cycle", "cosine", "restarts", "constant"])
 def test_patience_is_refused_with_a_schedule_that_comes_down_at_the_end(name):
     config = {"runner.epochs": 3, "runner.steps_per_epoch": 2, "runner.patience": 1}
