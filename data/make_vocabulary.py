@@ -39,8 +39,8 @@ def _read(args):
         except NotNumbers as error:
             in_words.append(error.column)
             continue
-        for name, counter in columns.classes.items():
-            number = len(profile.class_names(counter))
+        for name, of_classes in columns.classes.items():
+            number = len(profile.class_names(of_classes.counter))
             if not 2 <= number <= MOST_CLASSES:
                 raise ValueError(
                     f"the column {name} has {number} different texts as labels, but a task has 2 to {MOST_CLASSES} "

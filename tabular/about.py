@@ -14,7 +14,7 @@ WEIGHTS_ARE = f"A weight is {weights.WORDS}."
 
 def columns(about):
     """(Columns that are read as numbers, columns that are read as texts)."""
-    return [about[name] for name in about if name == "weight"], [about[name] for name in about if name == "group"]
+    return tuple([about[name]] if name in about else [] for name in ("weight", "group"))
 
 
 def refuse(rows, about):

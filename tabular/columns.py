@@ -145,7 +145,9 @@ def list_column(column, path, name, separator=""):
     """
     arrow, column, faults = pyarrow(), _plain_list(column), []  # faults: (bool [N], function: row -> what is wrong)
     if not _is_list(column.type):
-        codes, texts, reasons = _raw_texts(column, path, name, separator)
+        _check_separated(column, path, name, separator)
+        codes, texts, reasons = _coded(column, table_values.raw_text)
+        texts = [*texts, ""]
         faults.append((np.isin(codes, list(reasons)), lambda i: reasons[int(codes[i])]))
         in_brackets = np.array([text[:1] == "[" and text[-1:] == "]" for text in texts])[codes]
         faults.append((in_brackets, lambda i: f"is {texts[codes[i]]!r:.100}: write its parts without brackets"))
@@ -157,9 +159,8 @@ def list_column(column, path, name, separator=""):
     item_codes, items, wrong_items = _coded(_plain(column.flatten()), table_values.text_of)
     if wrong_items:
         is_wrong = np.isin(item_codes, list(wrong_items))
-        code_of = dict(
-            zip(rows[is_wrong][::-1].tolist(), item_codes[is_wrong][::-1].tolist())
-        )  # a row's first wrong one
+        # backwards, so that a row's first wrong one stays
+        code_of = dict(zip(rows[is_wrong][::-1].tolist(), item_codes[is_wrong][::-1].tolist()))
         wrong = np.isin(np.arange(len(lengths)), rows[is_wrong])
         faults.append((wrong, lambda i: f"has an id that {wrong_items[code_of[i]]}"))
     is_filled = np.array([bool(text) for text in items] + [False])[item_codes]
@@ -180,27 +181,13 @@ def _plain_list(column):
     return column
 
 
-def _raw_texts(column, path, name, separator):
-    """Texts as they are, but for blanks around them: (codes int [N], texts, code -> what is wrong).
-
-    Raises:
-        ValueError: the column has no texts, or there is no separator.
-    """
+def _check_separated(column, path, name, separator):
+    """Raise ValueError if a column that has no lists has no texts either, or there is no separator."""
     arrow, value_type = pyarrow(), _value_type(column)
     if not (arrow.types.is_string(value_type) or arrow.types.is_binary(value_type)):
         raise ValueError(f"{path}: the column {name} is of type {value_type}, not of lists or texts.")
     if not separator:
         raise ValueError(f"{path}: the column {name} has texts, not lists. Give --separator to make_vocabulary.py.")
-    coded = column if arrow.types.is_dictionary(column.type) else column.dictionary_encode()
-    codes = coded.indices.fill_null(len(coded.dictionary)).to_numpy(zero_copy_only=False)
-    texts, reasons = [], {}
-    for i, value in enumerate(coded.dictionary.to_pylist()):
-        try:
-            texts.append((value.decode() if isinstance(value, bytes) else value or "").strip())
-        except UnicodeDecodeError:
-            reasons[i] = f"is {value[:100]!r}, not UTF-8 text"
-            texts.append("")
-    return codes, [*texts, ""], reasons
 
 
 def _is_list(kind):
@@ -257,7 +244,7 @@ def _coded(column, convert):
 
     Args:
         column: of ``_plain``.
-        convert: ``text_of`` or ``number_of``.
+        convert: ``text_of``, ``raw_text`` or ``number_of``.
     Returns:
         (codes int32 [N], a list of the converted values, code -> what is wrong with its value). A null has the code
         after the last one.
@@ -274,10 +261,10 @@ def _coded(column, convert):
 def _converted(values, convert):
     """(List of an Arrow array's converted values, index -> what is wrong with the value there)."""
     arrow = pyarrow()
-    kinds, is_text = arrow.types, convert is table_values.text_of
-    if is_text and kinds.is_integer(values.type):
+    kinds, is_text = arrow.types, convert is not table_values.number_of
+    if convert is table_values.text_of and kinds.is_integer(values.type):
         return values.cast(arrow.string()).fill_null("").to_pylist(), {}
-    if is_text and kinds.is_string(values.type):
+    if convert is table_values.text_of and kinds.is_string(values.type):
         return _texts(values)
     if kinds.is_floating(values.type):
         objects = list(values.to_numpy(zero_copy_only=False))  # of their own width, on which their texts depend

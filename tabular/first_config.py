@@ -31,7 +31,7 @@ def _task(columns, name):
     if name in columns.labels:
         summary = columns.labels[name]
         return (*(suggested_task(summary) if summary.count else ({}, "there are no labels")), summary.missing)
-    counter = columns.classes[name]
+    counter = columns.classes[name].counter
     names, missing = class_names(counter), sum(counter[text] for text in counter if text in NULL_TEXTS)
     rarest = min(names, key=counter.get)
     task = {"classes": f"[{', '.join(map(in_yaml, names))}]"}

@@ -156,7 +156,7 @@ class Columns:
         scales = {name: "log" if self.encoded.get(name) == "log" else "" for name in dense}
         self.dense = {name: Summary(has_sample=True, scale=scale) for name, scale in scales.items()}
         self.labels = {name: Summary(has_log=True) for name in labels if name not in in_words}
-        self.classes = {name: collections.Counter() for name in in_words}
+        self.classes = {name: Sparse(name) for name in in_words}
         self.all_sparse = {of.column: of for of in sparse}
         for of in (of for of in sparse if of.like and of.hash):
             of.used = self.all_sparse[of.like].used  # they share ids, so their values meet each other's
@@ -204,13 +204,9 @@ class Columns:
             self.bad += rows.bad_num()
         for name, summary in {**self.dense, **self.labels}.items():
             summary.add(rows.numbers[name][rows.good])
-        for name, sparse in self.sparse.items():
+        for name, sparse in {**self.sparse, **self.classes}.items():
             codes, texts = rows.categories[name]
             sparse.add(codes[rows.good], texts)
-        for name, counter in self.classes.items():
-            codes, texts = rows.categories[name]
-            for text, count in zip(texts, np.bincount(codes[rows.good], minlength=len(texts)).tolist()):
-                counter[text] += count
         for name, sparse in self.lists.items():
             lengths, codes, texts = rows.lists[name]
             sparse.add_lists(lengths[rows.good], codes[np.repeat(rows.good, lengths)], texts)
@@ -231,7 +227,7 @@ class Columns:
     def is_equal(self, column, label):
         """Whether a column of the inputs has the label's value in every row that has one."""
         of_a_kind = column in (self.dense if label in self.labels else self.sparse)
-        has_labels = self.labels[label].count if label in self.labels else class_names(self.classes[label])
+        has_labels = self.labels[label].count if label in self.labels else class_names(self.classes[label].counter)
         return of_a_kind and bool(has_labels) and (column, label) not in self.unequal
 
     def vocabulary(self, min_count=1, max_size=None, pieces=PIECES):

@@ -72,6 +72,15 @@ def text_of(value):
     raise ValueError(f"is a {type(value).__name__}, not a text, a number or a time")
 
 
+def raw_text(value):
+    """A text as it is, but for blanks around it; "" for an empty field.
+
+    Raises:
+        ValueError: bytes that are not UTF-8.
+    """
+    return (_python_value(value) or "").strip()
+
+
 def _python_value(value):
     """The value as Python's, if Python has it exactly; None for an empty field.
 
