@@ -17,7 +17,7 @@ from dselect_k_model.metrics import takes
 
 LOG = logging.getLogger("dselect_k")
 PREFIX = tasks.PREFIX
-OPTIONS = ("gate_options", "expert_options")  # sections whose keys a gate or an expert of the user's declares
+OPTIONS = ("gate_options", "expert_options")  # sections whose keys a gate or an expert declares
 
 
 def _field(*args, **kwargs):
@@ -222,7 +222,7 @@ class HyperParameters:
     )
     optimizer_momentum: float = _field(float, 0.9, "The momentum of sgd.", low=0)
     optimizer_clip_norm: float = _field(float, 0.0, "The largest norm of all gradients together; 0: no limit.", low=0)
-    gate_options: Any = dataclasses.field(default_factory=dict)  # as a gate of the user's declares them
+    gate_options: Any = dataclasses.field(default_factory=dict)  # as the gate declares them
     expert_options: Any = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
@@ -411,10 +411,11 @@ class HyperParameters:
             raise ValueError(f"{PREFIX}expert is cnn, but behind the bottom {self.bottom} there is no image. Use mlp.")
         for part, registry in (("gate", GATES), ("expert", EXPERTS)):
             options = getattr(self, f"{part}_options")
-            if options and getattr(self, part) in registry:
+            row = registry.get(getattr(self, part))
+            if options and row and not getattr(row, "keys", {}):
                 raise ValueError(
-                    f"{PREFIX}{part}_options has {', '.join(options)}, but these are keys of a {part} of your own, and "
-                    f"{part} is {getattr(self, part)}. Remove them."
+                    f"{PREFIX}{part}_options has {', '.join(options)}, but the {part} {getattr(self, part)} has no "
+                    "such keys. Remove them."
                 )
 
     def _check_lists(self):

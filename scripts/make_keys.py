@@ -11,6 +11,7 @@ import experiment  # noqa: E402  (the path is set above)
 
 import multiMNIST_reader  # noqa: E402
 from dselect_k_model import tasks  # noqa: E402
+from dselect_k_model.gates import GATES  # noqa: E402
 from dselect_k_model.hyper_parameters import HyperParameters  # noqa: E402
 from dselect_k_model.kinds import KINDS  # noqa: E402
 from engine.keys import RUNNER_KEYS  # noqa: E402
@@ -58,6 +59,8 @@ def page():
         section("The model", "A key that is not in a config has its default.", tasks.PREFIX, HyperParameters.keys()),
         section("A task", "Of each entry of `hyper_parameters.tasks`.", "", tasks.KEYS),
     ]
+    for name, gate in ((name, gate) for name, gate in GATES.items() if gate.keys):
+        parts.append(section(f"The gate {name}", "Of `hyper_parameters.gate_options`.", "", gate.keys))
     for name, kind in KINDS.items():
         parts.append(section(f"A task of kind {name}", (kind.__doc__ or "").split("\n\n")[0], "", kind.keys))
     parts.append(section("An experiment", "Of a YAML file that `experiments/run.py` reads.", "", experiment.KEYS))

@@ -1,10 +1,14 @@
-"""The gates that a config can name, a row each; and gates of the user's."""
+"""The gates that a config can name, a row each, and gates of the user's.
+
+A gate that net.py does not have is a file of this folder.
+"""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Callable, Optional
 
 import net
-from dselect_k_model.config_key import check_all
+from dselect_k_model.config_key import NETWORK, Key, check_all
 from dselect_k_model.users_objects import find
 
 
@@ -13,14 +17,16 @@ class Gate:
     """How a config's gate is made.
 
     Args:
-        make: function (hyper, task's number, expert_num, feature_size) -> net.Gate.
+        make: function (hyper, task's number, expert_num, feature_size, **options) -> net.Gate.
         has_top_k: whether ``top_k`` limits the experts of a task.
         expert_num: function (number of tasks) -> the number of experts that the gate needs, whatever the config says.
+        keys: of ``gate_options``, by name.
     """
 
     make: Callable
     has_top_k: bool = True
     expert_num: Optional[Callable] = None
+    keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
 
 
 def _dselect_k(per_example):
@@ -74,10 +80,10 @@ def make_gate(hyper, task, feature_size):
     Raises:
         ValueError: a gate of the user's cannot be found, or is no gate, or its options are wrong.
     """
-    number = expert_num(hyper)
+    number, where = expert_num(hyper), "hyper_parameters.gate"
     if hyper.gate in GATES:
-        return GATES[hyper.gate].make(hyper, task, number, feature_size)
-    where = "hyper_parameters.gate"
+        row = GATES[hyper.gate]
+        return row.make(hyper, task, number, feature_size, **own_options(row, hyper.gate_options, where, hyper.gate))
     function = find(GATES, hyper.gate, where)
     gate = function(number, hyper.top_k, feature_size, **own_options(function, hyper.gate_options, where, hyper.gate))
     if not all(hasattr(gate, name) for name in ("expert_num", "per_example", "penalties")):
@@ -87,17 +93,21 @@ def make_gate(hyper, task, feature_size):
     return gate
 
 
-def own_options(function, given, where, name):
-    """The options of a gate or an expert of the user's, checked by the keys that it declares in ``function.keys``."""
-    return check_all(getattr(function, "keys", {}), given, f"{where}_options.", name)
+def own_options(declares, given, where, name):
+    """The options of a gate or an expert, checked by the keys that it declares in ``declares.keys``."""
+    return check_all(getattr(declares, "keys", {}), given, f"{where}_options.", name)
 
 
 def options_in_force(registry, name, given, where):
-    """``own_options`` by the name of the gate or expert; as given if that cannot be found, {} if it is built in."""
-    if name in registry:
-        return {}
+    """The options by the name of a gate or an expert that a checkpoint must agree in; as given if it cannot be found.
+
+    Of the user's own these are all options; of built-in ones those whose key decides the network.
+    """
     try:
-        function = find(registry, name, where)
+        declares = registry[name] if name in registry else find(registry, name, where)
     except ValueError:
         return given
-    return own_options(function, given, where, name)
+    options = own_options(declares, given, where, name)
+    if name in registry:
+        return {option: value for option, value in options.items() if declares.keys[option].decides == NETWORK}
+    return options
