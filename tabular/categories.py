@@ -1,7 +1,8 @@
-"""A column of categories -> ids: by a list of values, or by a hash; one id a row, or a list of them."""
+"""A column of categories -> ids: by a list of values, a hash, or bins of a number; one id a row, or a list of them."""
 
 import collections
 import itertools
+import math
 import re
 import zlib
 from typing import NamedTuple, Union
@@ -21,6 +22,8 @@ class KnownIds:
     Raises:
         ValueError: a value is empty, or twice in the list.
     """
+
+    of_numbers = False
 
     def __init__(self, column, values):
         self.values, self.size = [str(value) for value in values], len(values) + 1
@@ -48,6 +51,8 @@ class HashedIds:
         ValueError: ``number`` is out of range.
     """
 
+    of_numbers = False
+
     def __init__(self, column, number):
         if type(number) is not int or not 1 <= number <= MOST_IDS:
             raise ValueError(f"hash of {column} is {number!r}, but must be a whole number from 1 to {MOST_IDS}")
@@ -65,6 +70,29 @@ class HashedIds:
         return np.where(np.fromiter(map(bool, texts), bool, len(texts)), ids, 0).astype(np.int32)
 
 
+class BinIds:
+    """The id of a number is that of its bin, from 1: up to the first edge, up to the second one, ..., above the last.
+
+    An edge belongs to the bin below it; 0 is for empty fields alone.
+
+    Raises:
+        ValueError: the edges do not rise.
+    """
+
+    of_numbers = True
+
+    def __init__(self, column, edges):
+        self.edges = [float(edge) for edge in edges]
+        if not all(map(math.isfinite, self.edges)) or self.edges != sorted(set(self.edges)):
+            raise ValueError(f"the edges of {column} do not rise")
+        self.size = len(edges) + 2
+
+    def of(self, numbers):
+        """float64 [N], nan where a field is empty -> int32 [N]."""
+        ids = 1 + np.searchsorted(self.edges, numbers, side="left")
+        return np.where(np.isnan(numbers), 0, ids).astype(np.int32)
+
+
 class Category(NamedTuple):
     """How a column of categories is encoded.
 
@@ -77,10 +105,13 @@ class Category(NamedTuple):
     """
 
     column: str
-    ids: Union[KnownIds, HashedIds]
+    ids: Union[KnownIds, HashedIds, BinIds]
     pooling: str = ""
     separator: str = ""
     like: str = ""
+
+
+IDS = {"values": KnownIds, "hash": HashedIds, "edges": BinIds}  # by the key in vocabulary.json
 
 
 def read(entries):
@@ -92,15 +123,18 @@ def read(entries):
     own = {}
     for entry in entries:
         if "like" not in entry:
-            column = str(entry["column"])
-            is_hashed = "hash" in entry
-            own[column] = HashedIds(column, entry["hash"]) if is_hashed else KnownIds(column, entry["values"])
+            column, given = str(entry["column"]), [name for name in IDS if name in entry] or ["values"]
+            if len(given) > 1:
+                raise ValueError(f"{column} has {' and '.join(given)}, but only one of them can say what its ids are")
+            own[column] = IDS[given[0]](column, entry[given[0]])
     found = []
     for entry in entries:
         column, like = str(entry["column"]), str(entry.get("like", ""))
         if like and like not in own:
             raise ValueError(f"{column} is like {like}, which has no ids of its own")
         pooling, separator = (str(entry.get(key, "")) for key in ("pooling", "separator"))
+        if own[like or column].of_numbers and (pooling or like):
+            raise ValueError(f"{column} has bins, which no list and no other column can have")
         if pooling not in ("", *POOLINGS):
             raise ValueError(f"pooling of {column} is {pooling!r}, but must be {' or '.join(POOLINGS)}")
         found.append(Category(column, own[like or column], pooling, separator, like))

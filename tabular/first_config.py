@@ -78,16 +78,22 @@ def report(columns, vocabulary):
 
 
 def _of_numbers(columns, number):
-    summary = columns.dense[number.column]
     made = f"{len(number.edges) - 1} pieces" if number.edges else "standardised"
     made += f", on a {number.scale} scale" if number.scale else ""
+    return _of_range(columns, number.column, made)
+
+
+def _of_range(columns, name, made):
+    summary = columns.dense[name]
     facts = [f"{summary.least:g} to {summary.greatest:g}", *_missing(summary.missing, columns.rows), made]
     if summary.least == summary.greatest:
         facts.append("WARNING: a constant says nothing; leave it out")
-    return ", ".join([*facts, *_equal_to_labels(columns, number.column)])
+    return ", ".join([*facts, *_equal_to_labels(columns, name)])
 
 
 def _of_category(columns, category):
+    if category.ids.of_numbers:
+        return _of_range(columns, category.column, f"{len(category.ids.edges) + 1} bins, an id each")
     sparse, facts = columns.all_sparse[category.column], []
     distinct = sparse.distinct()
     if category.pooling:

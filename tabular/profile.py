@@ -14,7 +14,7 @@ from tabular.values import NULL_TEXTS
 from tabular.vocabulary import LABELS_ARE
 
 PIECES = 16  # of the range of a dense column
-ENCODINGS = ("pieces", "plain", "log")  # log: in pieces, on a log scale
+ENCODINGS = ("pieces", "plain", "log", "bins")  # log: in pieces, on a log scale; bins: each with an embedding
 SAMPLED = 100_000  # numbers of a column that the edges of its pieces are taken from
 
 
@@ -54,6 +54,22 @@ class Sample:
             edges = np.union1d(edges, np.setdiff1d(repeated if len(repeated) else found, edges)[:missing])
             rest = rest[~np.isin(rest, repeated)] if len(repeated) else rest[:0]
         return [float(edge) for edge in edges] if len(edges) > 1 else []
+
+    def edges_of_bins(self, bins):
+        """The edges between ``bins`` bins with equally many numbers; an edge belongs to the bin below it.
+
+        A number that fills a bin or more by itself, as zero often does, is the greatest or the least of its bin, and
+        the other bins are made of the rest.
+        """
+        self._prune()
+        values, counts = np.unique(self.numbers, return_counts=True)
+        frequent = values[counts * bins >= len(self.numbers)]
+        rest, number = self.numbers[~np.isin(self.numbers, frequent)], bins - len(frequent)
+        between = np.quantile(rest, np.arange(1, number) / number) if len(rest) else []
+        # the bin above the greatest number would be empty
+        frequent = np.where(frequent == values[-1], np.nextafter(frequent, -math.inf), frequent)
+        edges = np.union1d(frequent, between)
+        return edges[(edges >= values[0]) & (edges < values[-1])].tolist()
 
 
 class Summary:
@@ -251,8 +267,11 @@ class Columns:
         numbers = [
             _number(name, summary, 0 if self.encoded.get(name) == "plain" else pieces)
             for name, summary in self.dense.items()
+            if self.encoded.get(name) != "bins"
         ]
         categories = [self._category(of, min_count, max_size) for of in self.all_sparse.values()]
+        for name in (name for name in self.dense if self.encoded.get(name) == "bins"):
+            categories.append({"column": name, "edges": self.dense[name].sample.edges_of_bins(pieces)})
         labels = [{"column": name} for name in self.names]
         return {"rows": self.rows, "numbers": numbers, "categories": categories, "labels": labels, **self.about}
 

@@ -26,7 +26,7 @@ LOG = logging.getLogger("dselect_k")
 ENOUGH = 100_000  # rows after which the shares of bad rows and unknown values are checked
 UNKNOWN_SHARE = 0.03  # of a category's values; if more have no id, a warning says so
 DEFAULT_CLASS_NUM = 10  # of hyper_parameters.class_num
-NO_INPUTS = types.SimpleNamespace(numbers=(), categories=(), lists=())  # in the place of a vocabulary
+NO_INPUTS = types.SimpleNamespace(columns_read=lambda: ((), ()), lists=())  # in the place of a vocabulary
 KEYS = {
     "vocabulary": Key(
         "path", REQUIRED, "The vocabulary file, relative to the YAML's folder; python data/make_vocabulary.py makes it."
@@ -215,7 +215,7 @@ class RecDataset(IterableDataset):
         if bad and not self.skips:
             remedy = "Correct the row" + ("." if self.predicts else ", or set runner.bad_rows to skip.")
             raise ValueError(f"{rows.first_bad()}. {remedy}")
-        ids, unknown = vocabulary.encoded(rows.categories, rows.lists)
+        ids, unknown = vocabulary.encoded({**rows.numbers, **rows.categories}, rows.lists)
         arrays += ids
         good = slice(None) if rows.good.all() else rows.good
         labels, kinds = self._labels(rows, good)
@@ -245,15 +245,16 @@ class RecDataset(IterableDataset):
         in_words = {name: kind for kind, names in self.tasks for name in names if kind.class_names and name in labels}
         weights, groups = about.columns(self.about)
         read = self.vocabulary if with_inputs else NO_INPUTS
-        numbers = [*(number.column for number in read.numbers), *(n for n in labels if n not in in_words)]
-        texts = dict.fromkeys([*(category.column for category in read.categories), *in_words, *groups])
+        numbers, texts = read.columns_read()
+        numbers = [*numbers, *(name for name in labels if name not in in_words)]
+        texts = dict.fromkeys([*texts, *in_words, *groups])
         try:
             lists = [(of.column, of.separator) for of in read.lists]
             rows = block.read([*numbers, *weights], [*texts], lists)
             if rows.without_numbers and not self.skips:
                 raise rows.without_numbers
         except NotNumbers as error:
-            of_input = f"{self.vocabulary.path} lists it under numbers: make the vocabulary again."
+            of_input = f"{self.vocabulary.path} lists it as numbers: make the vocabulary again."
             remedies = {**dict.fromkeys(weights, about.WEIGHTS_ARE), **dict.fromkeys(labels, LABELS_ARE)}
             raise ValueError(f"{error} {remedies.get(error.column, of_input)}") from error
         for name, kind in in_words.items():

@@ -1,10 +1,10 @@
 """vocabulary.json: how the columns of a table become numbers. ``data/make_vocabulary.py`` makes it from training rows.
 
 ``numbers`` are encoded as tabular/numbers.py says, and ``categories`` as tabular/categories.py says, by what is given
-for each column: ``values`` or ``hash``, or ``like``, the name of another column; of lists also ``pooling`` and
-``separator``. tabular/values.py decides which value a field is. ``labels`` (optional) are names of columns, in the
-order of the tasks. ``weight`` and ``group`` (optional) name the columns of the rows' weights and groups. Unknown keys
-are ignored.
+for each column: ``values``, ``hash`` or ``edges`` (bins of numbers), or ``like``, the name of another column; of lists
+also ``pooling`` and ``separator``. tabular/values.py decides which value a field is. ``labels`` (optional) are names of
+columns, in the order of the tasks. ``weight`` and ``group`` (optional) name the columns of the rows' weights and
+groups. Unknown keys are ignored.
 """
 
 import functools
@@ -64,13 +64,19 @@ class Vocabulary:
         if len(set(names)) < len(names) or not self.inputs():
             raise ValueError("it has no column, or a column twice")
         weight, group = (self.about.get(name) for name in ("weight", "group"))
-        texts = [category.column for category in self.categories]
+        texts = [category.column for category in self.categories if not category.ids.of_numbers]
         if weight in [*names, group or ""] or (group in names and group not in texts):
             raise ValueError("its weight is not a column of its own, or its group that of a number or label")
 
     def inputs(self):
         """Names of the columns that the network's inputs are made of."""
         return [column.column for column in (*self.numbers, *self.categories, *self.lists)]
+
+    def columns_read(self):
+        """(Names of the columns that are read as numbers; of those that are read as texts, a value each)."""
+        of_numbers = [category.column for category in self.categories if category.ids.of_numbers]
+        numbers = [*(number.column for number in self.numbers), *of_numbers]
+        return numbers, [category.column for category in self.categories if category.column not in of_numbers]
 
     def config(self):
         """The keys under ``hyper_parameters.input`` that describe these columns, without those that are empty."""
@@ -157,7 +163,9 @@ class Vocabulary:
             ValueError: a column is missing, or has another length, or a field that is none of these, or a float too
                 large to be an exact whole number.
         """
-        ids, _ = self._encoded_categories(_read(columns, categories=self._names(self.categories)))
+        numbers, texts = self.columns_read()
+        numbers = [name for name in numbers if name in self._names(self.categories)]
+        ids, _ = self._encoded_categories(_read(columns, numbers, texts))
         return ids[0]
 
     @staticmethod
@@ -177,7 +185,7 @@ class Vocabulary:
             ValueError: as ``dense`` and ``encode`` do; or a number has a fraction, but all values of its category are
                 whole numbers.
         """
-        found = _read(columns, self._names(self.numbers), self._names(self.categories), self.lists)
+        found = _read(columns, *self.columns_read(), self.lists)
         self._refuse_fractions(found)
         ids, unknown = self.encoded(found, found)
         inputs = [self._dense(found)] if self.numbers else []
@@ -185,6 +193,8 @@ class Vocabulary:
 
     def _refuse_fractions(self, found):
         for category in (*self.categories, *self.lists):
+            if category.ids.of_numbers:
+                continue
             *lengths, codes, texts = found[category.column]
             has_fraction = [bool(_FRACTION.fullmatch(text)) for text in texts]
             places = np.flatnonzero(np.array(has_fraction, bool)[codes])
@@ -199,7 +209,7 @@ class Vocabulary:
         """The ids of columns as the reader has them, and what is not in the vocabulary.
 
         Args:
-            columns: name -> (codes int [N], texts): a row has the text that its code numbers.
+            columns: name -> (codes int [N], texts): a row has the text that its code numbers; of bins float64 [N].
             lists: name -> (lengths int [N], codes, texts), likewise: see ``columns.Rows``.
         Returns:
             ([int32 [N, number of categories], if there are any, and Lists for each column of lists]; for each of these
@@ -217,6 +227,10 @@ class Vocabulary:
         """``encoded`` without lists."""
         ids, unknown = [], []
         for category in self.categories:
+            if category.ids.of_numbers:
+                ids.append(category.ids.of(columns[category.column]))
+                unknown.append((0, 0, []))
+                continue
             codes, texts = columns[category.column]
             of_texts = category.ids.of(texts)
             ids.append(of_texts[codes])

@@ -271,17 +271,17 @@ def test_options_that_do_not_fit_are_refused(arguments, words, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "changes,words",
+    "entry,words",
     [
-        ({"pooling": "max"}, "pooling of tags is 'max'"),
+        ({"values": [], "pooling": "max"}, "pooling of tags is 'max'"),
         ({"like": "item"}, "tags is like item, which has no ids of its own"),
         ({"hash": 0}, "hash of tags is 0"),
+        ({"hash": 5, "values": []}, "tags has values and hash, but only one"),
+        ({}, "it has no 'values'"),
     ],
 )
-def test_a_vocabulary_with_other_words_is_refused(changes, words, tmp_path):
-    (tmp_path / "v.json").write_text(
-        json.dumps({"numbers": [], "categories": [{"column": "tags", "values": [], **changes}]})
-    )
+def test_a_vocabulary_with_other_words_is_refused(entry, words, tmp_path):
+    (tmp_path / "v.json").write_text(json.dumps({"numbers": [], "categories": [{"column": "tags", **entry}]}))
     with pytest.raises(ValueError, match=words):
         Vocabulary(str(tmp_path / "v.json"))
 

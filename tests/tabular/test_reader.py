@@ -201,7 +201,7 @@ def test_many_bad_rows_end_the_epoch_early(mixed, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "column,words", [(5, "bought has no .* Labels are numbers: 0 and 1"), (0, "price has no .*lists it under numbers")]
+    "column,words", [(5, "bought has no .* Labels are numbers: 0 and 1"), (0, "price has no .*lists it as numbers")]
 )
 def test_a_column_of_texts_for_numbers_is_refused_with_a_remedy(mixed, column, words):
     path = mixed.folder / "train" / "a.csv"
