@@ -15,6 +15,7 @@ import time
 
 import cases
 import census_data
+import streaming
 import yaml
 from measuring import ProcessSettings, WorkerError, clean_environment, columns, ratio, spread
 
@@ -101,6 +102,10 @@ def without_batch_norm(sizes):
 
 def with_fewer_rounds(sizes):
     return sizes._replace(rounds=max(sizes.rounds - 2, 1))
+
+
+def with_few_rounds(sizes):
+    return sizes._replace(rounds=max(sizes.rounds - 4, 1))
 
 
 def training_steps(bench):
@@ -270,6 +275,22 @@ def reader(bench):
     examples, size = bench.workers["engine's Batches"].ask("call", "size")
     note = f"{what}: {examples} examples, {size / MB:.1f} MB in memory"
     return bench.rows("Paddle's loader"), [note]
+
+
+def files(bench):
+    """Rows a second of CPU that one process reads from files of a table, encodes and gives as shuffled batches."""
+    folders, seconds = {}, collections.defaultdict(list)
+    for name in streaming.COLUMNS:
+        folders[name] = bench.path(name)
+        streaming.generate(folders[name], bench.sizes.file_rows, has_lists=name == "lists")
+        streaming.make_vocabulary(folders[name], name)
+    for _, name, form in itertools.product(range(bench.sizes.rounds), folders, ("csv", "parquet")):
+        found = streaming.measured(folders[name], form, workers=0)
+        seconds[f"{form}, {name}"].append(found["cpu"] / found["rows"] * streaming.BATCH)
+    return [
+        {"variant": name, "seconds": values, **columns(name, seconds, streaming.BATCH, ["plain"])}
+        for name, values in seconds.items()
+    ], ["seconds of CPU; benchmarks/streaming.py says what the columns are"]
 
 
 def _data(bench):
@@ -478,6 +499,7 @@ TABLES = {
     ),
     "census": Table("Census-Income, {epochs} epochs, {rounds} seeds, batch {batch}", census, on_census),
     "reader": Table("reader, batch {batch}", reader),
+    "files": Table("reading a table from files, {file_rows} rows, in batches of 1024", files, with_few_rounds),
     "start": Table("start to first training step, batch {epoch_batch}", start),
     "memory": Table("peak memory of {memory_steps} training steps, batch {batch}", memory),
     "long_run": Table("{epochs} epochs of {epoch_steps} steps, 2 of 8 experts, batch {epoch_batch}", long_run),

@@ -17,6 +17,7 @@ import argparse
 import functools
 import json
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -228,32 +229,46 @@ def run(command):
         raise SystemExit(process.stderr)
 
 
-def train(folder, name, seed, overrides):
-    """The same of our network."""
+def ours(folder, name, gate, seed, overrides):
+    """The same of our network with a gate; kept in a file, so that a run that was killed goes on from there."""
+    settings = {"gate": gate, "seed": seed, "overrides": overrides}
+    results = folder / name / "ours.jsonl"
+    lines = results.read_text().splitlines() if results.exists() else []
+    found = next((record for record in map(json.loads, lines) if record["settings"] == settings), None)
+    if found is None:
+        numbers, seconds = train(folder, name, gate, seed, overrides)
+        found = {"settings": settings, "numbers": numbers, "seconds": seconds}
+        with open(results, "a") as file:
+            file.write(json.dumps(found) + "\n")
+    return found["numbers"], found["seconds"]
+
+
+def train(folder, name, gate, seed, overrides):
     table, place, began = TABLES[name], folder / name, time.perf_counter()
-    config, saved, log = place / "config.yaml", place / f"saved{seed}", place / f"infer{seed}.json"
+    config, saved, log = place / "config.yaml", place / f"saved-{gate}-{seed}", place / f"infer-{gate}-{seed}.json"
     if not config.exists():
         parts = [value for part in ("train", "validation", "test") for value in (f"--{part}", place / part)]
         columns = ["--dense", *table.dense, "--sparse", *table.sparse, "--labels", *table.labels, *table.options]
         columns += ["--lists", *table.lists] if table.lists else []
         made = ["--out", place / "vocabulary.json", "--config", config]
         run([ROOT / "data" / "make_vocabulary.py", *parts, *columns, *made])
-    keys = [f"runner.seed={seed}", "runner.progress=false", *overrides]
+    keys = [f"hyper_parameters.gate={gate}", f"runner.seed={seed}", "runner.progress=false", *overrides]
     run([ROOT / "tools" / "static_trainer.py", "-m", config, "-o", *keys, f"runner.model_save_path={saved}"])
     seconds = time.perf_counter() - began
     log.unlink(missing_ok=True)
     keys += [f"runner.infer_load_path={saved}", f"runner.log_json={log}"]
     run([ROOT / "tools" / "static_infer.py", "-m", config, "-o", *keys])
+    shutil.rmtree(saved)
     (record,) = (r for r in map(json.loads, log.read_text().splitlines()) if r["event"] == "epoch")
     return {metric: record["numbers"][metric] for metrics in table.labels.values() for metric in metrics}, seconds
 
 
 def compare(name, found):
-    """Print mean and standard deviation over the seeds, and by how many deviations ours are better than another.
+    """Print mean and standard deviation over the seeds, and by how many deviations the first is better than another.
 
     Args:
         name: of the table.
-        found: model -> list of (metric -> number, seconds), ours first.
+        found: model -> list of (metric -> number, seconds), our first gate first.
     Returns:
         By metric, the rank of each model from 1.
     """
@@ -261,13 +276,13 @@ def compare(name, found):
     for metric in (metric for metrics in TABLES[name].labels.values() for metric in metrics):
         of_model = {model: [numbers[metric] for numbers, _ in runs] for model, runs in found.items()}
         sign, cells = (1 if metric.startswith(IS_BETTER_HIGH) else -1), []
-        ours, *_ = summaries = [
+        first, *_ = summaries = [
             (statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0)
             for values in of_model.values()
         ]
         for mean, deviation in summaries:
-            by = sign * (ours[0] - mean) / max((ours[1] ** 2 + deviation**2) ** 0.5, 1e-12)
-            better = "" if (mean, deviation) == ours else f" ({by:+.1f})"
+            by = sign * (first[0] - mean) / max((first[1] ** 2 + deviation**2) ** 0.5, 1e-12)
+            better = "" if (mean, deviation) == first else f" ({by:+.1f})"
             cells.append(f"{mean:.4f} ± {deviation:.4f}{better}")
         print(f"| {name} | {metric} | {' | '.join(cells)} |", flush=True)
         order = sorted(range(len(summaries)), key=lambda i: -sign * summaries[i][0])
@@ -284,6 +299,7 @@ def main():
     parser.add_argument("--census", help="census-income.test.gz; without it, that table is left out")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tables", nargs="*", choices=list(TABLES), default=list(TABLES))
+    parser.add_argument("--gates", nargs="+", default=["dselect_k"], help="ours, with each of these gates")
     parser.add_argument("-o", "--override", nargs="*", default=[], metavar="KEY=VALUE", help="keys for our config")
     parser.add_argument("--others", metavar="TABLE", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -296,7 +312,8 @@ def main():
             found[model] = [other(args.work, args.others, make, seed) for seed in seeds]
         (args.work / args.others / "others.json").write_text(json.dumps(found))
         return
-    print(f"| table | metric | ours | {' | '.join(OTHERS)} |\n| --- | --- | --- |{' --- |' * len(OTHERS)}")
+    titles = ["table", "metric", *args.gates, *OTHERS]
+    print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     ranks = []
     for name in (name for name in args.tables if name != "census" or args.census):
         results = args.work / name / "others.json"
@@ -304,8 +321,11 @@ def main():
             data = ["--work", args.work, "--others", name, "--seeds", args.seeds]
             data += ["--census", args.census] if args.census else []
             subprocess.run([args.python, __file__, *map(str, data)], check=True)
-        ours = [train(args.work, name, seed, args.override) for seed in range(args.seeds)]
-        ranks += compare(name, {"ours": ours, **json.loads(results.read_text())})
+        found = {
+            gate: [ours(args.work, name, gate, seed, args.override) for seed in range(args.seeds)]
+            for gate in args.gates
+        }
+        ranks += compare(name, {**found, **json.loads(results.read_text())})
     print(f"| all | mean rank | {' | '.join(f'{statistics.mean(of):.2f}' for of in zip(*ranks))} |")
 
 

@@ -192,6 +192,7 @@ TABLES = {
     "embeddings": ("eager, lazy_adam", 1),
     "census": ("static, MMoE", 0),
     "reader": ("engine's Batches", 1),
+    "files": ("csv, hashed", 2),
     "start": ("tools/static_trainer.py, 8 experts", 0),
     "memory": ("static, 2 of 4", 0),
     "long_run": ("static", 2),
