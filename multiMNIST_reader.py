@@ -14,6 +14,7 @@ Files may come from strangers. Their code never runs. What makes no sense is ref
 """
 
 import collections
+import functools
 import logging
 import math
 import os
@@ -22,7 +23,7 @@ import numpy as np
 from paddle.io import Dataset
 
 from dselect_k_model import array_files
-from dselect_k_model.config_key import Key
+from dselect_k_model.config_key import STEP, Key
 
 LOG = logging.getLogger("dselect_k")
 IMAGE_SIZE = 36  # pixels a side
@@ -45,6 +46,15 @@ KEYS = {  # of runner
         None,
         "The half of a four-array file to read; without it, the tool's job or the folder decides.",
         choices=("train", "test"),
+    ),
+    "augment_shift": Key(
+        int,
+        0,
+        "The most pixels by which training shifts an image, in each direction, anew in each epoch.",
+        low=0,
+        high=IMAGE_SIZE - 1,
+        job="train",
+        decides=STEP,
     ),
     "image_scale": Key("choice", None, "The value of white, where the pixels leave it open.", choices=("255", "1")),
 }
@@ -71,7 +81,12 @@ class RecDataset(Dataset):
         super().__init__()
         paths = _data_files(file_list)
         folder = os.path.dirname(paths[0])
-        scale = _choice(config, "image_scale")
+        scale, self.augment_shift = _choice(config, "image_scale"), _choice(config, "augment_shift")
+        if self.augment_shift and config.get("runner.job") is None:  # our tools set it
+            raise ValueError(
+                f"runner.augment_shift is {self.augment_shift}, but only this project's tools shift images. Set it to "
+                "0."
+            )
         are_mapped = [path.lower().endswith(".npy") for path in paths]
         if any(are_mapped) and not all(are_mapped):
             other = paths[are_mapped.index(False)]
@@ -107,6 +122,29 @@ class RecDataset(Dataset):
         images = self.images[indices][:, None].astype(np.float32)
         images /= np.float32(255)
         return [images, self.labels[indices, 0], self.labels[indices, 1]]
+
+    def augment(self, batch, indices, epoch, seed):
+        """Shift each image of a training batch by whole pixels; what moves in is black.
+
+        Args:
+            batch: of ``gather``.
+            indices: of its examples.
+            epoch, seed: decide, with an example's index, by how much it is shifted.
+        """
+        if not self.augment_shift:
+            return batch
+        most = self.augment_shift
+        images, *labels = batch
+        down, right = _shifts(len(self), most, seed, epoch)[indices].T
+        padded = np.pad(images[:, 0], [(0, 0), (most, most), (most, most)])
+        windows = np.lib.stride_tricks.sliding_window_view(padded, [IMAGE_SIZE] * 2, axis=(1, 2))
+        return [windows[np.arange(len(images)), most - down, most - right][:, None], *labels]
+
+
+@functools.lru_cache(maxsize=1)
+def _shifts(number, most, seed, epoch):
+    """By how many pixels an epoch shifts each example, down and to the right: [number, 2]."""
+    return np.random.default_rng([seed, epoch, number]).integers(-most, most, [number, 2], endpoint=True)
 
 
 class Joined:

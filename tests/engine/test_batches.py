@@ -152,6 +152,26 @@ def test_a_stream_is_shuffled_within_its_window():
     assert all(value < place + 5 for place, value in enumerate(narrow[:19]))
 
 
+class Augmented(Items):
+    """One whose training examples become example + 100 x epoch + 1000 x seed."""
+
+    def augment(self, batch, indices, epoch, seed):
+        assert batch[1].tolist() == indices.tolist()
+        return [batch[0], batch[1] + 100 * epoch + 1000 * seed, batch[2]]
+
+
+@pytest.mark.parametrize("kind", [Augmented, type("Gathered", (Augmented, Gather), {})])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_reader_augments_in_training_alone(kind, workers):
+    batches = make(kind(12), num_workers=workers)
+    assert flat(batches, epoch=2) == [3200 + i for i in range(12)]
+    assert [batch[1].tolist() for batch in batches(1, begin=2)] == [[3108, 3109, 3110, 3111]], "resumed"
+    shuffled = make(kind(12), num_workers=workers, shuffle=True)
+    assert sorted(flat(shuffled, epoch=1)) == [3100 + i for i in range(12)]
+    for job in ("infer", "validate"):
+        assert flat(make(kind(12), job=job, validation_data_dir="/validation"), epoch=2) == [*range(12)]
+
+
 def test_gather_is_ignored_when_getitem_is_overridden():
     class Changed(Gather):
         def __getitem__(self, index):

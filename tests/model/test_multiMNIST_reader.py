@@ -287,3 +287,45 @@ def test_memory_has_one_copy_of_the_pixels_a_byte_each(tmp_path):
     kept, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert type(data.images) is np.ndarray and 5000 * 36 * 36 <= kept < 1.1 * 5000 * 36 * 36
+
+
+def shifted(image, down, right):
+    """An image [36, 36] shifted pixel by pixel; what moves in is 0."""
+    made = np.zeros_like(image)
+    for y in range(36):
+        for x in range(36):
+            if 0 <= y - down < 36 and 0 <= x - right < 36:
+                made[y, x] = image[y - down, x - right]
+    return made
+
+
+def test_training_shifts_each_image_by_seed_epoch_and_example_alone(tmp_path):
+    data = read(write(tmp_path / "a.pickle", (IMAGES, LABELS)), augment_shift=2, job="train")
+
+    def augmented(indices, epoch=0, seed=1):
+        images, *labels = data.augment(data.gather(np.array(indices)), np.array(indices), epoch, seed)
+        assert images.shape == (len(indices), 1, 36, 36) and images.dtype == np.float32
+        assert np.stack(labels, axis=1).tolist() == LABELS[indices].tolist()
+        return images[:, 0]
+
+    possible = {i: [shifted(data[i][0][0], dy, dx) for dy in range(-2, 3) for dx in range(-2, 3)] for i in range(4)}
+    found = set()
+    for epoch in range(40):
+        for i, image in enumerate(augmented([0, 1, 2, 3], epoch)):
+            found.add(next(number for number, other in enumerate(possible[i]) if (image == other).all()))
+    assert found == {*range(25)}, "every shift of up to two pixels occurs"
+    whole = augmented([0, 1, 2, 3], epoch=5)
+    assert (augmented([3, 1], epoch=5) == whole[[3, 1]]).all(), "a batch's other examples decide nothing"
+    assert not all(
+        (augmented([0, 1, 2, 3], **other) == whole).all() for other in ({"epoch": 6}, {"epoch": 5, "seed": 2})
+    )
+
+
+def test_without_the_key_nothing_is_shifted_and_other_tools_are_told_that_they_cannot(tmp_path):
+    path = write(tmp_path / "a.pickle", (IMAGES, LABELS))
+    batch = read(path).gather(np.arange(4))
+    assert read(path).augment(batch, np.arange(4), 0, 1) is batch
+    with pytest.raises(ValueError, match="runner.augment_shift is 2, but only this project's tools"):
+        read(path, augment_shift=2)
+    with pytest.raises(ValueError, match="runner.augment_shift is 36, but must be a whole number >= 0 and <= 35"):
+        read(path, augment_shift=36, job="train")

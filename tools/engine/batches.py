@@ -74,6 +74,7 @@ class Options:
     batch_size: int
     drop_last: bool  # drop a last batch of fewer examples
     seed: Optional[int]  # None: do not shuffle
+    run_seed: int  # runner.seed, shuffled or not
     window: Optional[int]  # runner.shuffle_window: how many examples of a stream are shuffled together
     workers: int  # processes that read; 0: this one
     processes: object  # of the job, among which the batches are spread: engine.processes.Alone or Several
@@ -98,6 +99,7 @@ class Batches:
             batch_size=settings.train_batch_size if self.trains else settings.infer_batch_size,
             drop_last=settings.drop_last if self.trains else settings.infer_drop_last,
             seed=settings.seed if settings.shuffle and self.trains else None,
+            run_seed=settings.seed,
             window=settings.shuffle_window,
             workers=_workers(dataset, settings.num_workers),
             processes=settings.processes,
@@ -226,7 +228,7 @@ class IndexSource:
         return loader.read(produce, self.options.workers, self.options.folder)
 
     def _produce(self, epoch, begin):
-        return map(self._fetch_own, loader.share(self._own(self._indices(epoch, begin))))
+        return map(functools.partial(self._fetch_own, epoch), loader.share(self._own(self._indices(epoch, begin))))
 
     def _indices(self, epoch, begin):
         size, seed, number = self.options.batch_size, self.options.seed, len(self.dataset)
@@ -241,11 +243,19 @@ class IndexSource:
             return spread.own_batches(batches, processes)
         return (spread.own_rows([indices], processes) for indices in batches)
 
-    def _fetch_own(self, indices):
+    def _fetch_own(self, epoch, indices):
         if indices is None:
             return None
-        batch = self.fetch(indices[0] if self.options.by_rows else indices)
+        own = indices[0] if self.options.by_rows else indices
+        batch = self._augmented(self.fetch(own), own, epoch)
         return spread.Copy(batch) if isinstance(indices, spread.Copy) else batch
+
+    def _augmented(self, batch, indices, epoch):
+        augment = offered(self.dataset, "augment") if self.options.trains else None
+        if augment is None:
+            return batch
+        with loader.reading(self.options.folder, f"the augmentation of the examples {indices[:3].tolist()} ..."):
+            return augment(batch, indices, epoch, self.options.run_seed)
 
     def fetch(self, indices):
         """The batch of these examples."""
