@@ -13,6 +13,7 @@ import collections
 import json
 import os
 import sys
+import warnings
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -23,6 +24,7 @@ from tabular import first_config, profile  # noqa: E402  (likewise)
 from tabular.columns import NotNumbers  # noqa: E402  (likewise)
 from tabular.vocabulary import Vocabulary  # noqa: E402  (likewise)
 
+warnings.filterwarnings("ignore", "No ccache found")  # what Paddle says when it is imported
 MOST_CLASSES = 1000  # of a column of labels in words
 
 
@@ -83,10 +85,10 @@ def _sparse(args):
 def _encoded(args):
     """How columns of --dense are encoded, by --encode: column -> one of profile.ENCODINGS."""
     for column, how in args.encode:
-        if column not in args.dense or how not in profile.ENCODINGS:
-            raise ValueError(
-                f"--encode: {column}={how} must be a column of --dense and one of {', '.join(profile.ENCODINGS)}."
-            )
+        if column not in args.dense:
+            raise ValueError(f"--encode: {column} is not among --dense.")
+        if how not in profile.ENCODINGS:
+            raise ValueError(f"--encode: {column} is {how!r}, but must be one of {', '.join(profile.ENCODINGS)}.")
         if how != "plain" and not args.pieces:
             raise ValueError(f"--encode: {column}={how} needs pieces, but --pieces is 0.")
     return _by_column("encode", args.encode)
@@ -107,11 +109,15 @@ def make(args):
         raise ValueError(
             f"the column {twice[0]} is named twice." if twice else "name columns by --dense, --sparse or --lists."
         )
+    if not os.path.isdir(args.train):
+        raise ValueError(f"--train: there is no folder {args.train}.")
     if args.separator and not args.lists:
         raise ValueError("--separator is for --lists, which is missing.")
     output_files.check_file(args.out, "--out")
     if args.config is not None and os.path.lexists(args.config):
-        raise ValueError(f"--config: {args.config} is there already, and may have been changed. Give another path.")
+        raise ValueError(
+            f"--config: {args.config} is there already, and may have been changed. Give another path, or delete it."
+        )
     if args.config is not None and not args.labels:
         raise ValueError("--config: a config needs tasks. Name their columns by --labels.")
     if args.config is None and (args.validation or args.test):
@@ -160,7 +166,7 @@ def _from_zero(text):
 def main():
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     paths = {"type": os.path.expanduser, "required": True}
-    columns = {"type": str.strip, "nargs": "+", "default": [], "metavar": "COLUMN"}
+    columns = {"type": str.strip, "nargs": "+", "action": "extend", "default": [], "metavar": "COLUMN"}
     parser.add_argument("--train", **paths, metavar="FOLDER", help="folder of the training files")
     parser.add_argument("--dense", **columns, help="columns of numbers")
     parser.add_argument("--sparse", **columns, help="columns of categories")

@@ -164,10 +164,10 @@ runner:
   train_batch_size: {advice.batch_size}
   infer_batch_size: 1024
   print_interval: 50
-  model_save_path: output  # this and the next three are relative to where you are
-  infer_load_path: output
-  export_path: exported
-  predict_path: predictions.csv
+  model_save_path: {output}  # this and the next three are relative to where you are
+  infer_load_path: {output}
+  export_path: {exported}
+  predict_path: {predictions}
   strict: true
 
 hyper_parameters:
@@ -212,6 +212,8 @@ def first_config(columns, vocabulary, folders, path):
         return to and in_yaml(os.path.relpath(to, beside).replace(os.sep, "/"))
 
     paths = {part: relative(folder) for part, folder in folders.items()}
+    written = {name: os.path.join(os.path.dirname(path), name) for name in ("output", "exported", "predictions.csv")}
+    written = {name.partition(".")[0]: in_yaml(place.replace(os.sep, "/")) for name, place in written.items()}
     form = VALIDATED if paths["validation"] else NOT_VALIDATED
     return CONFIG.format(
         rows=columns.rows,
@@ -219,6 +221,7 @@ def first_config(columns, vocabulary, folders, path):
         validation=form.format(validation=paths["validation"], last=chosen.epochs - 1),
         test=paths["test"] or "test  # a folder of rows that the training has not seen",
         vocabulary=relative(vocabulary.path),
+        **written,
         advice=chosen,
         inputs="\n".join(input_lines(vocabulary)),
         tasks="\n".join(task_lines(columns)),

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,7 @@ from tabular.vocabulary import Vocabulary
 TOOLS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "tools")
 sys.path.insert(0, TOOLS)
 try:
+    warnings.filterwarnings("ignore", "No ccache found")  # what Paddle says when it is imported
     from engine.checkpoints.compatibility import EncodingFile
     from engine.checkpoints.manifests import digest
     from engine.errors import UserError

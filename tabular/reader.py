@@ -213,7 +213,7 @@ class RecDataset(IterableDataset):
                 rows.refuse(wrong, functools.partial(vocabulary.does_not_fit, name, rows.numbers[name]))
         bad = rows.bad_num()
         if bad and not self.skips:
-            remedy = "Correct the row" + ("." if self.predicts else ", or set runner.bad_rows to skip.")
+            remedy = "Correct the row" + ("." if self.predicts else ", or the config, or set runner.bad_rows to skip.")
             raise ValueError(f"{rows.first_bad()}. {remedy}")
         ids, unknown = vocabulary.encoded({**rows.numbers, **rows.categories}, rows.lists)
         arrays += ids

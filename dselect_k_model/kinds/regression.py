@@ -78,10 +78,10 @@ class Regression(Kind):
 
     def numbers(self, output):
         value = output[:, 0] * self.deviation + self.mean
-        return np.expm1(np.minimum(value, math.log(LARGEST))) if self.log else value
+        return np.expm1(np.clip(value, 0.0, math.log(LARGEST))) if self.log else value  # amounts are >= 0
 
     def export(self, output):
         value = output * self.deviation + self.mean
         # e to the power: the legacy programs of Paddle 3.x build no exp
-        value = math.e ** paddle.clip(value, max=math.log(LARGEST)) - 1.0 if self.log else value
+        value = math.e ** paddle.clip(value, 0.0, math.log(LARGEST)) - 1.0 if self.log else value
         return {"standardised": output, "value": value}

@@ -101,11 +101,11 @@ def test_a_regression_is_in_standard_units_inside_and_in_the_labels_units_outsid
     np.testing.assert_allclose(kind.export(tensors[0])["value"].numpy(), value, rtol=1e-5)
 
 
-def test_no_output_makes_an_infinite_amount():
+def test_no_output_makes_an_infinite_or_negative_amount():
     kind = Regression(mean=5.0, deviation=2.0, log=True)
-    huge = np.array([[1e6]], "float32")
-    assert np.isfinite(kind.numbers(huge.astype(float))).all()
-    assert np.isfinite(kind.export(paddle.to_tensor(huge))["value"].numpy()).all()
+    far_out = np.array([[1e6], [-1e6], [-2.6]], "float32")  # -2.6: 5.0 - 2 x 2.6 is below 0
+    for numbers in (kind.numbers(far_out.astype(float)), kind.export(paddle.to_tensor(far_out))["value"].numpy()[:, 0]):
+        assert np.isfinite(numbers).all() and numbers[1:].tolist() == [0, 0]
     assert kind.is_wrong(np.array([-0.5, 0.0])).tolist() == [True, False]
     assert kind.out_of_range(np.array([-0.5, 0.0])).tolist() == [True, False]
 

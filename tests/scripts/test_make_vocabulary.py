@@ -242,6 +242,8 @@ def test_a_first_config_is_one_that_the_tools_take(mixed, validates):
     flat = {f"hyper_parameters.{key}": value for key, value in hyper.items() if key not in ("input", "optimizer")}
     for section in ("input", "optimizer"):
         flat.update({f"hyper_parameters.{section}.{key}": value for key, value in hyper[section].items()})
+    assert [runner[key] for key in ("model_save_path", "infer_load_path")] == ["a b/output"] * 2
+    assert [runner[key] for key in ("export_path", "predict_path")] == ["a b/exported", "a b/predictions.csv"]
     HyperParameters.from_config(flat)
     Vocabulary(str(mixed.folder / "new.json")).check_config(flat)
     again = run_make_vocabulary(mixed.folder, *arguments)
@@ -254,3 +256,17 @@ def test_a_first_config_trains_some_3000_steps():
         chosen = first_config.advice(rows)
         steps = chosen.epochs * rows / chosen.batch_size
         assert 0.5 < steps / 3000 < 1.5 or chosen.epochs in (3, 40), rows
+
+
+def test_an_option_that_is_given_twice_adds_columns(mixed):
+    columns = [part for name in DENSE for part in ("--dense", name)]
+    columns += [part for name in DENSE for part in ("--encode", f"{name}=plain")]
+    made = run_make_vocabulary(mixed.folder, "--train", "train", *columns, "--out", "new.json")
+    assert made.returncode == 0, made.stderr
+    entries = json.loads((mixed.folder / "new.json").read_text())["numbers"]
+    assert [entry["column"] for entry in entries] == DENSE and not any("edges" in entry for entry in entries)
+
+
+def test_a_missing_folder_is_named(mixed):
+    made = run_make_vocabulary(mixed.folder, "--train", "trian", "--dense", *DENSE, "--out", "new.json")
+    assert made.returncode == 2 and made.stderr == "error: --train: there is no folder trian.\n"
