@@ -185,7 +185,7 @@ hyper_parameters:
   optimizer:
     class: adamw
     learning_rate: 0.003
-    weight_decay: 0.01
+    weight_decay: 0.1
     schedule: restarts  # the rate comes down three times: the best epoch may be that of a short training or a long one
     gate_learning_rate_factor: 3.0
 """
