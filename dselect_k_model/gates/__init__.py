@@ -9,6 +9,7 @@ from typing import Callable, Optional
 
 import net
 from dselect_k_model.config_key import NETWORK, Key, check_all
+from dselect_k_model.gates import cgc
 from dselect_k_model.users_objects import find
 
 
@@ -54,6 +55,7 @@ GATES = {
     "softmax": Gate(_softmax, has_top_k=False),
     "top_k": Gate(_top_k(noisy=False)),
     "noisy_top_k": Gate(_top_k(noisy=True)),
+    "cgc": Gate(cgc.make, has_top_k=False, keys=cgc.KEYS),
     "random": Gate(lambda hyper, task, n, _: net.FixedGate.of_random_experts(n, hyper.top_k, seed=task)),
     "shared_bottom": Gate(lambda *_: net.FixedGate([1.0]), has_top_k=False, expert_num=lambda task_num: 1),
     "single_task": Gate(
