@@ -34,14 +34,14 @@ NORM_LAYERS: dict[str, list] = {"batch": [nn.BatchNorm2D], "group": [nn.GroupNor
 # ---------------------------------------------------------------------------- checks of arguments
 
 
-def _check_whole(name, value, low, high=None):
+def check_whole(name, value, low, high=None):
     """Raise ValueError unless ``value`` is a whole number from ``low`` to ``high``."""
     if type(value) is not int or value < low or (high is not None and value > high):
         wanted = f"from {low} to {high}" if high is not None else f">= {low}"
         raise ValueError(f"{name} is {value!r}, but must be a whole number {wanted}")
 
 
-def _check_positive(name, value):
+def check_positive(name, value):
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}, but must be a number > 0")
 
@@ -198,14 +198,14 @@ def smooth_step(t: Tensor, gamma: float = 1.0) -> Tensor:
     Raises:
         ValueError: ``gamma`` is not > 0.
     """
-    _check_positive("gamma", gamma)
+    check_positive("gamma", gamma)
     u = paddle.clip(t * (1.0 / gamma) + 0.5, 0.0, 1.0)  # Paddle's graphs divide by a number in different ways
     return u * u * (3.0 - 2.0 * u)
 
 
 def digit_num(expert_num: int) -> int:
     """m = ceil(log2 n), the number of binary digits that tell ``expert_num`` experts apart."""
-    _check_whole("expert_num", expert_num, 1)
+    check_whole("expert_num", expert_num, 1)
     return (expert_num - 1).bit_length()
 
 
@@ -226,7 +226,7 @@ def single_expert_selectors(selector_logits: Tensor, expert_num: int, gamma: flo
     Raises:
         ValueError: an argument is out of range, or the last dimension of z is not m.
     """
-    _check_whole("expert_num", expert_num, 2)
+    check_whole("expert_num", expert_num, 2)
     digits = digit_num(expert_num)
     if len(selector_logits.shape) < 2 or selector_logits.shape[-1] != digits:
         raise ValueError(
@@ -308,8 +308,8 @@ class Gate(nn.Layer):
 
     def __init__(self, expert_num: int, feature_size: int = 0) -> None:
         super().__init__()
-        _check_whole("expert_num", expert_num, 1)
-        _check_whole("feature_size", feature_size, 0)
+        check_whole("expert_num", expert_num, 1)
+        check_whole("feature_size", feature_size, 0)
         self.expert_num, self.feature_size = expert_num, feature_size
         self.per_example = feature_size > 0
         self.mean_of_rows: Callable = _mean_of_rows
@@ -379,9 +379,9 @@ class DSelectKGate(Gate):
         self, expert_num: int, top_k: int, gamma: float = 1.0, feature_size: int = 0, learning_rate_factor: float = 1.0
     ) -> None:
         super().__init__(expert_num, feature_size)
-        _check_whole("top_k", top_k, 1, expert_num)
-        _check_positive("gamma", gamma)
-        _check_positive("learning_rate_factor", learning_rate_factor)
+        check_whole("top_k", top_k, 1, expert_num)
+        check_positive("gamma", gamma)
+        check_positive("learning_rate_factor", learning_rate_factor)
         self.top_k, self.gamma, self.digits = top_k, gamma, digit_num(expert_num)
         parts = [("mixing", top_k, 0.05)]
         if self.digits:  # a single expert needs no digit to be found
@@ -437,8 +437,8 @@ class SoftmaxGate(Gate):
 
     def __init__(self, expert_num: int, feature_size: int, learning_rate_factor: float = 1.0) -> None:
         super().__init__(expert_num, feature_size)
-        _check_whole("feature_size", feature_size, 1)
-        _check_positive("learning_rate_factor", learning_rate_factor)
+        check_whole("feature_size", feature_size, 1)
+        check_positive("learning_rate_factor", learning_rate_factor)
         normal = nn.initializer.TruncatedNormal(std=1.0 / math.sqrt(feature_size))
         self.add_weight("weight", [feature_size, expert_num], normal, learning_rate_factor)
 
@@ -475,9 +475,9 @@ class TopKGate(Gate):
         self, expert_num: int, top_k: int, feature_size: int, noisy: bool = False, learning_rate_factor: float = 1.0
     ) -> None:
         super().__init__(expert_num, feature_size)
-        _check_whole("top_k", top_k, 1, expert_num)
-        _check_whole("feature_size", feature_size, 1)
-        _check_positive("learning_rate_factor", learning_rate_factor)
+        check_whole("top_k", top_k, 1, expert_num)
+        check_whole("feature_size", feature_size, 1)
+        check_positive("learning_rate_factor", learning_rate_factor)
         self.top_k, self.noisy = top_k, noisy
         normal = nn.initializer.TruncatedNormal(std=1.0 / math.sqrt(feature_size))
         self.add_weight("weight", [feature_size, expert_num], normal, learning_rate_factor)
@@ -553,7 +553,7 @@ class FixedGate(Gate):
     @classmethod
     def of_random_experts(cls, expert_num: int, top_k: int, seed: int) -> "FixedGate":
         """Equal weights for ``top_k`` of ``expert_num`` experts, drawn from ``seed``."""
-        _check_whole("top_k", top_k, 1, expert_num)
+        check_whole("top_k", top_k, 1, expert_num)
         weights = np.zeros(expert_num)
         weights[np.random.default_rng(seed).permutation(expert_num)[:top_k]] = 1.0 / top_k
         return cls(weights)
@@ -1045,9 +1045,9 @@ class CNN(nn.Layer):
     def __init__(self, image_shape: Sequence[int], norm: str = "batch", kernels: Any = None) -> None:
         super().__init__()
         channels, *sizes = image_shape
-        _check_whole("channels", channels, 1)
+        check_whole("channels", channels, 1)
         for size in sizes:
-            _check_whole("height and width of the image", size, 16)
+            check_whole("height and width of the image", size, 16)
         _check_choice("norm", norm, NORMS)
         self.image_shape = list(image_shape)
         self.blocks = nn.Sequential(_convolution(channels, 10, norm), _convolution(10, 20, norm), nn.Flatten())
@@ -1090,11 +1090,11 @@ class MLP(nn.Layer):
         activate_output: bool = False,
     ) -> None:
         super().__init__()
-        _check_whole("in_size", in_size, 1)
+        check_whole("in_size", in_size, 1)
         if not sizes:
             raise ValueError("sizes is empty, but an MLP has at least one layer")
         for size in sizes:
-            _check_whole("a layer's size", size, 1)
+            check_whole("a layer's size", size, 1)
         _check_choice("norm", norm, NORMS)
         _check_choice("activation", activation, ACTIVATIONS)
         if not 0 <= dropout < 1:
@@ -1237,10 +1237,10 @@ class TableInput(nn.Layer):
     ) -> None:
         super().__init__()
         sizes = [*vocabulary_sizes, *list_sizes]
-        _check_whole("dense_size", dense_size, 0 if sizes else 1)
+        check_whole("dense_size", dense_size, 0 if sizes else 1)
         for size in sizes:
-            _check_whole("a vocabulary's size", size, 1)
-        _check_whole("embedding_size", embedding_size, 1)
+            check_whole("a vocabulary's size", size, 1)
+        check_whole("embedding_size", embedding_size, 1)
         self.dense_size, self.field_num, self.list_num = dense_size, len(vocabulary_sizes), len(list_sizes)
         self.list_pooling = list(list_pooling) or ["mean"] * self.list_num
         if len(self.list_pooling) != self.list_num or not set(self.list_pooling) <= set(POOLINGS):

@@ -10,6 +10,7 @@ from typing import Callable, Optional
 import net
 from dselect_k_model.config_key import NETWORK, Key, check_all
 from dselect_k_model.gates import cgc
+from dselect_k_model.gates.comet import CometGate
 from dselect_k_model.users_objects import find
 
 
@@ -30,10 +31,10 @@ class Gate:
     keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
 
 
-def _dselect_k(per_example):
+def _smooth(gate, per_example):
     def make(hyper, task, expert_num, feature_size):
         factor = hyper.optimizer_gate_learning_rate_factor
-        return net.DSelectKGate(expert_num, hyper.top_k, hyper.gamma, feature_size if per_example else 0, factor)
+        return gate(expert_num, hyper.top_k, hyper.gamma, feature_size if per_example else 0, factor)
 
     return make
 
@@ -50,8 +51,10 @@ def _top_k(noisy):
 
 
 GATES = {
-    "dselect_k": Gate(_dselect_k(per_example=False)),
-    "dselect_k_per_example": Gate(_dselect_k(per_example=True)),
+    "dselect_k": Gate(_smooth(net.DSelectKGate, per_example=False)),
+    "dselect_k_per_example": Gate(_smooth(net.DSelectKGate, per_example=True)),
+    "comet": Gate(_smooth(CometGate, per_example=True)),
+    "comet_shared": Gate(_smooth(CometGate, per_example=False)),
     "softmax": Gate(_softmax, has_top_k=False),
     "top_k": Gate(_top_k(noisy=False)),
     "noisy_top_k": Gate(_top_k(noisy=True)),

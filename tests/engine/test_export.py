@@ -169,6 +169,23 @@ def test_a_fixed_gate_is_exported_with_the_experts_it_needs_alone(gate, needed, 
     assert len(experts_in(folder, run)) == needed
 
 
+@pytest.mark.parametrize("gate,needed", [("comet", EXPERTS), ("comet_shared", 2)])
+def test_settled_trees_are_exported_with_the_experts_they_reach(gate, needed, tmp_path, rng):
+    """Per example, any may be reached. With convolutions, so with oneDNN."""
+    run = StaticRun(config(**SMALL, gate=gate))
+    settled = {
+        n: np.array([-9, -9, 9, 9, 9, -9], "float32") for k, n in run.names.items() if k.endswith("split_logits")
+    }
+    run.set(settled)  # both tasks' trees lead to the experts 0 and 2
+    image = rng.rand(7, 1, 36, 36).astype("float32")
+    folder = exported(run, tmp_path / "model")
+    ours = outputs_of(folder, image)
+    for task, logits in enumerate(run.outputs([image] + [np.zeros(7, "int64")] * TASKS), 1):
+        assert_near(ours[f"logits{task}"], logits, OUTPUTS_32)
+    used = ours["gate_weights1"].reshape([-1, EXPERTS]) > 0
+    assert len(experts_in(folder, run)) == needed and (used == [True, False, True, False]).all()
+
+
 def test_what_is_not_exported_needs_no_expert(tmp_path, rng, caplog):
     """The first task uses expert 1, the second experts 2 and 3; their number may be exported beside an output."""
     static = StaticRun(config(**SMALL))

@@ -78,7 +78,8 @@ USERS = "support.users_parts.gate_of_two"
 
 
 @pytest.mark.parametrize(
-    "way,gate", [*(("eager", gate) for gate in ("softmax", "top_k", "dselect_k_per_example", USERS)), ("static", USERS)]
+    "way,gate",
+    [*(("eager", gate) for gate in ("softmax", "top_k", "dselect_k_per_example", "comet", USERS)), ("static", USERS)],
 )
 def test_the_gates_learning_rate_is_a_multiple_of_the_others(way, gate, rng):
     """By plain SGD: three times the rate, three times the step. (DSelect-k in a program: test_training.py.)"""
