@@ -42,6 +42,7 @@ def check_whole(name, value, low, high=None):
 
 
 def check_positive(name, value):
+    """Raise ValueError unless ``value`` is a number > 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}, but must be a number > 0")
 
