@@ -9,6 +9,8 @@ from typing import Callable, Optional
 
 import net
 from dselect_k_model.config_key import NETWORK, Key, check_all
+from dselect_k_model.gates.entmax import Entmax15Gate
+from dselect_k_model.gates.sparsemax import SparsemaxGate
 from dselect_k_model.users_objects import find
 
 
@@ -37,8 +39,11 @@ def _dselect_k(per_example):
     return make
 
 
-def _softmax(hyper, task, expert_num, feature_size):
-    return net.SoftmaxGate(expert_num, feature_size, hyper.optimizer_gate_learning_rate_factor)
+def _softmax(kind):
+    def make(hyper, task, expert_num, feature_size):
+        return kind(expert_num, feature_size, hyper.optimizer_gate_learning_rate_factor)
+
+    return make
 
 
 def _top_k(noisy):
@@ -51,7 +56,9 @@ def _top_k(noisy):
 GATES = {
     "dselect_k": Gate(_dselect_k(per_example=False)),
     "dselect_k_per_example": Gate(_dselect_k(per_example=True)),
-    "softmax": Gate(_softmax, has_top_k=False),
+    "softmax": Gate(_softmax(net.SoftmaxGate), has_top_k=False),
+    "sparsemax": Gate(_softmax(SparsemaxGate), has_top_k=False),
+    "entmax15": Gate(_softmax(Entmax15Gate), has_top_k=False),
     "top_k": Gate(_top_k(noisy=False)),
     "noisy_top_k": Gate(_top_k(noisy=True)),
     "random": Gate(lambda hyper, task, n, _: net.FixedGate.of_random_experts(n, hyper.top_k, seed=task)),

@@ -94,7 +94,12 @@ def test_parameters_equal_dense_while_gates_settle_and_open(way, gate, rng):
 EXACT = [gate for gate in GATES if gate != "noisy_top_k"]
 
 
-@pytest.mark.parametrize("way,gate", [*(("eager", gate) for gate in EXACT), ("static", "softmax"), ("static", "top_k")])
+IN_A_PROGRAM = ("softmax", "sparsemax", "entmax15", "top_k")
+
+
+@pytest.mark.parametrize(
+    "way,gate", [*(("eager", gate) for gate in EXACT), *(("static", gate) for gate in IN_A_PROGRAM)]
+)
 def test_every_gate_equals_dense(way, gate, rng):
     """With missing labels of each kind. (DSelect-k in a program: above; the others are fixed weights.)"""
     flat = config(**OF_TABLE, gate=gate)
