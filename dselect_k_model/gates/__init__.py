@@ -9,6 +9,7 @@ from typing import Callable, Optional
 
 import net
 from dselect_k_model.config_key import NETWORK, Key, check_all
+from dselect_k_model.gates import relu_routing
 from dselect_k_model.gates.entmax import Entmax15Gate
 from dselect_k_model.gates.sparsemax import SparsemaxGate
 from dselect_k_model.users_objects import find
@@ -53,6 +54,11 @@ def _top_k(noisy):
     return make
 
 
+def _relu_routing(hyper, task, expert_num, feature_size, **options):
+    factor = hyper.optimizer_gate_learning_rate_factor
+    return relu_routing.ReluRoutingGate(expert_num, hyper.top_k, feature_size, **options, learning_rate_factor=factor)
+
+
 GATES = {
     "dselect_k": Gate(_dselect_k(per_example=False)),
     "dselect_k_per_example": Gate(_dselect_k(per_example=True)),
@@ -61,6 +67,7 @@ GATES = {
     "entmax15": Gate(_softmax(Entmax15Gate), has_top_k=False),
     "top_k": Gate(_top_k(noisy=False)),
     "noisy_top_k": Gate(_top_k(noisy=True)),
+    "relu_routing": Gate(_relu_routing, keys=relu_routing.KEYS),
     "random": Gate(lambda hyper, task, n, _: net.FixedGate.of_random_experts(n, hyper.top_k, seed=task)),
     "shared_bottom": Gate(lambda *_: net.FixedGate([1.0]), has_top_k=False, expert_num=lambda task_num: 1),
     "single_task": Gate(
