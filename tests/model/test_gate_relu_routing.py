@@ -109,14 +109,13 @@ def test_the_weight_of_the_penalty_stays_within_its_bounds(way, top_k, first, bo
         np.testing.assert_allclose(named(run, "l1_weight"), np.full([3, 1], bound), rtol=2 * RATE_32)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("expert_num", [3, 7, 10, 49])
-def test_a_share_on_its_target_leaves_the_penalty_alone(expert_num, dtype):
-    """Each example uses one expert of n; 1 / n is rounded, and so is the share."""
-    paddle.set_default_dtype(dtype)
-    gate = gate_with(np.eye(expert_num, dtype=dtype), l1_weight=0.5)
-    gate.penalties(gate(paddle.eye(expert_num, dtype=dtype))[1])
-    assert gate.l1_weight.item() == 0.5
+def test_a_share_on_its_target_leaves_the_penalty_alone_however_it_is_rounded(rng):
+    """Each example uses one expert of seven. In float32 one draw in six gives another mean share than 1 / 7."""
+    paddle.set_default_dtype("float32")
+    gate = gate_with(np.eye(7, dtype="float32"), l1_weight=0.5)
+    for _ in range(200):
+        gate.penalties(gate(paddle.to_tensor(np.eye(7, dtype="float32")[rng.randint(0, 7, 7)]))[1])
+        assert gate.l1_weight.item() == 0.5
 
 
 def test_the_share_of_zeros_is_that_of_all_processes():
