@@ -105,8 +105,8 @@ class HyperParameters:
         "name",
         "dselect_k",
         "The gate. dselect_k has free parameters, shared by all examples; dselect_k_per_example computes them from "
-        "the example; comet chooses by trees, per example, comet_shared for all examples; the others are baselines; "
-        "module.function makes a gate of your own.",
+        "the example; comet, comet_shared, sparsemax, entmax15 and relu_routing are other gates whose weights become "
+        "exactly 0; the others are baselines; module.function makes a gate of your own.",
         choices=tuple(GATES),
         decides=NETWORK,
     )

@@ -47,6 +47,19 @@ def reachability(r):
     return sum(1 / sum(row) for row in r)
 
 
+def entmax(z, alpha):
+    """alpha-entmax of one row z [n], 2: sparsemax. By bisection of the threshold at which the weights sum to 1.
+
+    It lies between max((alpha - 1) z) - 1, where one weight alone is 1, and max((alpha - 1) z), where all are 0.
+    """
+    scaled, power = (alpha - 1) * np.asarray(z, float), 1 / (alpha - 1)
+    scaled = scaled - scaled.max()
+    low, high = -1.0, 0.0
+    while low < (middle := (low + high) / 2) < high:  # until no number lies between
+        low, high = (middle, high) if (np.maximum(scaled - middle, 0) ** power).sum() >= 1 else (low, middle)
+    return np.maximum(scaled - low, 0) ** power
+
+
 def central_difference(function, x, step=1e-6):
     """Jacobian of ``function`` at ``x``: [*output shape, *x shape]."""
     x = np.array(x, float)

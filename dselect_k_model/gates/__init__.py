@@ -9,8 +9,10 @@ from typing import Callable, Optional
 
 import net
 from dselect_k_model.config_key import NETWORK, Key, check_all
-from dselect_k_model.gates import cgc
+from dselect_k_model.gates import cgc, relu_routing
 from dselect_k_model.gates.comet import CometGate
+from dselect_k_model.gates.entmax import Entmax15Gate
+from dselect_k_model.gates.sparsemax import SparsemaxGate
 from dselect_k_model.users_objects import find
 
 
@@ -39,8 +41,11 @@ def _smooth(gate, per_example):
     return make
 
 
-def _softmax(hyper, task, expert_num, feature_size):
-    return net.SoftmaxGate(expert_num, feature_size, hyper.optimizer_gate_learning_rate_factor)
+def _softmax(kind):
+    def make(hyper, task, expert_num, feature_size):
+        return kind(expert_num, feature_size, hyper.optimizer_gate_learning_rate_factor)
+
+    return make
 
 
 def _top_k(noisy):
@@ -50,14 +55,22 @@ def _top_k(noisy):
     return make
 
 
+def _relu_routing(hyper, task, expert_num, feature_size, **options):
+    factor = hyper.optimizer_gate_learning_rate_factor
+    return relu_routing.ReluRoutingGate(expert_num, hyper.top_k, feature_size, **options, learning_rate_factor=factor)
+
+
 GATES = {
     "dselect_k": Gate(_smooth(net.DSelectKGate, per_example=False)),
     "dselect_k_per_example": Gate(_smooth(net.DSelectKGate, per_example=True)),
     "comet": Gate(_smooth(CometGate, per_example=True)),
     "comet_shared": Gate(_smooth(CometGate, per_example=False)),
-    "softmax": Gate(_softmax, has_top_k=False),
+    "softmax": Gate(_softmax(net.SoftmaxGate), has_top_k=False),
+    "sparsemax": Gate(_softmax(SparsemaxGate), has_top_k=False),
+    "entmax15": Gate(_softmax(Entmax15Gate), has_top_k=False),
     "top_k": Gate(_top_k(noisy=False)),
     "noisy_top_k": Gate(_top_k(noisy=True)),
+    "relu_routing": Gate(_relu_routing, keys=relu_routing.KEYS),
     "cgc": Gate(cgc.make, has_top_k=False, keys=cgc.KEYS),
     "random": Gate(lambda hyper, task, n, _: net.FixedGate.of_random_experts(n, hyper.top_k, seed=task)),
     "shared_bottom": Gate(lambda *_: net.FixedGate([1.0]), has_top_k=False, expert_num=lambda task_num: 1),

@@ -150,6 +150,19 @@ def test_a_gate_of_ones_own_is_pruned_by_its_weights_in_evaluation(tmp_path, rng
     assert ours["gate_weights1"].tolist() == [0, 1, 0, 0]
 
 
+@pytest.mark.parametrize("gate", ["sparsemax", "entmax15", "relu_routing"])
+def test_a_gate_with_zeros_for_each_example_is_exported(gate, tmp_path, rng):
+    static = StaticRun(config(**SMALL, gate=gate))
+    of_gates = [name for key, name in static.names.items() if key.startswith("gates") and key.endswith(".weight")]
+    static.set({name: static.state()[name] * 5 for name in of_gates})  # so that entmax15 has zeros too
+    folder, image = exported(static, tmp_path / "model"), rng.rand(7, 1, 36, 36).astype("float32")
+    batch, ours = [image] + [np.zeros(7, "int64")] * TASKS, outputs_of(folder, image)
+    for t, logits in enumerate(static.outputs(batch)):
+        assert_near(ours[f"logits{t + 1}"], logits, OUTPUTS_32)
+    weights = np.stack([ours[f"gate_weights{t + 1}"] for t in range(TASKS)])
+    assert (weights == 0).any() and (weights > 0).any() and not np.signbit(weights).any()
+
+
 @pytest.mark.parametrize("gate,needed", [("random", None), ("shared_bottom", 1), ("single_task", 2)])
 def test_a_fixed_gate_is_exported_with_the_experts_it_needs_alone(gate, needed, tmp_path, rng, caplog):
     """On a table, two kinds of task; fixed gates have their zeros from the start."""

@@ -94,7 +94,12 @@ def test_parameters_equal_dense_while_gates_settle_and_open(way, gate, rng):
 EXACT = [gate for gate in GATES if gate != "noisy_top_k"]
 
 
-@pytest.mark.parametrize("way,gate", [*(("eager", gate) for gate in EXACT), ("static", "softmax"), ("static", "top_k")])
+IN_A_PROGRAM = ("softmax", "sparsemax", "entmax15", "top_k", "relu_routing")
+
+
+@pytest.mark.parametrize(
+    "way,gate", [*(("eager", gate) for gate in EXACT), *(("static", gate) for gate in IN_A_PROGRAM)]
+)
 def test_every_gate_equals_dense(way, gate, rng):
     """With missing labels of each kind. (DSelect-k in a program: above; the others are fixed weights.)"""
     flat = config(**OF_TABLE, gate=gate)
@@ -104,7 +109,9 @@ def test_every_gate_equals_dense(way, gate, rng):
     assert_close(trained(sparse), trained(dense), ADAM)
 
 
-@pytest.mark.parametrize("way,gate", [*(("eager", gate) for gate in EXACT), ("static", "dselect_k")])
+@pytest.mark.parametrize(
+    "way,gate", [*(("eager", gate) for gate in EXACT), ("static", "dselect_k"), ("static", "relu_routing")]
+)
 def test_training_continues_exactly_after_a_restart(way, gate, rng, tmp_path):
     run = start(way, config(**OF_TABLE, gate=gate))
     first, *others = table_batches(rng, 3)

@@ -39,6 +39,7 @@ CASES = {
     "per example, group norm": ["gate=dselect_k_per_example", "expert_norm=group"],
     "per example, batch norm": ["gate=dselect_k_per_example"],
     "top k": ["gate=top_k", "balance_weight=1", *ADAM],
+    "relu routing": ["gate=relu_routing", "gate_options.l1_weight=0.1", *ADAM],
     "sparse gradients": ["optimizer.class=lazy_adam", "optimizer.learning_rate=0.01", "expert_norm=none"],
     "experts shared out": [*PER_EXAMPLE, "expert_norm=group", "shard_experts=true"],
     "experts shared out, batch norm": [*PER_EXAMPLE, "shard_experts=true"],
@@ -74,6 +75,7 @@ if PIR:
         "settled, batch norm",
         "adam, settled",
         "per example, group norm",
+        "relu routing",
     ]
     RUNS += [
         ("static", 2, [*whole, *IN_BOTH_GRAPHS]),
