@@ -178,6 +178,7 @@ hyper_parameters:
   gate: dselect_k
   expert_num: 8
   top_k: 2
+  entropy_weight: 0.01  # with 0.1, tasks may settle in the first epoch, on the same expert
   expert_hidden_sizes: {advice.hidden_sizes}  # {advice.why_sizes}
   expert_size: 64
   expert_norm: none
