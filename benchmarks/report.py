@@ -153,14 +153,19 @@ def merged(old, new):
     """An output with the tables of ``new``, and those of ``old`` that it lacks.
 
     Raises:
-        ValueError: some would be of another machine, of other libraries or of other sizes.
+        ValueError: some would be of another machine, of other libraries or of other sizes; or a table would lose rows.
     """
     (was, records, _), (machine, newer, _) = read(old), read(new)
     before, now = _conditions(was), _conditions(machine)
-    changed = [f"{key} {before[key]} -> {now[key]}" for key in before if before[key] != now[key]]
+    # what only one of them has, such as PyTorch's version or the size of a new table, decided nothing in the other
+    changed = [f"{key} {before[key]} -> {now[key]}" for key in before if before[key] != now.get(key, before[key])]
     left = sorted(records.keys() - newer.keys())
     if left and changed:
         raise ValueError(f"{'; '.join(changed)}: {', '.join(left)} would be of another run. Measure all tables.")
+    lost = sorted(name for name in records.keys() & newer.keys() if _variants(records[name]) - _variants(newer[name]))
+    if lost:
+        raise ValueError(f"{', '.join(lost)}: variants that were measured before are absent now. Give TORCH_PYTHON.")
+    machine = {**machine, "machine": {**was["machine"], **machine["machine"]}}
     records = {name: newer.get(name, record) for name, record in {**records, **newer}.items()}
     seconds = round(sum(record["seconds"] for record in records.values()), 1)
     return "\n".join(_lines(machine, records, seconds)) + "\n"
@@ -176,7 +181,12 @@ def _lines(machine, records, seconds):
 def _conditions(machine):
     """What two outputs must have in common to be merged."""
     facts = {key: value for key, value in machine["machine"].items() if key not in ("load", "commit")}
-    return {**facts, "sizes": machine["sizes"]}
+    return {**facts, **{f"size {name}": value for name, value in machine["sizes"].items()}}
+
+
+def _variants(record):
+    """The variants of a table that were measured."""
+    return {row["variant"] for row in record["rows"] if "absent" not in row.get("process", "")}
 
 
 def problems(text):

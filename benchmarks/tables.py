@@ -104,8 +104,8 @@ def with_fewer_rounds(sizes):
     return sizes._replace(rounds=max(sizes.rounds - 2, 1))
 
 
-def with_few_rounds(sizes):
-    return sizes._replace(rounds=max(sizes.rounds - 4, 1))
+def of_files(sizes):
+    return sizes._replace(rounds=max(sizes.rounds - 4, 1), batch=streaming.BATCH)
 
 
 def training_steps(bench):
@@ -286,9 +286,9 @@ def files(bench):
         streaming.make_vocabulary(folders[name], name)
     for _, name, form in itertools.product(range(bench.sizes.rounds), folders, ("csv", "parquet")):
         found = streaming.measured(folders[name], form, workers=0)
-        seconds[f"{form}, {name}"].append(found["cpu"] / found["rows"] * streaming.BATCH)
+        seconds[f"{form}, {name}"].append(found["cpu"] / found["rows"] * bench.sizes.batch)
     return [
-        {"variant": name, "seconds": values, **columns(name, seconds, streaming.BATCH, ["plain"])}
+        {"variant": name, "seconds": values, **columns(name, seconds, bench.sizes.batch, ["plain"])}
         for name, values in seconds.items()
     ], ["seconds of CPU; benchmarks/streaming.py says what the columns are"]
 
@@ -499,7 +499,7 @@ TABLES = {
     ),
     "census": Table("Census-Income, {epochs} epochs, {rounds} seeds, batch {batch}", census, on_census),
     "reader": Table("reader, batch {batch}", reader),
-    "files": Table("reading a table from files, {file_rows} rows, in batches of 1024", files, with_few_rounds),
+    "files": Table("reading a table from files, {file_rows} rows, in batches of {batch}", files, of_files),
     "start": Table("start to first training step, batch {epoch_batch}", start),
     "memory": Table("peak memory of {memory_steps} training steps, batch {batch}", memory),
     "long_run": Table("{epochs} epochs of {epoch_steps} steps, 2 of 8 experts, batch {epoch_batch}", long_run),

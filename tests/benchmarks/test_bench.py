@@ -266,6 +266,25 @@ def test_a_table_measured_again_takes_its_place():
         report.merged(RESULTS, "\n".join(lines).replace('"cores": 2', '"cores": 64', 1))
 
 
+def test_a_run_without_pytorch_may_measure_a_table_that_has_no_rows_of_it():
+    machine, records, _ = report.read(RESULTS)
+    facts = {name: value for name, value in machine["machine"].items() if name != "of PyTorch's process"}
+    machine = {"machine": facts, "sizes": machine["sizes"]}
+
+    def measured(record):
+        lines = report.machine_lines(machine) + report.table_lines(record) + report.acceptance_lines({}, 7.0)
+        return report.merged(RESULTS, "\n".join(lines))
+
+    new = measured({**records["reader"], "seconds": 7.0})
+    assert report.read(new)[0]["machine"]["of PyTorch's process"]["torch"]
+    rows = [
+        {"variant": row["variant"], "process": "absent: none was given"} if "PyTorch" in row["variant"] else row
+        for row in records["step"]["rows"]
+    ]
+    with pytest.raises(ValueError, match="step: variants that were measured before are absent now"):
+        measured({**records["step"], "rows": rows})
+
+
 @pytest.mark.parametrize(
     "versions, names",
     [
