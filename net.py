@@ -34,14 +34,14 @@ NORM_LAYERS: dict[str, list] = {"batch": [nn.BatchNorm2D], "group": [nn.GroupNor
 # ---------------------------------------------------------------------------- checks of arguments
 
 
-def check_whole(name, value, low, high=None):
+def check_whole(name: str, value: Any, low: int, high: Optional[int] = None) -> None:
     """Raise ValueError unless ``value`` is a whole number from ``low`` to ``high``."""
     if type(value) is not int or value < low or (high is not None and value > high):
         wanted = f"from {low} to {high}" if high is not None else f">= {low}"
         raise ValueError(f"{name} is {value!r}, but must be a whole number {wanted}")
 
 
-def check_positive(name, value):
+def check_positive(name: str, value: Any) -> None:
     """Raise ValueError unless ``value`` is a number > 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ValueError(f"{name} is {value!r}, but must be a number > 0")
