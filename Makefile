@@ -54,8 +54,8 @@ test-bench: env  ## the tests of the benchmarks: their tables, at tiny sizes
 
 test-legacy: env  ## the package's own tests in the legacy program mode, which PaddleRec's tools set
 	FLAGS_enable_pir_api=0 $(VENV)/bin/python $(PYTEST) \
-		$(addprefix tests/model/test_,net_gates.py net_sparse.py net_layers.py graphs.py training.py build.py gates.py) \
-		tests/tools/test_tools.py tests/engine/test_export.py
+		$(addprefix tests/model/test_,net_gates.py net_sparse.py net_layers.py graphs.py training.py build.py gates.py \
+		gate_local_search.py) tests/tools/test_tools.py tests/engine/test_export.py
 
 test-arithmetic: env  ## the numeric tests with other kernels of MKL and oneDNN, two threads, and another seed
 	MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 DNNL_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 \
