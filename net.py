@@ -72,7 +72,7 @@ TRIED_WITHOUT_ROWS = (
 )  # fmt: skip
 
 
-def _can_branch():
+def can_branch() -> bool:
     """Whether ``paddle.static.nn.cond`` builds here: not in the legacy programs of Paddle 3.x."""
     if paddle.in_dynamic_mode() or paddle.framework.in_pir_mode():
         return True
@@ -131,7 +131,7 @@ def _numpy_dtype(tensor):
     return "float64" if "float64" in str(tensor.dtype).lower() else "float32"
 
 
-def _constant(array):
+def constant(array: np.ndarray) -> Tensor:
     """A float array as a tensor of its dtype. Paddle 2.6.2's assign keeps float64 in float32: here in two of them."""
     if array.dtype == np.float32:
         return paddle.assign(array)
@@ -169,7 +169,7 @@ def _are_plain(layers, kinds):
 
 def clip_norm_builds() -> bool:
     """Whether clipping by the global norm builds here: not in the legacy programs of Paddle 3.x."""
-    return _can_branch()
+    return can_branch()
 
 
 def runs_line_by_line(network: nn.Layer) -> bool:
@@ -561,7 +561,7 @@ class FixedGate(Gate):
 
     def forward(self, features: Optional[Tensor] = None) -> tuple[Tensor, Any]:
         """See ``Gate.forward``; there is no state."""
-        return _constant(self.weights), None
+        return constant(self.weights), None
 
     def extra_repr(self):
         used = {int(i): round(float(self.weights[i]), 4) for i in np.flatnonzero(self.weights)}
@@ -710,7 +710,7 @@ def _mix_past_branches(experts, x, weights, expert_size, needed):
     def no_rows():
         return _zeros(x, expert_size)
 
-    if _can_branch():
+    if can_branch():
         outputs = [
             paddle.static.nn.cond(paddle.max(needed[i]) > 0, lambda expert=expert, i=i: on_rows(expert, i), no_rows)
             for i, expert in enumerate(experts)
@@ -1425,7 +1425,7 @@ class MultiTaskNetwork(SparseMixture):
 
     def _penalty(self, terms):
         entropy_weight = paddle.gather(
-            _constant(self.entropy_ramp), paddle.clip(self.step, 0, len(self.entropy_ramp) - 1)
+            constant(self.entropy_ramp), paddle.clip(self.step, 0, len(self.entropy_ramp) - 1)
         )
         if self.training:
             paddle.increment(self.step)

@@ -123,8 +123,9 @@ def _experts(hyper, shape):
 
 def _spread(network, hyper):
     """Have a network that several processes train compute what one process would."""
-    for gate in network.gates:
-        gate.mean_of_rows = processes.mean_of_rows
+    for layer in network.gates.sublayers():  # a gate may be within another
+        if hasattr(layer, "mean_of_rows"):
+            layer.mean_of_rows = processes.mean_of_rows
     with_all_rows = network.experts if hyper.shard_experts else ()
     if not hyper.sync_batch_norm or not sync_norm.convert(network, but=with_all_rows):
         return

@@ -110,6 +110,16 @@ class HyperParameters:
         choices=tuple(GATES),
         decides=NETWORK,
     )
+    gate_search_steps: int = _field(
+        int,
+        0,
+        "The number of training steps, from the first, in which each gate searches for better experts by a trained "
+        "permutation (COMET's local search); all experts are computed in them. 0: no search. Of several processes "
+        "each draws noise of its own.",
+        low=0,
+        high=1000000,
+        decides=NETWORK,
+    )
     tasks: tuple = _field(
         "mappings",
         (),

@@ -12,6 +12,7 @@ from dselect_k_model.config_key import NETWORK, Key, check_all
 from dselect_k_model.gates import cgc, relu_routing
 from dselect_k_model.gates.comet import CometGate
 from dselect_k_model.gates.entmax import Entmax15Gate
+from dselect_k_model.gates.local_search import LocalSearch
 from dselect_k_model.gates.sparsemax import SparsemaxGate
 from dselect_k_model.users_objects import find
 
@@ -96,19 +97,38 @@ def make_gate(hyper, task, feature_size):
         task: the task's number, from 0.
         feature_size: width of the features that the gate may read.
     Raises:
-        ValueError: a gate of the user's cannot be found, or is no gate, or its options are wrong.
+        ValueError: a gate of the user's cannot be found, or is no gate, or its options are wrong; there is nothing to
+            search around the gate (``gate_search_steps``).
     """
     number, where = expert_num(hyper), "hyper_parameters.gate"
     if hyper.gate in GATES:
         row = GATES[hyper.gate]
-        return row.make(hyper, task, number, feature_size, **own_options(row, hyper.gate_options, where, hyper.gate))
+        options = own_options(row, hyper.gate_options, where, hyper.gate)
+        return _with_search(row.make(hyper, task, number, feature_size, **options), hyper)
     function = find(GATES, hyper.gate, where)
     gate = function(number, hyper.top_k, feature_size, **own_options(function, hyper.gate_options, where, hyper.gate))
     if not all(hasattr(gate, name) for name in ("expert_num", "per_example", "penalties")):
         raise ValueError(f"{where} is {hyper.gate!r}, but that gives a {type(gate).__name__}, not a net.Gate.")
     for parameter in gate.parameters():
         parameter.optimize_attr["learning_rate"] *= hyper.optimizer_gate_learning_rate_factor
-    return gate
+    return _with_search(gate, hyper)
+
+
+def _with_search(gate, hyper):
+    """The gate, within a local search if the config asks for one."""
+    if not hyper.gate_search_steps:
+        return gate
+    reasons = {
+        "has one expert only": gate.expert_num == 1,
+        "has fixed weights": isinstance(gate, net.FixedGate),
+        "may use some experts only, which a search would swap for others": isinstance(gate, cgc.CGCGate),
+    }
+    for reason in (reason for reason, holds in reasons.items() if holds):
+        raise ValueError(
+            f"hyper_parameters.gate_search_steps is {hyper.gate_search_steps}, but the gate {hyper.gate} {reason}. Set "
+            "it to 0, or use another gate."
+        )
+    return LocalSearch(gate, hyper.gate_search_steps, hyper.optimizer_gate_learning_rate_factor)
 
 
 def own_options(declares, given, where, name):

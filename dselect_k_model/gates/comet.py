@@ -3,7 +3,7 @@
 Source: Ibrahim et al., *COMET: Learning Cardinality Constrained Mixture of Experts with Trees and Local Search*,
 KDD 2023 (arXiv 2306.02824); its trees are those of Hazimeh et al., *The Tree Ensemble Layer*, ICML 2020
 (arXiv 2002.07772). The order of the leaves, where n is no power of two, and the initial values are this project's. The
-paper's local search is not here.
+paper's local search is in local_search.py, for any gate.
 
 Shapes: B batch, n experts, k trees.
 """

@@ -292,6 +292,8 @@ RUNS = {
     # weights twice, unless FLAGS_new_executor_serial_run is on, which costs half the speed: benchmarks/LOG.md)
     "compiled": ("trainer", [*MLP, RESTLESS, *DRAWING, "runner.to_static=true"]),
     "static": ("static_trainer", [*MLP, *NOISY, *DRAWING]),
+    # of 8 steps; the run dies in the sixth
+    "static, a local search": ("static_trainer", [*MLP, f"{PREFIX}gate_search_steps=7"]),
 }
 
 

@@ -15,8 +15,8 @@ OTHERS = {
     "input.image": [1, 28, 28], "input.dense_size": 3, "input.vocabulary_sizes": [5], "input.embedding_size": 3,
     "bottom": "mlp", "bottom_sizes": [3], "tasks": [{"kind": "binary"}], "task_balance": "uncertainty",
     "expert": "mlp", "expert_hidden_sizes": [7], "expert_activation": "silu",
-    "gate": "dselect_k_per_example", "task_num": 3, "class_num": 12, "expert_num": 3, "expert_norm": "group",
-    "top_k": 1, "gamma": 0.5, "expert_size": 7, "tower_size": 9,
+    "gate": "dselect_k_per_example", "gate_search_steps": 9, "task_num": 3, "class_num": 12, "expert_num": 3,
+    "expert_norm": "group", "top_k": 1, "gamma": 0.5, "expert_size": 7, "tower_size": 9,
     "input.list_sizes": [4], "input.list_pooling": ["sum"], "input.shared_embeddings": [[0, 1]],
 }  # fmt: skip
 # key -> what it goes with, then and now
