@@ -9,7 +9,10 @@ from dselect_k_model.config_key import Key
 from dselect_k_model.kinds.kind import Kind
 
 LARGEST = float(np.finfo(np.float32).max)
-WIDE = 0.8  # standard deviation over mean, of amounts for which ``suggest`` gives a log scale
+# Standard deviation over mean, of amounts for which ``suggest`` gives a log scale. Those spread further than an
+# exponential distribution (1). Prices of diamonds have 1.0: on the validation rows, a log scale made their RMSE worse
+# by a fiftieth, and their MAE no better.
+WIDE = 1.5
 
 
 class Regression(Kind):
@@ -59,7 +62,7 @@ class Regression(Kind):
         log = {}
         if summary.least >= 0 and summary.deviation() >= WIDE * summary.mean:
             units = {"mean": summary.log.mean, "deviation": summary.log.deviation()}
-            log, remark = {"log": "true"}, f"{remark}, as wide as their mean: on a log scale"
+            log, remark = {"log": "true"}, f"{remark}, a few far above the mean: on a log scale"
         # YAML takes 1e-05 for a text
         numbers = {name: np.format_float_positional(float(f"{x:.6g}"), trim="0") for name, x in units.items()}
         return {"kind": "regression", **log, **numbers}, remark

@@ -63,10 +63,11 @@ COLUMNS = {  # a column's values; kinds that are suggested for it; words of thei
     "0 and 1": ([0, 1, 1], {"binary": "0 to 1", "regression": "0 to 1"}),
     "ratings": ([1, 5, 3], {"classes": "class 0 is empty; subtract 1", "regression": "1 to 5"}),
     "from 3": ([3, 5], {"classes": "classes 0 to 2 are empty; subtract 3", "regression": "3 to 5"}),
-    "many": ([0, 1000], {"regression": "on a log scale"}),
+    "many": ([0, 0, 0, 1000], {"regression": "on a log scale"}),
     "near": ([500.5, 501, 502], {"regression": "500.5 to 502"}),
     "fractions": ([0.0, 0.5], {"regression": "0 to 0.5"}),
-    "tiny": ([0.0, 1e-3], {"regression": "on a log scale"}),
+    "tiny": ([0.0, 0.0, 0.0, 1e-3], {"regression": "on a log scale"}),
+    "as wide as their mean": ([0, 1000], {"regression": "0 to 1000"}),
     "negative": ([-1, 0, 1], {"regression": "-1 to 1"}),
 }
 
