@@ -56,9 +56,28 @@ KEYS = {  # of runner
         job="train",
         decides=STEP,
     ),
+    "augment_turn": Key(
+        float,
+        0.0,
+        "The most degrees by which training turns an image, to either side, anew in each epoch.",
+        low=0,
+        high=180,
+        job="train",
+        decides=STEP,
+    ),
+    "augment_zoom": Key(
+        float,
+        0.0,
+        "The most by which training enlarges or shrinks an image, anew in each epoch: 0.1 is from 1/1.1 to 1.1 times.",
+        low=0,
+        high=1,
+        job="train",
+        decides=STEP,
+    ),
     "image_scale": Key("choice", None, "The value of white, where the pixels leave it open.", choices=("255", "1")),
 }
 Set = collections.namedtuple("Set", "images labels")  # uint8 [N, 36, 36], int64 [N, 2]
+Most = collections.namedtuple("Most", "shift turn zoom")  # of augment_shift, augment_turn, augment_zoom
 
 
 class RecDataset(Dataset):
@@ -81,12 +100,13 @@ class RecDataset(Dataset):
         super().__init__()
         paths = _data_files(file_list)
         folder = os.path.dirname(paths[0])
-        scale, self.augment_shift = _choice(config, "image_scale"), _choice(config, "augment_shift")
-        if self.augment_shift and config.get("runner.job") is None:  # our tools set it
-            raise ValueError(
-                f"runner.augment_shift is {self.augment_shift}, but only this project's tools shift images. Set it to "
-                "0."
-            )
+        scale = _choice(config, "image_scale")
+        self.most = Most(*(_choice(config, f"augment_{name}") for name in Most._fields))
+        for name, most in self.most._asdict().items():
+            if most and config.get("runner.job") is None:  # our tools set it
+                raise ValueError(
+                    f"runner.augment_{name} is {most}, but only this project's tools augment images. Set it to 0."
+                )
         are_mapped = [path.lower().endswith(".npy") for path in paths]
         if any(are_mapped) and not all(are_mapped):
             other = paths[are_mapped.index(False)]
@@ -124,27 +144,63 @@ class RecDataset(Dataset):
         return [images, self.labels[indices, 0], self.labels[indices, 1]]
 
     def augment(self, batch, indices, epoch, seed):
-        """Shift each image of a training batch by whole pixels; what moves in is black.
+        """Turn and enlarge each image of a training batch about its centre, and shift it; what moves in is black.
 
         Args:
             batch: of ``gather``.
             indices: of its examples.
-            epoch, seed: decide, with an example's index, by how much it is shifted.
+            epoch, seed: decide, with an example's index, how its image is changed.
         """
-        if not self.augment_shift:
+        if not any(self.most):
             return batch
-        most = self.augment_shift
         images, *labels = batch
-        down, right = _shifts(len(self), most, seed, epoch)[indices].T
-        padded = np.pad(images[:, 0], [(0, 0), (most, most), (most, most)])
-        windows = np.lib.stride_tricks.sliding_window_view(padded, [IMAGE_SIZE] * 2, axis=(1, 2))
-        return [windows[np.arange(len(images)), most - down, most - right][:, None], *labels]
+        shifts, matrices = _changes(len(self), self.most, seed, epoch)
+        moved = _shifted(images[:, 0], shifts[indices])
+        if self.most.turn or self.most.zoom:
+            moved = _transformed(moved, matrices[indices])
+        return [moved[:, None], *labels]
+
+
+# --------------------------------------------------------------------------------- augmentation
 
 
 @functools.lru_cache(maxsize=1)
-def _shifts(number, most, seed, epoch):
-    """By how many pixels an epoch shifts each example, down and to the right: [number, 2]."""
-    return np.random.default_rng([seed, epoch, number]).integers(-most, most, [number, 2], endpoint=True)
+def _changes(number, most, seed, epoch):
+    """How an epoch changes each example's image.
+
+    Returns:
+        By how many pixels it is shifted, down and to the right: int64 [number, 2]; and the matrix that takes a place of
+        the new image, seen from its centre, to that of the old one: float32 [number, 2, 2].
+    """
+    random = np.random.default_rng([seed, epoch, number])
+    shifts = random.integers(-most.shift, most.shift, [number, 2], endpoint=True)
+    angle = np.radians(random.uniform(-most.turn, most.turn, number))
+    zoom = (1 + most.zoom) ** random.uniform(-1, 1, number)
+    cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
+    return shifts, np.stack([cos, sin, -sin, cos], -1).reshape(number, 2, 2).astype(np.float32)
+
+
+def _shifted(images, shifts):
+    """Images [B, 36, 36], each moved down and to the right by shifts [B, 2]."""
+    most = np.abs(shifts).max()
+    padded = np.pad(images, [(0, 0), (most, most), (most, most)])
+    windows = np.lib.stride_tricks.sliding_window_view(padded, [IMAGE_SIZE] * 2, axis=(1, 2))
+    down, right = shifts.T
+    return windows[np.arange(len(images)), most - down, most - right]
+
+
+def _transformed(images, matrices):
+    """Images [B, 36, 36] at the places that matrices [B, 2, 2] say, between the pixels by linear interpolation."""
+    middle, side = (IMAGE_SIZE - 1) / 2, IMAGE_SIZE + 3  # with a black border: one pixel before, two after
+    grid = np.indices([IMAGE_SIZE] * 2, np.float32).reshape(2, -1) - middle
+    places = np.clip(matrices @ grid + (middle + 1), 0, IMAGE_SIZE + 1)
+    lower = np.floor(places)
+    down, right = (places - lower).transpose(1, 0, 2)
+    pixels = np.pad(images, [(0, 0), (1, 2), (1, 2)]).reshape(-1)
+    row, column = lower.astype(np.int64).transpose(1, 0, 2)
+    corner = (np.arange(len(images))[:, None] * side + row) * side + column
+    upper, under = (pixels[at] * (1 - right) + pixels[at + 1] * right for at in (corner, corner + side))
+    return (upper * (1 - down) + under * down).reshape(images.shape)
 
 
 class Joined:

@@ -8,7 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from multiMNIST_reader import FOUR, PAIR, RecDataset
+from multiMNIST_reader import FOUR, PAIR, RecDataset, _transformed
 from support import ROOT
 from support.memory import peak_of
 
@@ -319,6 +319,42 @@ def test_training_shifts_each_image_by_seed_epoch_and_example_alone(tmp_path):
     assert not all(
         (augmented([0, 1, 2, 3], **other) == whole).all() for other in ({"epoch": 6}, {"epoch": 5, "seed": 2})
     )
+
+
+def test_training_turns_and_zooms_within_the_limits(tmp_path):
+    """A spot 10 pixels to the right of the centre is found again where its turn and its distance are allowed."""
+    y, x = np.indices([36, 36]) - 17.5
+    spot = np.rint(255 * np.exp(-(y**2 + (x - 10) ** 2) / 8)).astype("uint8")
+    path = write(tmp_path / "a.pickle", (np.stack([spot] * 200), np.zeros([200, 2], "int64")))
+    data = read(path, augment_turn=20.0, augment_zoom=0.25, job="train")
+    indices = np.arange(200)
+    images = data.augment(data.gather(indices), indices, 3, 1)[0][:, 0]
+    total = images.sum((1, 2))
+    down, right = (images * y).sum((1, 2)) / total, (images * x).sum((1, 2)) / total
+    turns, distances = np.degrees(np.arctan2(down, right)), np.hypot(down, right)
+    assert -20.2 < turns.min() < -18 and 18 < turns.max() < 20.2
+    assert 7.95 < distances.min() < 8.4 and 12 < distances.max() < 12.55
+    assert abs(np.corrcoef(turns, distances)[0, 1]) < 0.3, "the one says nothing of the other"
+    enlarged = np.corrcoef(total, distances)[0, 1]
+    assert enlarged > 0.99, "what moves outwards grows"
+
+
+def test_a_turned_image_is_what_a_loop_over_its_pixels_gives():
+    image, angle, zoom = np.random.RandomState(0).rand(36, 36).astype("float32"), np.radians(30), 1.1
+    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
+    expected = np.zeros([36, 36])
+    for y in range(36):
+        for x in range(36):
+            down, right = turn @ [y - 17.5, x - 17.5] + 17.5
+            for row in (int(np.floor(down)), int(np.floor(down)) + 1):
+                for column in (int(np.floor(right)), int(np.floor(right)) + 1):
+                    if 0 <= row < 36 and 0 <= column < 36:
+                        expected[y, x] += image[row, column] * (1 - abs(row - down)) * (1 - abs(column - right))
+    found = _transformed(image[None], turn[None].astype("float32"))
+    # places within 36 have an error of a few of float32's steps there (2 ** -19), which moves a value as much
+    assert found.dtype == np.float32 and np.abs(found[0] - expected).max() < 5 * 2**-18
+    quarter = np.array([[[0, 1], [-1, 0]]], "float32")
+    assert (_transformed(image[None], quarter)[0] == np.rot90(image)).all()
 
 
 def test_without_the_key_nothing_is_shifted_and_other_tools_are_told_that_they_cannot(tmp_path):

@@ -4,7 +4,7 @@ import errno
 import json
 import os
 
-import plot_gates
+import plot
 import pytest
 import show
 
@@ -167,7 +167,7 @@ def test_outputs_are_written_through_links_and_under_home(small, tmp_path, monke
 
 # script -> (its arguments, a file that it writes in --out; None: --out itself)
 SCRIPTS = {
-    show: ([ROOT / "data" / "test"], None), plot_gates: (["log"], None),
+    show: ([ROOT / "data" / "test"], None), plot: (["gates", "log"], None),
     make_data: (["--test", "rows"], "vocabulary.json"), make_multi_mnist: ([], "train/train.pickle"),
 }  # fmt: skip
 
@@ -190,7 +190,7 @@ def test_the_scripts_write_through_a_link(tmp_path):
         place = {"epoch": 0, "batch": batch, "epoch_examples": 5 * batch + 5}
         lines.append({"event": "interval", **place, "status": {"task 1 experts": {"2": 1.0}}})
     (tmp_path / "log").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for script, arguments in ((show, [ROOT / "data" / "test"]), (plot_gates, [tmp_path / "log"])):
+    for script, arguments in ((show, [ROOT / "data" / "test"]), (plot, ["gates", tmp_path / "log"])):
         target, link = tmp_path / f"{script.__name__}.png", tmp_path / f"link_to_{script.__name__}.png"
         link.symlink_to(target)
         assert run_script(script, *arguments, "--out", link).returncode == 0
