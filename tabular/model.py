@@ -29,6 +29,9 @@ finally:
     sys.path.remove(TOOLS)  # its scripts have names that a user's modules may have
 
 LOG = logging.getLogger("dselect_k")
+for name in ("engine", "dselect_k"):  # warnings alone, unless a program asks for more: Paddle's own handler shows all
+    if logging.getLogger(name).level == logging.NOTSET:
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class Model:

@@ -128,7 +128,9 @@ def test_a_program_that_has_only_the_projects_folder_on_its_path_gets_them(work)
     (work.path / "columns.json").write_text(json.dumps(work.columns))
     program = [sys.executable, "-c", PROGRAM]
     kwargs = {"cwd": work.path, "capture_output": True, "text": True}
-    done(subprocess.run(program, env={**environment, "PYTHONPATH": str(ROOT)}, **kwargs))
+    process = subprocess.run(program, env={**environment, "PYTHONPATH": str(ROOT)}, **kwargs)
+    done(process)
+    assert "INFO" not in process.stderr, "what the tools log is not the program's"
     file = "runner.predict_path=by_tool_alone.npz"
     done(run_tool("predict", work.path / "config.yaml", file, cwd=work.path, env={"PYTHONPATH": ""}))
     with np.load(work.path / "by_program.npz") as answers, np.load(work.path / "by_tool_alone.npz") as by_tool:
