@@ -115,6 +115,19 @@ def read_lines(path):
     return found
 
 
+def final_lines(experiment, network, lines):
+    """Those of the result lines that are a network's with the chosen settings, for the experiment's seeds.
+
+    Raises:
+        UserError: they are of two settings.
+    """
+    final = [line for line in lines if line["network"] == network and line["stage"] == "final" and "error" not in line]
+    final = [line for line in final if line["seed"] in experiment.seeds]
+    if len({str(sorted(line["overrides"].items())) for line in final}) > 1:
+        raise UserError(f"{experiment.results}: {network} has final lines of two settings. Remove the older ones.")
+    return final
+
+
 def add_line(path, line):
     """Add a result line in one write, so that a run that is stopped leaves no part of one."""
     with open(path, "ab", buffering=0) as file:

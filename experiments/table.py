@@ -29,18 +29,19 @@ def table(experiment):
     if not rows:
         raise UserError(f"{experiment.results}: there is no result yet. Run experiments/run.py.")
     titles = [title for title in rows[0] if any(row[title] for row in rows)]
-    cells = [titles, ["---"] * len(titles), *([row[title] for title in titles] for row in rows)]
-    return ["| " + " | ".join(texts) + " |" for texts in cells]
+    return markdown([titles, ["---"] * len(titles), *([row[title] for title in titles] for row in rows)])
+
+
+def markdown(rows):
+    """The lines of a table of these texts."""
+    return ["| " + " | ".join(texts) + " |" for texts in rows]
 
 
 def _row(experiment, network, found):
     """Title -> text; None where the network has no final run. An empty text means: not measured."""
-    lines = [line for line in found if line["network"] == network]
-    final = [line for line in lines if line["stage"] == "final" and line["seed"] in experiment.seeds]
+    final = experiments.final_lines(experiment, network, found)
     if not final:
         return None
-    if len({str(sorted(line["overrides"].items())) for line in final}) > 1:
-        raise UserError(f"{experiment.results}: {network} has final lines of two settings. Remove the older ones.")
     try:
         values = {name: [line["test"][name] for line in final] for name in experiment.report}
         experts = [line["test"].get("experts_used") for line in final]
@@ -49,7 +50,8 @@ def _row(experiment, network, found):
     if len(values) > 1:
         values["mean"] = [statistics.fmean(of_seed) for of_seed in zip(*values.values())]
     overrides = final[0]["overrides"]
-    speed = [line for line in lines if line["stage"] == "speed" and line["overrides"] == overrides]
+    of_network = [line for line in found if line["network"] == network]
+    speed = [line for line in of_network if line["stage"] == "speed" and line["overrides"] == overrides]
     searched = {key: value for key, value in overrides.items() if key not in experiment.networks.get(network, {})}
     return {
         "": network,

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import compare
 import experiment as experiments
 import numpy as np
 import pytest
@@ -241,6 +242,26 @@ def table_of(folder, *lines):
     for line in lines:
         experiments.add_line(folder / "found.jsonl", line)
     return table.table(experiments.read(written(folder, seeds=[1, 2, 3])))
+
+
+def test_the_comparison_of_lines_computed_by_hand(tmp_path):
+    """t of the differences 0.1, 0.2, 0.3 is 2 sqrt(3), whose p with 2 degrees of freedom is 1 - t / sqrt(2 + t^2)."""
+    pytest.importorskip("scipy")
+    for seed, (first, second) in enumerate(((0.5, 0.5), (0.6, 0.5), (0.7, 0.5)), 1):
+        experiments.add_line(tmp_path / "found.jsonl", line_of("two", seed, 0.4, 0.5))
+        experiments.add_line(tmp_path / "found.jsonl", line_of("one", seed, first, second))
+    experiment = experiments.read(written(tmp_path, seeds=[1, 2, 3]))
+    assert compare.comparison(experiment, "two") == [
+        "| against two | auc_income | auc_never_married |",
+        "| --- | --- | --- |",
+        "| one | +0.20000 (p 0.148) | +0.00000 (p 1.000) |",
+    ]
+    assert 1 - 12**0.5 / 14**0.5 == pytest.approx(0.148 / 2, abs=3e-4), "twice that: one of two comparisons"
+    with pytest.raises(UserError, match="has no result of 'three'. It has: two, one"):
+        compare.comparison(experiment, "three")
+    experiments.add_line(tmp_path / "found.jsonl", line_of("boosting", 1, 0.5, 0.7))
+    with pytest.raises(UserError, match="boosting and two share 1 seeds; two are needed"):
+        compare.comparison(experiment, "two")
 
 
 def test_the_table_of_lines_computed_by_hand(tmp_path):
