@@ -162,10 +162,14 @@ def merged(old, new):
     left = sorted(records.keys() - newer.keys())
     if left and changed:
         raise ValueError(f"{'; '.join(changed)}: {', '.join(left)} would be of another run. Measure all tables.")
-    lost = sorted(name for name in records.keys() & newer.keys() if _variants(records[name]) - _variants(newer[name]))
-    if lost:
-        raise ValueError(f"{', '.join(lost)}: variants that were measured before are absent now. Give TORCH_PYTHON.")
-    machine = {**machine, "machine": {**was["machine"], **machine["machine"]}}
+    for name in sorted(records.keys() & newer.keys()):
+        lost = sorted(_variants(records[name]) - _variants(newer[name]))
+        if lost:
+            raise ValueError(
+                f"{name}: {', '.join(lost)} was measured before, and is absent now. Give TORCH_PYTHON and PADDLEREC if "
+                "the variants are theirs; if they have other names now, measure all tables."
+            )
+    machine = {**machine, **{key: {**was[key], **machine[key]} for key in ("machine", "sizes")}}
     records = {name: newer.get(name, record) for name, record in {**records, **newer}.items()}
     seconds = round(sum(record["seconds"] for record in records.values()), 1)
     return "\n".join(_lines(machine, records, seconds)) + "\n"

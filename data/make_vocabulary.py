@@ -91,6 +91,8 @@ def _encoded(args):
             raise ValueError(f"--encode: {column} is {how!r}, but must be one of {', '.join(profile.ENCODINGS)}.")
         if how != "plain" and not args.pieces:
             raise ValueError(f"--encode: {column}={how} needs pieces, but --pieces is 0.")
+        if how == "bins" and args.pieces < 2:
+            raise ValueError(f"--encode: {column}=bins needs 2 bins or more, but --pieces is {args.pieces}.")
     return _by_column("encode", args.encode)
 
 

@@ -425,8 +425,8 @@ class HyperParameters:
             row = registry.get(getattr(self, part))
             if options and row and not getattr(row, "keys", {}):
                 raise ValueError(
-                    f"{PREFIX}{part}_options has {', '.join(options)}, but the {part} {getattr(self, part)} has no "
-                    "such keys. Remove them."
+                    f"{PREFIX}{part}_options has {', '.join(options)}, but the {part} {getattr(self, part)} "
+                    f"takes no {part}_options. Remove them."
                 )
 
     def _check_lists(self):

@@ -10,11 +10,13 @@ for the test. Ours: what data/make_vocabulary.py --config writes, as it is, the 
 scikit-learn's HistGradientBoosting and LightGBM with their defaults and the categories named, and logistic or ridge
 regression over standardised numbers and one-hot categories, one model a task. They are trained on training and
 validation rows, or on our training rows (--same-rows). Of a list they get a number for each value, if there are at most
-50, or else its length. With every seed, unless it changes nothing.
+50, or else its length. With every seed, unless it changes nothing. What FOLDER has from an earlier run is not measured
+again: give another one after a change of the code, or of the others' packages.
 """
 
 import argparse
 import functools
+import hashlib
 import json
 import pathlib
 import shutil
@@ -229,9 +231,21 @@ def run(command):
         raise SystemExit(process.stderr)
 
 
+@functools.lru_cache
+def make_config(folder, name):
+    """Make a table's vocabulary and config; returns their digest."""
+    table, place = TABLES[name], folder / name
+    parts = [value for part in ("train", "validation", "test") for value in (f"--{part}", place / part)]
+    columns = ["--dense", *table.dense, "--sparse", *table.sparse, "--labels", *table.labels, *table.options]
+    columns += ["--lists", *table.lists] if table.lists else []
+    made = place / "vocabulary.json", place / "config.yaml"
+    run([ROOT / "data" / "make_vocabulary.py", *parts, *columns, "--out", made[0], "--config", made[1]])
+    return hashlib.sha256(b"".join(path.read_bytes() for path in made)).hexdigest()
+
+
 def ours(folder, name, gate, seed, overrides):
     """The same of our network with a gate; kept in a file, so that a run that was killed goes on from there."""
-    settings = {"gate": gate, "seed": seed, "overrides": overrides}
+    settings = {"gate": gate, "seed": seed, "overrides": overrides, "config": make_config(folder, name)}
     results = folder / name / "ours.jsonl"
     lines = results.read_text().splitlines() if results.exists() else []
     found = next((record for record in map(json.loads, lines) if record["settings"] == settings), None)
@@ -246,12 +260,6 @@ def ours(folder, name, gate, seed, overrides):
 def train(folder, name, gate, seed, overrides):
     table, place, began = TABLES[name], folder / name, time.perf_counter()
     config, saved, log = place / "config.yaml", place / f"saved-{gate}-{seed}", place / f"infer-{gate}-{seed}.json"
-    if not config.exists():
-        parts = [value for part in ("train", "validation", "test") for value in (f"--{part}", place / part)]
-        columns = ["--dense", *table.dense, "--sparse", *table.sparse, "--labels", *table.labels, *table.options]
-        columns += ["--lists", *table.lists] if table.lists else []
-        made = ["--out", place / "vocabulary.json", "--config", config]
-        run([ROOT / "data" / "make_vocabulary.py", *parts, *columns, *made])
     keys = [f"hyper_parameters.gate={gate}", f"runner.seed={seed}", "runner.progress=false", *overrides]
     run([ROOT / "tools" / "static_trainer.py", "-m", config, "-o", *keys, f"runner.model_save_path={saved}"])
     seconds = time.perf_counter() - began
@@ -305,7 +313,7 @@ def main():
     parser.add_argument("--same-rows", action="store_true", help="train the others on our training rows alone")
     args = parser.parse_args()
     parts = ("train",) if args.same_rows else ("train", "validation")
-    results_name = f"others of {' and '.join(parts)}.json"
+    results_name = f"others of {' and '.join(parts)}, {args.seeds} seeds.json"
     if args.others:
         if not (args.work / args.others / "test").exists():
             split(args.work, args.others, args.census)

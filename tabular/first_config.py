@@ -91,9 +91,14 @@ def _of_range(columns, name, made):
     return ", ".join([*facts, *_equal_to_labels(columns, name)])
 
 
+def _counted_bins(ids):
+    number = len(ids.edges) + 1
+    return f"{number} bins, an id each" if number > 1 else "1 bin"
+
+
 def _of_category(columns, category):
     if category.ids.of_numbers:
-        return _of_range(columns, category.column, f"{len(category.ids.edges) + 1} bins, an id each")
+        return _of_range(columns, category.column, _counted_bins(category.ids))
     sparse, facts = columns.all_sparse[category.column], []
     distinct = sparse.distinct()
     if category.pooling:

@@ -56,20 +56,24 @@ class Sample:
         return [float(edge) for edge in edges] if len(edges) > 1 else []
 
     def edges_of_bins(self, bins):
-        """The edges between ``bins`` bins with equally many numbers; an edge belongs to the bin below it.
+        """The edges between up to ``bins`` bins with equally many numbers.
 
         A number that fills a bin or more by itself, as zero often does, is the greatest or the least of its bin, and
-        the other bins are made of the rest.
+        the other bins are made of the rest. Each edge lies midway between two numbers: so a number is in the same bin
+        if it has been rounded, to float32 for instance, and no bin is empty.
         """
         self._prune()
         values, counts = np.unique(self.numbers, return_counts=True)
-        frequent = values[counts * bins >= len(self.numbers)]
-        rest, number = self.numbers[~np.isin(self.numbers, frequent)], bins - len(frequent)
+        is_frequent = counts * bins >= len(self.numbers)
+        rest, number = self.numbers[np.isin(self.numbers, values[~is_frequent])], bins - int(is_frequent.sum())
         between = np.quantile(rest, np.arange(1, number) / number) if len(rest) else []
-        # the bin above the greatest number would be empty
-        frequent = np.where(frequent == values[-1], np.nextafter(frequent, -math.inf), frequent)
-        edges = np.union1d(frequent, between)
-        return edges[(edges >= values[0]) & (edges < values[-1])].tolist()
+        # how many of the values are below an edge; there is none above the greatest value
+        below = {*np.flatnonzero(is_frequent) + 1, *np.searchsorted(values, between, side="right")}
+        if is_frequent[-1]:
+            below.add(len(values) - 1)
+        below = np.array(sorted(below - {0, len(values)}), int)
+        middle = (values[below - 1] + values[below]) / 2
+        return np.minimum(middle, np.nextafter(values[below], -math.inf)).tolist()
 
 
 class Summary:

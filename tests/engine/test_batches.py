@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 import types
 
@@ -172,6 +173,14 @@ def test_a_reader_augments_in_training_alone(kind, workers):
         assert flat(make(kind(12), job=job, validation_data_dir="/validation"), epoch=2) == [*range(12)]
 
 
+@pytest.mark.parametrize("kind", [Stream, Blocks])
+def test_an_iterable_reader_that_would_not_be_augmented_is_refused(kind):
+    dataset = type("Augmenting", (kind,), {"augment": Augmented.augment})(8)
+    with pytest.raises(UserError, match="the reader is iterable and has augment, which is called for readers with"):
+        make(dataset)
+    assert flat(make(dataset, job="infer")) == [*range(8)]
+
+
 def test_gather_is_ignored_when_getitem_is_overridden():
     class Changed(Gather):
         def __getitem__(self, index):
@@ -305,6 +314,39 @@ def test_a_path_in_the_systems_message_is_named_once(tmp_path):
 
 
 # ---------------------------------------------------------------- worker processes
+
+
+KILLED = """
+import itertools, multiprocessing, os, sys
+sys.path.insert(0, sys.argv[1])
+from engine import loader
+found = loader.read(itertools.count, 2, "/data")
+next(found)
+with open("workers", "w") as file:
+    file.write(" ".join(str(process.pid) for process in multiprocessing.active_children()))
+os._exit(1)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere Paddle has no worker processes")
+def test_the_workers_of_a_tool_that_was_killed_end_too(tmp_path):
+    with open(tmp_path / "log", "w") as log:
+        program = [sys.executable, "-c", KILLED, ROOT / "tools"]
+        process = subprocess.run(program, cwd=tmp_path, stdout=log, stderr=log, timeout=TIMEOUT_S)
+    workers = (tmp_path / "workers").read_text().split()
+    assert process.returncode == 1 and len(workers) == 2, (tmp_path / "log").read_text()
+    until = time.monotonic() + TIMEOUT_S / 2
+    while any(_runs(pid) for pid in workers):
+        assert time.monotonic() < until, "a worker waits for ever"
+        time.sleep(0.1)
+
+
+def _runs(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class Dying(Items):

@@ -33,7 +33,7 @@ def test_a_users_expert_gets_its_options_and_their_defaults():
     "keys,words",
     [
         ({**WITH_KEYS, "expert_options__widht": 6}, "expert_options.widht .*did you mean .*expert_options.width"),
-        ({"expert_options__width": 6}, "expert_options has width, .* the expert auto has no such keys"),
+        ({"expert_options__width": 6}, "expert_options has width, .* the expert auto takes no expert_options"),
         ({"expert": f"{HERE}.no_layer"}, "gives a str, not a paddle.nn.Layer"),
         ({"expert": f"{HERE}.nothing"}, "expert is .*nothing cannot be imported"),
         ({"expert": f"{HERE}.too_wide_expert"}, "an expert's output has the shape .*17., but must be .any, 16"),

@@ -33,7 +33,7 @@ def test_a_users_gate_gets_its_options_and_their_defaults():
         ({**WITH_KEYS}, "_options.chosen is missing. The expert"),
         ({**WITH_KEYS, "gate_options__chosen": -1}, "_options.chosen is -1, but must be a whole number >= 0"),
         ({**WITH_KEYS, "gate_options__chosen": 1, "gate_options__wieght": 1}, "did you mean .*gate_options.weight"),
-        ({"gate_options__weight": 1}, "_options has weight, .* the gate dselect_k has no such keys"),
+        ({"gate_options__weight": 1}, "_options has weight, .* the gate dselect_k takes no gate_options"),
         ({"gate": "support.users_parts.no_layer"}, "gives a str, not a net.Gate"),
         ({"gate": "support.users_parts.nothing"}, "nothing cannot be imported from support.users_parts"),
         ({"gate": "no_module.gate"}, "gate cannot be imported from no_module"),

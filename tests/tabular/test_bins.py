@@ -31,7 +31,10 @@ def test_bins_have_equally_many_rows_and_the_reader_gives_their_ids(tmp_path, rn
     x[::10] = np.nan
     vocabulary, printed = make(tmp_path, x, 6)
     edges = json.loads((tmp_path / "v.json").read_text())["categories"][1]["edges"]
-    np.testing.assert_allclose(edges, np.nanquantile(x, np.arange(1, 6) / 6), rtol=1e-12)
+    values = np.unique(x[~np.isnan(x)])
+    for edge, quantile in zip(edges, np.nanquantile(x, np.arange(1, 6) / 6)):
+        below, above = (values[values <= quantile].max(), values[values > quantile].min())
+        assert edge == pytest.approx((below + above) / 2, rel=1e-12)
     assert f"x: {np.nanmin(x):g} to {np.nanmax(x):g}, missing in 10 %, 6 bins, an id each" in printed
     assert vocabulary.config() == {"vocabulary_sizes": [3, 7]}
     expected = [bin_of(edges, value) for value in x]
@@ -64,9 +67,42 @@ def test_a_number_that_many_rows_have_takes_no_bins_from_the_others(frequent, ow
     assert sum(others) == np.sum(x != frequent) and max(others) - min(others) <= 1  # equally many
 
 
+@pytest.mark.parametrize(
+    "values,bins",
+    [
+        ([0, 1], 5),
+        ([0, 1, 2], 3),
+        (range(1, 13), 16),
+        ([0.1, 0.2, 0.3, 0.7], 16),
+        ([-1e150, 1e150], 4),
+        ([5e-324, 1e-323], 4),
+    ],
+    ids=str,
+)
+def test_a_column_of_few_numbers_has_a_bin_for_each_rounded_or_not(values, bins, tmp_path, rng):
+    x = rng.choice(np.array(values, float), 300)
+    vocabulary, printed = make(tmp_path, x, bins)
+    expected = (1 + np.searchsorted(values, x)).tolist()
+    rows = {"x": x, "shop": ["a"] * 300}
+    assert vocabulary.encode(rows)[:, 1].tolist() == expected
+    assert f"{len(values)} bins, an id each" in printed
+    if 1e-30 < np.abs(values).max() < 1e30:  # they fit float32
+        assert vocabulary.encode({**rows, "x": x.astype("float32")})[:, 1].tolist() == expected
+
+
+def test_bins_must_be_two_or_more(tmp_path):
+    write_files(tmp_path, {"train/a.csv": "x,label\n1,0\n2,1\n"})
+    made = ["--dense", "x", "--labels", "label", "--encode", "x=bins", "--pieces", "1", "--out", "v.json"]
+    process = run_make_vocabulary(tmp_path, "--train", "train", *made)
+    assert (process.returncode, process.stderr) == (
+        2,
+        "error: --encode: x=bins needs 2 bins or more, but --pieces is 1.\n",
+    )
+
+
 def test_a_constant_has_one_bin(tmp_path):
     vocabulary, printed = make(tmp_path, np.full(20, 7.0), 4)
-    assert "7 to 7, 1 bins, an id each, WARNING: a constant" in printed
+    assert "7 to 7, 1 bin, WARNING: a constant" in printed
     assert vocabulary.config() == {"vocabulary_sizes": [3, 2]}
 
 

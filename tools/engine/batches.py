@@ -198,6 +198,11 @@ def _workers(dataset, number):
 def _source(dataset, options):
     """Where the batches come from: a hook of the reader for whole batches, or its single examples."""
     if isinstance(dataset, IterableDataset):
+        if options.trains and offered(dataset, "augment") is not None:
+            raise UserError(
+                f"{type(dataset).__module__}: the reader is iterable and has augment, which is called for readers with "
+                "__getitem__ alone. Augment in __iter__, and remove augment."
+            )
         kind = blocks.BlockSource if _hook_is_current(dataset, "blocks", "__iter__") else StreamSource
     else:
         kind = GatherSource if _hook_is_current(dataset, "gather", "__getitem__") else IndexSource

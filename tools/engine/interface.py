@@ -34,8 +34,9 @@ class OptionalOfReader:
     config_keys: Union[Names, dict[str, Any]] = ()
     # (indices [B]) -> list of arrays [B, ...]: a whole batch at once, instead of example by example
     gather: Optional[Callable] = None
-    # (batch, indices [B], epoch, seed) -> a batch of the same examples, changed at random for training: by seed, epoch
-    # and example alone, so that batch size, processes and a resume make no difference. Evaluation does not call it.
+    # of a reader with __getitem__: (batch, indices [B], epoch, seed) -> a batch of the same examples, changed at random
+    # for training: by seed, epoch and example alone, so that batch size, processes and a resume make no difference.
+    # Evaluation does not call it.
     augment: Optional[Callable] = None
     # a command, run in the package's folder, that makes or gets the data: the message for missing data gives it
     how_to_get_data: Optional[str] = None

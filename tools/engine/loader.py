@@ -5,6 +5,7 @@ data.
 """
 
 import contextlib
+import functools
 import gc
 import itertools
 import multiprocessing
@@ -13,6 +14,7 @@ import pickle
 import shutil
 import signal
 import threading
+import time
 import traceback
 
 import numpy as np
@@ -72,7 +74,7 @@ def read(produce, workers, folder):
         return
     loader = DataLoader(
         _Produced(produce), batch_size=1, collate_fn=_only, places=paddle.CPUPlace(), num_workers=workers,
-        return_list=True, worker_init_fn=_start_worker,
+        return_list=True, worker_init_fn=functools.partial(_start_worker, os.getpid()),
     )  # fmt: skip
     try:
         for item in _iterate(loader):
@@ -110,13 +112,21 @@ def _only(samples):
     return samples[0]
 
 
-def _start_worker(_):
+def _start_worker(parent, _):
     """Ignore the terminal's Ctrl-C, which the tool handles; and never destroy what was forked from the tool.
 
     To destroy the program of an earlier run in a notebook, say, without its threads is a crash.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.freeze()
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent):
+    """End this worker when the tool is gone. Killed, it tells nobody, and a worker would wait for ever to be read."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _iterate(loader):
