@@ -4,7 +4,7 @@ import numpy as np
 import paddle
 import pytest
 
-from dselect_k_model.gates.relu_routing import GREATEST, LEAST, ReluRoutingGate
+from dselect_k_model.gates.relu_routing import LEAST, ReluRoutingGate
 from support import oracles
 from support.examples import SMALL, TASKS
 from support.rounding import ADAM, SUMS, assert_close, assert_near
@@ -39,7 +39,7 @@ def set_all(run, ending, value):
 
 
 def gate_with(weight, top_k=1, **given):
-    gate = ReluRoutingGate(weight.shape[1], top_k, weight.shape[0], **given)
+    gate = ReluRoutingGate(weight.shape[1], top_k, weight.shape[0], l1_limit=1.0, **given)
     gate.weight.set_value(weight)
     return gate
 
@@ -83,7 +83,7 @@ def test_the_penalty_and_its_gradient_are_the_papers(balanced, rng):
 @every_way
 @pytest.mark.parametrize("rate", [1.2, 3.0])
 def test_the_weight_of_the_penalty_follows_the_share_of_zeros(way, rate, rng):
-    run = start(way, config(**KEYS, optimizer__learning_rate=0.05, **options(l1_weight=0.1, l1_rate=rate)))
+    run = start(way, config(**KEYS, optimizer__learning_rate=0.05, **options(l1_weight=0.1, l1_limit=1e3, l1_rate=rate)))
     batches, signs = batches_of(rng, 12), set()
     expected = np.full([3, 1], 0.1)
     for step, batch in enumerate(batches, 1):
@@ -100,10 +100,10 @@ def test_the_weight_of_the_penalty_follows_the_share_of_zeros(way, rate, rng):
 
 
 @either_graph
-@pytest.mark.parametrize("top_k,first,bound", [(1, GREATEST / 5, GREATEST), (N, LEAST * 5, LEAST)])
+@pytest.mark.parametrize("top_k,first,bound", [(1, 0.25, 0.5), (N, LEAST * 5, LEAST)])
 def test_the_weight_of_the_penalty_stays_within_its_bounds(way, top_k, first, bound, rng):
     keys = {**KEYS, "top_k": top_k, "optimizer__class": "sgd", "optimizer__learning_rate": 1e-9}
-    run = start(way, config(**keys, **options(l1_weight=first, l1_rate=10.0)))
+    run = start(way, config(**keys, **options(l1_weight=first, l1_limit=0.5, l1_rate=10.0)))
     for batch in batches_of(rng, 2):
         run.step(batch)
         np.testing.assert_allclose(named(run, "l1_weight"), np.full([3, 1], bound), rtol=2 * RATE_32)
@@ -131,7 +131,7 @@ def test_the_share_of_zeros_is_that_of_all_processes():
 def test_both_graphs_train_alike_where_the_penalty_matters(way, rng):
     """By SGD; with numbers that float32 has too, as some programs of Paddle's old form round them to it."""
     keys = {**KEYS, "optimizer__class": "sgd", "optimizer__learning_rate": 0.05}
-    flat = config(**keys, **options(l1_weight=0.125, l1_rate=2.0))
+    flat = config(**keys, **options(l1_weight=0.125, l1_limit=8.0, l1_rate=2.0))
     ours, theirs = start(way, flat), start("dense", flat)
     assert_steps_agree(ours, theirs, batches_of(rng, 6), SUMS)
     assert_close(trained(ours), trained(theirs), SUMS)
@@ -184,6 +184,7 @@ def test_a_gate_without_any_weight_trains_on(way, rng):
     "given,words",
     [
         ({"l1_weight": 0}, "l1_weight is 0, but must be a number >= 1e-12"),
+        ({"l1_weight": 0.2}, "l1_weight is 0.2, but must not exceed l1_limit, which is 0.1"),
         ({"l1_rate": 0.9}, "l1_rate is 0.9, but must be a number >= 1"),
         ({"balanced": "maybe"}, "balanced is 'maybe', but must be true or false"),
         ({"top_k": 7}, "top_k is 7, but must be a whole number from 1 to 6"),
