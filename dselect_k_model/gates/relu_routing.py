@@ -16,9 +16,7 @@ LEAST = 1e-12
 SAME = 1e-5
 
 KEYS = {
-    "l1_weight": Key(
-        float, 1e-8, "The weight of the L1 penalty at the first step.", low=LEAST, high=1e3, decides=STEP
-    ),
+    "l1_weight": Key(float, 1e-8, "The weight of the L1 penalty at the first step.", low=LEAST, high=1e3, decides=STEP),
     "l1_limit": Key(
         float,
         0.1,

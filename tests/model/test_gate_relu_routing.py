@@ -83,7 +83,9 @@ def test_the_penalty_and_its_gradient_are_the_papers(balanced, rng):
 @every_way
 @pytest.mark.parametrize("rate", [1.2, 3.0])
 def test_the_weight_of_the_penalty_follows_the_share_of_zeros(way, rate, rng):
-    run = start(way, config(**KEYS, optimizer__learning_rate=0.05, **options(l1_weight=0.1, l1_limit=1e3, l1_rate=rate)))
+    run = start(
+        way, config(**KEYS, optimizer__learning_rate=0.05, **options(l1_weight=0.1, l1_limit=1e3, l1_rate=rate))
+    )
     batches, signs = batches_of(rng, 12), set()
     expected = np.full([3, 1], 0.1)
     for step, batch in enumerate(batches, 1):

@@ -78,6 +78,8 @@ def weights_over_time(training):
 
 def draw_gates(figure, training):
     """Each task's weights over the training: a pair of axes a task, a line an expert."""
+    from matplotlib.ticker import EngFormatter
+
     seen, weights = weights_over_time(training)
     all_axes = figure.subplots(1, len(weights), sharey=True, squeeze=False)[0]
     for axes, (title, of_expert) in zip(all_axes, weights.items()):
@@ -90,6 +92,7 @@ def draw_gates(figure, training):
         )
         axes.set_title(title)
         axes.set_xlabel("examples seen in training")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k for 50000
         axes.set_xlim(0, seen[-1])
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
@@ -165,8 +168,9 @@ def draw_curves(figure, trainings, metrics):
         axes.set_xlabel("epochs")
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.spines[["top", "right"]].set_visible(False)
-    all_axes[0].legend(frameon=False)
-    figure.tight_layout()
+    figure.set_layout_engine("constrained")
+    if len(trainings) > 1:
+        figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", frameon=False)
 
 
 # -------------------------------------------------------------------------------------- command line
@@ -200,7 +204,7 @@ def _draw(args, out):
     from matplotlib.figure import Figure
 
     trainings = [read(path) for path in args.logs]
-    figure = Figure(figsize=(max(9, 4.5 * len(args.metric)), 3.2))
+    figure = Figure(figsize=(max(9, 4.5 * len(args.metric)), 3.2 if args.what != "curves" else 4))
     FigureCanvasAgg(figure)
     try:
         if args.what == "curves":
