@@ -20,8 +20,8 @@ KEYS = {
     "l1_limit": Key(
         float,
         0.1,
-        "What that weight never exceeds. The gate answers a higher one only after some steps, and may by then have lost "
-        "all its experts for good.",
+        "What that weight never exceeds. The gate answers it only after some steps, and a high one may by then have "
+        "cost it all its experts for good.",
         low=LEAST,
         high=1e3,
         decides=STEP,
