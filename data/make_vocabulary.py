@@ -89,10 +89,10 @@ def _encoded(args):
             raise ValueError(f"--encode: {column} is not among --dense.")
         if how not in profile.ENCODINGS:
             raise ValueError(f"--encode: {column} is {how!r}, but must be one of {', '.join(profile.ENCODINGS)}.")
-        if how != "plain" and not args.pieces:
+        if how != "plain" and args.pieces == 0:
             raise ValueError(f"--encode: {column}={how} needs pieces, but --pieces is 0.")
-        if how == "bins" and args.pieces < 2:
-            raise ValueError(f"--encode: {column}=bins needs 2 bins or more, but --pieces is {args.pieces}.")
+        if how == "bins" and args.pieces == 1:
+            raise ValueError(f"--encode: {column}=bins needs 2 bins or more, but --pieces is 1.")
     return _by_column("encode", args.encode)
 
 
@@ -191,7 +191,10 @@ def main():
     parser.add_argument("--min-count", type=_positive, default=1, help="how often a value must occur to have an id")
     parser.add_argument("--max-size", type=_positive, help="largest number of ids of a sparse column")
     parser.add_argument(
-        "--pieces", type=_from_zero, default=profile.PIECES, help="pieces of a dense column's range; 0: none"
+        "--pieces",
+        type=_from_zero,
+        help="pieces of a dense column's range; 0: none; default: by rows and columns, "
+        f"{profile.PIECES} or {profile.FEW_PIECES}",
     )
     parser.add_argument(
         "--encode", **{**columns, "type": _column_and_column, "metavar": "COLUMN=HOW"},

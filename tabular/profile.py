@@ -13,7 +13,8 @@ from tabular.numbers import SCALES
 from tabular.values import NULL_TEXTS
 from tabular.vocabulary import LABELS_ARE
 
-PIECES = 16  # of the range of a dense column
+FEW_PIECES, PIECES = 16, 64  # of the range of a dense column
+MANY_ROWS, MANY_COLUMNS = 20_000, 64  # fewer rows, or more columns, have few pieces
 ENCODINGS = ("pieces", "plain", "log", "bins")  # log: in pieces, on a log scale; bins: each with an embedding
 SAMPLED = 100_000  # numbers of a column that the edges of its pieces are taken from
 
@@ -250,13 +251,21 @@ class Columns:
         has_labels = self.labels[label].count if label in self.labels else class_names(self.classes[label].counter)
         return of_a_kind and bool(has_labels) and (column, label) not in self.unequal
 
-    def vocabulary(self, min_count=1, max_size=None, pieces=PIECES):
+    def default_pieces(self):
+        """How many pieces the range of a dense column is cut into, if the user does not say.
+
+        More tell nearby numbers apart; but then a piece has fewer rows, and there are more inputs.
+        """
+        return PIECES if self.rows >= MANY_ROWS and len(self.dense) <= MANY_COLUMNS else FEW_PIECES
+
+    def vocabulary(self, min_count=1, max_size=None, pieces=None):
         """The content of vocabulary.json.
 
         Args:
             min_count: how often a value must occur to have an id.
             max_size: how many values of a sparse column have ids, the most frequent ones; None: all.
-            pieces: how many pieces the range of a dense column is cut into; 0: none, and no bounds.
+            pieces: how many pieces the range of a dense column is cut into; 0: none, and no bounds; None: see
+                ``default_pieces``.
         Raises:
             ValueError: there are no rows, or a dense column is empty, or the variance of a column is infinite.
         """
@@ -268,6 +277,7 @@ class Columns:
                 raise ValueError(f"the column {name} is empty in all rows. Remove it from --dense.")
             if summary.count and not math.isfinite(summary.mean + summary.deviation()):
                 raise ValueError(f"the numbers of {name} reach {summary.greatest:g}: too far apart for a variance.")
+        pieces = self.default_pieces() if pieces is None else pieces
         numbers = [
             _number(name, summary, 0 if self.encoded.get(name) == "plain" else pieces)
             for name, summary in self.dense.items()

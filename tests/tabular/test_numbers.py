@@ -137,6 +137,19 @@ def test_a_number_that_most_rows_have_takes_no_pieces_from_the_others(rng):
 
 
 @pytest.mark.parametrize(
+    "rows,columns,expected", [(19_999, 1, 16), (20_000, 1, 64), (20_000, 64, 64), (20_000, 65, 16)]
+)
+def test_many_rows_and_few_columns_have_many_pieces_by_default(rows, columns, expected):
+    names = [f"x{i}" for i in range(columns)]
+    found = profile.Columns(names, [], [])
+    for name in names:
+        found.dense[name].add(np.arange(100.0))
+    found.rows = rows
+    assert {len(number["edges"]) - 1 for number in found.vocabulary()["numbers"]} == {expected}
+    assert {len(number["edges"]) - 1 for number in found.vocabulary(pieces=8)["numbers"]} == {8}
+
+
+@pytest.mark.parametrize(
     "x,expected",
     [
         ([5] * 10, []),
