@@ -232,20 +232,22 @@ def run(command):
 
 
 @functools.lru_cache
-def make_config(folder, name):
-    """Make a table's vocabulary and config; returns their digest."""
+def make_config(folder, name, pieces):
+    """Make a table's vocabulary, with so many pieces (None: the default), and its config; returns their digest."""
     table, place = TABLES[name], folder / name
     parts = [value for part in ("train", "validation", "test") for value in (f"--{part}", place / part)]
     columns = ["--dense", *table.dense, "--sparse", *table.sparse, "--labels", *table.labels, *table.options]
     columns += ["--lists", *table.lists] if table.lists else []
+    columns += ["--pieces", pieces] if pieces is not None else []
     made = place / "vocabulary.json", place / "config.yaml"
     run([ROOT / "data" / "make_vocabulary.py", *parts, *columns, "--out", made[0], "--config", made[1]])
     return hashlib.sha256(b"".join(path.read_bytes() for path in made)).hexdigest()
 
 
-def ours(folder, name, gate, seed, overrides):
+def ours(folder, name, gate, seed, args):
     """The same of our network with a gate; kept in a file, so that a run that was killed goes on from there."""
-    settings = {"gate": gate, "seed": seed, "overrides": overrides, "config": make_config(folder, name)}
+    config, overrides = make_config(folder, name, args.pieces), args.override
+    settings = {"gate": gate, "seed": seed, "overrides": overrides, "config": config}
     results = folder / name / "ours.jsonl"
     lines = results.read_text().splitlines() if results.exists() else []
     found = next((record for record in map(json.loads, lines) if record["settings"] == settings), None)
@@ -308,6 +310,7 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--tables", nargs="*", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--gates", nargs="+", default=["dselect_k"], help="ours, with each of these gates")
+    parser.add_argument("--pieces", type=int, help="for our vocabulary; default: make_vocabulary.py's")
     parser.add_argument("-o", "--override", nargs="*", default=[], metavar="KEY=VALUE", help="keys for our config")
     parser.add_argument("--others", metavar="TABLE", help=argparse.SUPPRESS)
     parser.add_argument("--same-rows", action="store_true", help="train the others on our training rows alone")
@@ -333,10 +336,7 @@ def main():
             data += ["--census", args.census] if args.census else []
             data += ["--same-rows"] if args.same_rows else []
             subprocess.run([args.python, __file__, *map(str, data)], check=True)
-        found = {
-            gate: [ours(args.work, name, gate, seed, args.override) for seed in range(args.seeds)]
-            for gate in args.gates
-        }
+        found = {gate: [ours(args.work, name, gate, seed, args) for seed in range(args.seeds)] for gate in args.gates}
         ranks += compare(name, {**found, **json.loads(results.read_text())})
     print(f"| all | mean rank | {' | '.join(f'{statistics.mean(of):.2f}' for of in zip(*ranks))} |")
 
