@@ -240,6 +240,8 @@ def make_config(folder, name, pieces):
     columns += ["--lists", *table.lists] if table.lists else []
     columns += ["--pieces", pieces] if pieces is not None else []
     made = place / "vocabulary.json", place / "config.yaml"
+    for path in made:  # of an earlier run, with other defaults perhaps
+        path.unlink(missing_ok=True)
     run([ROOT / "data" / "make_vocabulary.py", *parts, *columns, "--out", made[0], "--config", made[1]])
     return hashlib.sha256(b"".join(path.read_bytes() for path in made)).hexdigest()
 
