@@ -14,7 +14,7 @@ from tabular.values import NULL_TEXTS
 from tabular.vocabulary import LABELS_ARE
 
 FEW_PIECES, PIECES = 16, 64  # of the range of a dense column
-MANY_ROWS, MANY_COLUMNS = 20_000, 64  # fewer rows, or more columns, have few pieces
+MANY_ROWS, MANY_COLUMNS = 20_000, 16  # fewer rows, or more columns, have few pieces
 ENCODINGS = ("pieces", "plain", "log", "bins")  # log: in pieces, on a log scale; bins: each with an embedding
 SAMPLED = 100_000  # numbers of a column that the edges of its pieces are taken from
 
