@@ -29,9 +29,6 @@ finally:
     sys.path.remove(TOOLS)  # its scripts have names that a user's modules may have
 
 LOG = logging.getLogger("dselect_k")
-for name in ("engine", "dselect_k"):  # warnings alone, unless a program asks for more: Paddle's own handler shows all
-    if logging.getLogger(name).level == logging.NOTSET:
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 class Model:
@@ -50,7 +47,7 @@ class Model:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, but must be a whole number >= 1.")
         self.batch_size, self.lock = batch_size, threading.Lock()
-        with _value_errors(), fast_path_at_first():
+        with _value_errors(), _warnings_alone(), fast_path_at_first():
             self.exported = ExportedModel(folder, threads)
             self.vocabulary = _vocabulary(self.exported)
             self.answers_to_none, _ = self.exported.predicted_of_none()
@@ -69,7 +66,7 @@ class Model:
         """
         inputs, unknown = self.vocabulary.inputs_of(_columns(table, self.vocabulary.inputs()))
         starts = range(0, len(inputs[0]), self.batch_size)
-        with self.lock, _value_errors():
+        with self.lock, _value_errors(), _warnings_alone():
             self._warn_of_unknown(unknown)
             batches = [self._answers([array[i : i + self.batch_size] for array in inputs]) for i in starts]
         batches = batches or [self.answers_to_none]
@@ -100,6 +97,19 @@ def _value_errors():
         yield
     except UserError as error:
         raise ValueError(str(error)) from error
+
+
+@contextlib.contextmanager
+def _warnings_alone():
+    """Log no more than warnings, unless the program has set a level: Paddle's own handler would show everything."""
+    logs = [log for log in map(logging.getLogger, ("engine", "dselect_k")) if log.level == logging.NOTSET]
+    for log in logs:
+        log.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for log in logs:
+            log.setLevel(logging.NOTSET)
 
 
 def _vocabulary(exported):
