@@ -110,7 +110,7 @@ class Folder:
 
 def joined(batches):
     """Batches or blocks as one."""
-    return [np.concatenate(arrays) for arrays in zip(*batches)]
+    return [np.asarray(np.concatenate(arrays)) for arrays in zip(*batches)]
 
 
 def read(path, numbers=(), categories=()):

@@ -2,14 +2,14 @@
 
 import numpy as np
 
+from tabular.late import LateArray
+
 END = -1  # what follows a list in the array that the network reads
 
 
-class Lists:
-    """Rows of lists.
-
-    ``len``, indexing of rows, ``numpy.concatenate`` and ``numpy.asarray`` work as for an array; the last gives int64
-    [rows, length of the longest list, at least 1], each list followed by ``END``.
+class Lists(LateArray):
+    """Rows of lists. ``numpy.asarray`` gives int64 [rows, length of the longest list, at least 1], each list followed
+    by ``END``.
 
     Args:
         ids: int [number of all ids], those of the first row first.
@@ -35,8 +35,6 @@ class Lists:
         padded[np.arange(padded.shape[1]) < self.lengths[:, None]] = self.ids
         return padded
 
-    def __array_function__(self, function, types, arguments, options):
-        if function is not np.concatenate or options or not all(issubclass(kind, Lists) for kind in types):
-            return NotImplemented
-        (all_lists,) = arguments
-        return Lists(*(np.concatenate([getattr(of, part) for of in all_lists]) for part in ("ids", "lengths")))
+    @classmethod
+    def joined(cls, parts):
+        return cls(*(np.concatenate([getattr(of, name) for of in parts]) for name in ("ids", "lengths")))

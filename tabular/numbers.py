@@ -6,9 +6,14 @@ So a network can treat each range of values in its own way, and no value is furt
 """
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
+
+from tabular.late import LateArray
+
+ENCODED_TOGETHER = 1024  # rows; with many more, what is computed on the way leaves the processor's cache
 
 
 def _log(numbers):
@@ -63,18 +68,66 @@ class Number:
         """How many inputs the column has."""
         return 1 + max(len(self.edges) - 1, 0) + self.missing
 
-    def encode(self, numbers):
-        """float64 [N], nan where a field is empty -> float32 [N, width]; infinite where one does not fit float32."""
-        is_empty = np.isnan(numbers)
-        numbers = np.where(is_empty, self.mean, SCALES[self.scale](numbers))
-        made = np.empty([len(numbers), self.width], np.float32)
-        if self.edges:
-            numbers = np.clip(numbers, self.edges[0], self.edges[-1])
-            edges = np.asarray(self.edges)
-            pieces = (numbers[:, None] - edges[:-1]) / np.diff(edges)
-            np.clip(pieces, 0.0, 1.0, out=made[:, 1 : len(edges)], casting="same_kind")
+    @functools.cached_property
+    def _pieces(self):
+        """(Where the pieces begin, how long they are), float64 [number of pieces] each."""
+        edges = np.asarray(self.edges)
+        return edges[:-1], np.diff(edges)
+
+    def _bounded(self, numbers):
+        numbers = np.where(np.isnan(numbers), self.mean, SCALES[self.scale](numbers))
+        return np.clip(numbers, self.edges[0], self.edges[-1]) if self.edges else numbers
+
+    def does_not_fit(self, numbers):
+        """Whether numbers are beyond float32 when standardised: float64 [N], nan where a field is empty -> bool [N]."""
         with np.errstate(over="ignore"):
-            made[:, 0] = (numbers - self.mean) / self.deviation
+            return np.isinf(((self._bounded(numbers) - self.mean) / self.deviation).astype(np.float32))
+
+    def encode(self, numbers, inputs):
+        """Write the inputs of numbers.
+
+        Args:
+            numbers: float64 [N], nan where a field is empty.
+            inputs: float32 [N, width], to be written.
+        """
+        bounded = self._bounded(numbers)
+        inputs[:, 0] = (bounded - self.mean) / self.deviation
+        if self.edges:
+            begins, lengths = self._pieces
+            pieces = (bounded[:, None] - begins) / lengths
+            np.clip(pieces, 0.0, 1.0, out=inputs[:, 1 : len(self.edges)], casting="same_kind")
         if self.missing:
-            made[:, -1] = is_empty
-        return made
+            inputs[:, -1] = np.isnan(numbers)
+
+
+class Numbers(LateArray):
+    """Rows of numbers as they are in the table. ``numpy.asarray`` encodes them: float32 [rows, sum of the widths].
+
+    Args:
+        encodings: the Number of each column.
+        values: float64 [rows, number of columns], nan where a field is empty.
+    """
+
+    def __init__(self, encodings, values):
+        self.encodings, self.values = encodings, values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __getitem__(self, rows):
+        if np.ndim(self.values[rows]) == 1:
+            return np.asarray(self[[rows]])[0]
+        return Numbers(self.encodings, self.values[rows])
+
+    def __array__(self, dtype=None, copy=None):
+        widths = [number.width for number in self.encodings]
+        inputs, ends = np.empty([len(self), sum(widths)], np.float32), np.cumsum(widths)
+        for first in range(0, len(self), ENCODED_TOGETHER):
+            rows = slice(first, first + ENCODED_TOGETHER)
+            for number, end, column in zip(self.encodings, ends, self.values[rows].T):
+                number.encode(column, inputs[rows, end - number.width : end])
+        return inputs if dtype is None else inputs.astype(dtype)
+
+    @classmethod
+    def joined(cls, parts):
+        return cls(parts[0].encodings, np.concatenate([part.values for part in parts]))

@@ -19,6 +19,7 @@ from dselect_k_model.config_key import REQUIRED, Key, as_number
 from tabular import about, negatives
 from tabular import files as table_files
 from tabular.columns import NotNumbers
+from tabular.numbers import Numbers
 from tabular.values import NULL_TEXTS, one_way
 from tabular.vocabulary import LABELS_ARE, Vocabulary
 
@@ -78,7 +79,7 @@ def kinds_of_tasks(config, labels):
 class Loaded(NamedTuple):
     """A block of rows as the network takes them, and what was found in it."""
 
-    arrays: list  # [dense, ids int32, Lists, labels by task, weight, group], without bad rows
+    arrays: list  # [Numbers, ids int32, Lists, labels by task, weight, group], without bad rows
     rows: int  # bad ones included
     bad: int
     first_bad: Optional[str]  # where the first bad row is and why it is bad; only once an epoch and process
@@ -197,7 +198,8 @@ class RecDataset(IterableDataset):
         for block in itertools.islice(_Blocks(self, 0, None), *share):
             loaded = self._load(block)
             tally.add(loaded)
-            yield from map(list, zip(*loaded.examples()))
+            arrays = [np.asarray(array) if isinstance(array, Numbers) else array for array in loaded.examples()]
+            yield from map(list, zip(*arrays))
         tally.close()
 
     def _load(self, numbered):
@@ -207,7 +209,7 @@ class RecDataset(IterableDataset):
         rows = self._read(block)
         arrays = []
         if vocabulary.numbers:
-            numbers, misfits = vocabulary.encoded_numbers(rows.numbers)
+            numbers, misfits = vocabulary.numbers_of(rows.numbers)
             arrays.append(numbers)
             for name, wrong in misfits.items():
                 rows.refuse(wrong, functools.partial(vocabulary.does_not_fit, name, rows.numbers[name]))

@@ -16,7 +16,7 @@ import numpy as np
 from tabular import categories
 from tabular.columns import Rows, list_column, number_column, pyarrow, text_column
 from tabular.lists import Lists
-from tabular.numbers import Number
+from tabular.numbers import Number, Numbers
 from tabular.values import is_missing, number_of, text_of
 
 LABELS_ARE = (
@@ -125,32 +125,29 @@ class Vocabulary:
         return self._dense(_read(columns, numbers=[number.column for number in self.numbers]))
 
     def _dense(self, found):
-        made, misfits = self.encoded_numbers(found)
+        numbers, misfits = self.numbers_of(found)
         for name, wrong in misfits.items():
             row = int(np.argmax(wrong))
             raise ValueError(f"row {row}: {self.does_not_fit(name, found[name], row)}.")
-        return made
+        return np.asarray(numbers)
 
     @staticmethod
     def does_not_fit(name, column, row):
         """The message for a number that does not fit."""
         return f"{name} is {column[row]:g}, which does not fit float32 when standardised"
 
-    def encoded_numbers(self, columns):
+    def numbers_of(self, columns):
         """Like ``dense``, for columns as the reader has them.
 
         Args:
             columns: name -> float64 [N], nan where a field is empty.
         Returns:
-            (float32 [N, ``dense_size()``]; the columns with numbers that do not fit float32: name -> bool [N]).
+            (Numbers; the columns with numbers that do not fit float32: name -> bool [N]).
         """
-        made, misfits = [np.empty([0, 0], np.float32)] * (not self.numbers), {}
-        for number in self.numbers:
-            made.append(number.encode(columns[number.column]))
-            wrong = np.isinf(made[-1][:, 0])
-            if wrong.any():
-                misfits[number.column] = wrong
-        return np.concatenate(made, axis=1), misfits
+        values = [columns[number.column] for number in self.numbers]
+        wrong = {number.column: number.does_not_fit(column) for number, column in zip(self.numbers, values)}
+        misfits = {name: rows for name, rows in wrong.items() if rows.any()}
+        return Numbers(self.numbers, np.stack(values, axis=1) if values else np.empty([0, 0])), misfits
 
     def encode(self, columns):
         """The ids of some rows.
@@ -249,7 +246,7 @@ def _without_id(ids, codes, texts):
 
 
 def _read(columns, numbers=(), categories=(), lists=()):
-    """Columns of a user's program, as ``encoded_numbers`` and ``encoded`` take them: name -> values.
+    """Columns of a user's program, as ``numbers_of`` and ``encoded`` take them: name -> values.
 
     Args:
         columns: see ``Vocabulary.dense``.

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from support.tables import run_make_vocabulary, write_files
-from tabular import profile
-from tabular.numbers import Number
+from tabular import numbers, profile
+from tabular.numbers import Number, Numbers
 from tabular.vocabulary import Vocabulary
 
 
@@ -32,18 +32,39 @@ NUMBERS = {
 }
 
 
+def inputs_of(number, fields):
+    return np.asarray(Numbers([number], np.array(fields)[:, None]))
+
+
 @pytest.mark.parametrize("number", NUMBERS.values(), ids=NUMBERS)
 def test_inputs_are_those_of_the_formula(number):
     fields = [-1.0, -0.3, 0.5, 2.0, 3.2, 3.5, 1e30, -1e30, math.nan]
-    found = number.encode(np.array(fields))
+    found = inputs_of(number, fields)
     assert found.dtype == np.float32 and found.shape == (len(fields), number.width)
     np.testing.assert_allclose(found, [expected(number, x) for x in fields], rtol=1e-6, atol=1e-7)
 
 
 def test_no_number_is_further_out_than_those_of_the_training_rows():
     number = Number("x", 100.0, 1.0, (90.0, 100.0, 117.0))
-    assert number.encode(np.array([1e300, 117.0])).tolist() == [[17.0, 1.0, 1.0]] * 2
-    assert np.isinf(Number("x", 100.0, 1.0).encode(np.array([1e300]))[0, 0])  # without bounds it is refused
+    assert inputs_of(number, [1e300, 117.0]).tolist() == [[17.0, 1.0, 1.0]] * 2
+    fields = np.array([1e300, 117.0, np.nan])
+    assert not number.does_not_fit(fields).any()
+    assert Number("x", 100.0, 1.0).does_not_fit(fields).tolist() == [True, False, False]  # without bounds
+
+
+def test_rows_of_numbers_are_taken_and_joined_like_an_array(rng, monkeypatch):
+    """Encoded first or last, the bits are the same, also if few rows are encoded together."""
+    values = rng.randn(50, 3)
+    values[rng.rand(50, 3) < 0.2] = np.nan
+    late = Numbers(list(NUMBERS.values()), values)
+    array = np.asarray(late)
+    assert array.shape == (len(late), 1 + 4 + 3)
+    order = rng.permutation(50)
+    for rows in (order, slice(7, 30), order < 25, 4):
+        np.testing.assert_array_equal(late[rows], array[rows])
+    np.testing.assert_array_equal(np.concatenate([late[order], late[:1]]), array[[*order, 0]])
+    monkeypatch.setattr(numbers, "ENCODED_TOGETHER", 8)
+    np.testing.assert_array_equal(late, array)
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,8 @@ def test_labels_in_words_are_numbered_by_their_task(tmp_path):
         list(table_reader.RecDataset([path], config).blocks(0, None, map))
     skipping = {**config, "runner.bad_rows": "skip", "runner.bad_rows_share": 0.5}
     ((dense, size, buys),) = table_reader.RecDataset([path], skipping).blocks(0, None, map)
-    assert dense[:, 0].tolist() == [1, 2, 3, 4] and size.tolist() == [1, 0, -1, 1] and size.dtype == np.int64
+    assert np.asarray(dense)[:, 0].tolist() == [1, 2, 3, 4]
+    assert size.tolist() == [1, 0, -1, 1] and size.dtype == np.int64
     np.testing.assert_array_equal(buys, np.array([1, 0, np.nan, 0], "f4"))
 
 
