@@ -29,8 +29,8 @@ LOG = logging.getLogger("dselect_k")
 SUFFIXES = (".csv", ".tsv", ".txt", ".parquet")
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4"}  # suffix of a text file -> pyarrow's name
 TABLES = "*.csv, *.tsv, *.txt (also compressed), *.parquet, or a folder such as x.parquet or date=1"
-BLOCK_BYTES = 1 << 22  # of text; a block goes on to the end of its last line
-BLOCK_ROWS = 1 << 14  # of Parquet
+BLOCK_BYTES = 1 << 23  # of text; a block goes on to the end of its last line
+BLOCK_ROWS = 1 << 15  # of Parquet
 LONGEST_LINE = 1 << 24
 # A quote after a backslash, or after blanks at the beginning of a field: pyarrow would read the field with its quotes.
 ODD_QUOTE = re.compile(rb'(?m)(?:\\|[,\t][ \t]+|^[ \t]+)"')
