@@ -1,6 +1,7 @@
 """A column of categories -> ids: by a list of values, a hash, or bins of a number; one id a row, or a list of them."""
 
 import collections
+import functools
 import itertools
 import math
 import re
@@ -9,10 +10,12 @@ from typing import NamedTuple, Union
 
 import numpy as np
 
+from tabular.columns import Texts, pyarrow
 from tabular.values import one_way
 
 POOLINGS = ("mean", "sum")
 MOST_IDS = 2**31 - 2  # which int32 holds
+FEW_FOR_ARROW = 8  # values in the list for each text that is looked up; with more, Python's dict is faster
 WHOLE = re.compile(r"-?\d+")
 
 
@@ -37,8 +40,15 @@ class KnownIds:
         """Whether all values are whole numbers, and there is one."""
         return bool(self.values) and all(map(WHOLE.fullmatch, self.values))
 
+    @functools.cached_property
+    def _values_of_arrow(self):
+        return pyarrow().array(list(self.id_of), pyarrow().string())
+
     def of(self, texts):
-        """int32 [number of texts]."""
+        """Texts, a list or ``columns.Texts`` -> int32 [number of texts]."""
+        if isinstance(texts, Texts) and len(self.id_of) <= FEW_FOR_ARROW * len(texts):
+            places = pyarrow().compute.index_in(texts.array, value_set=self._values_of_arrow)
+            return places.fill_null(-1).to_numpy() + np.int32(1)
         return np.fromiter(map(self.id_of.get, texts, itertools.repeat(0)), np.int32, len(texts))
 
 

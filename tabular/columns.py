@@ -1,5 +1,8 @@
 """The columns of a block: pyarrow's arrays as NumPy arrays, and which rows are bad."""
 
+import collections.abc
+import functools
+
 import numpy as np
 
 from tabular import values as table_values
@@ -35,11 +38,32 @@ class NotNumbers(ValueError):
         self.column = column
 
 
+class Texts(collections.abc.Sequence):
+    """The texts of an Arrow array without nulls. They become Python's when one of them is read, if ever."""
+
+    def __init__(self, array):
+        self.array = array
+
+    @functools.cached_property
+    def _list(self):
+        return self.array.to_pylist()
+
+    def __len__(self):
+        return len(self.array)
+
+    def __getitem__(self, i):
+        return self._list[i]
+
+    def __iter__(self):
+        return iter(self._list)
+
+
 class Column:
     """A column of a block.
 
     Args:
-        values: as in ``Rows``: float64 [N], (codes int32 [N], texts), or (lengths int [N], codes, texts).
+        values: as in ``Rows``: float64 [N], (codes int32 [N], texts), or (lengths int [N], codes, texts); the texts are
+            a list, or ``Texts``.
         wrong: bool [N], or None: the rows whose field cannot be used.
         why: function: row -> what is wrong with its field, to follow the column's name: "is 'x', not a number".
         error: NotNumbers, if no field that is not empty is a number, and there are several.
@@ -114,7 +138,7 @@ def number_column(column, path, name):
     if not (kinds.is_string(value_type) or kinds.is_binary(value_type)):
         raise NotNumbers(path, name, f"its type is {value_type}")
     codes, values, reasons = _coded(column, table_values.number_of)
-    made = _column(codes, np.array([*values, np.nan], np.float64)[codes], reasons)
+    made = _column(codes, np.array(values, np.float64)[codes], reasons)
     if reasons and np.isnan(made.values).all() and made.wrong.sum() > 1:
         made.error = NotNumbers(path, name, f"one field {next(iter(reasons.values()))}")
     return made
@@ -131,7 +155,7 @@ def text_column(column, path, name):
     if kinds.is_nested(value_type) or kinds.is_duration(value_type) or kinds.is_interval(value_type):
         raise ValueError(f"{path}: the column {name} is of type {value_type}, not of texts, numbers or times.")
     codes, values, reasons = _coded(column, table_values.text_of)
-    return _column(codes, (codes, [*values, ""]), reasons)
+    return _column(codes, (codes, values), reasons)
 
 
 def list_column(column, path, name, separator=""):
@@ -147,7 +171,6 @@ def list_column(column, path, name, separator=""):
     if not _is_list(column.type):
         _check_separated(column, path, name, separator)
         codes, texts, reasons = _coded(column, table_values.raw_text)
-        texts = [*texts, ""]
         faults.append((np.isin(codes, list(reasons)), lambda i: reasons[int(codes[i])]))
         in_brackets = np.array([text[:1] == "[" and text[-1:] == "]" for text in texts])[codes]
         faults.append((in_brackets, lambda i: f"is {texts[codes[i]]!r:.100}: write its parts without brackets"))
@@ -163,10 +186,10 @@ def list_column(column, path, name, separator=""):
         code_of = dict(zip(rows[is_wrong][::-1].tolist(), item_codes[is_wrong][::-1].tolist()))
         wrong = np.isin(np.arange(len(lengths)), rows[is_wrong])
         faults.append((wrong, lambda i: f"has an id that {wrong_items[code_of[i]]}"))
-    is_filled = np.array([bool(text) for text in items] + [False])[item_codes]
+    is_filled = np.array([bool(text) for text in items])[item_codes]
     lengths, item_codes = np.bincount(rows[is_filled], minlength=len(lengths)), item_codes[is_filled]
     wrong = np.any([mask for mask, _ in faults], axis=0) if faults else None
-    return Column((lengths, item_codes, [*items, ""]), wrong, lambda i: next(why(i) for mask, why in faults if mask[i]))
+    return Column((lengths, item_codes, items), wrong, lambda i: next(why(i) for mask, why in faults if mask[i]))
 
 
 def _plain_list(column):
@@ -246,24 +269,24 @@ def _coded(column, convert):
         column: of ``_plain``.
         convert: ``text_of``, ``raw_text`` or ``number_of``.
     Returns:
-        (codes int32 [N], a list of the converted values, code -> what is wrong with its value). A null has the code
-        after the last one.
+        (codes int32 [N], the converted values, code -> what is wrong with its value). The last value is that of a null.
     """
     arrow = pyarrow()
     if column.type == arrow.float16():  # for which there is no dictionary
         column = column.cast(arrow.float32())
     coded = column if arrow.types.is_dictionary(column.type) else column.dictionary_encode()
-    values, reasons = _converted(coded.dictionary, convert)
-    codes = coded.indices.fill_null(len(values)).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
+    null = arrow.nulls(1, coded.dictionary.type)
+    values, reasons = _converted(arrow.concat_arrays([coded.dictionary, null]), convert)
+    codes = coded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
     return codes, values, reasons
 
 
 def _converted(values, convert):
-    """(List of an Arrow array's converted values, index -> what is wrong with the value there)."""
+    """(An Arrow array's converted values: a list, or Texts; index -> what is wrong with the value there)."""
     arrow = pyarrow()
     kinds, is_text = arrow.types, convert is not table_values.number_of
     if convert is table_values.text_of and kinds.is_integer(values.type):
-        return values.cast(arrow.string()).fill_null("").to_pylist(), {}
+        return Texts(values.cast(arrow.string()).fill_null("")), {}
     if convert is table_values.text_of and kinds.is_string(values.type):
         return _texts(values)
     if kinds.is_floating(values.type):
@@ -287,10 +310,14 @@ def _texts(values):
     arrow = pyarrow()
     try:
         trimmed = arrow.compute.utf8_trim_whitespace(values).fill_null("")
-        texts, reasons = trimmed.to_pylist(), {}
+        trimmed.validate(full=True)
+        several_ways = _written_in_several_ways(trimmed)
     except (UnicodeDecodeError, arrow.ArrowInvalid):  # a file may declare any bytes to be text
         return _converted(values.cast(arrow.binary()), table_values.text_of)
-    for i in _written_in_several_ways(trimmed):
+    if not several_ways:
+        return Texts(trimmed), {}
+    texts, reasons = trimmed.to_pylist(), {}
+    for i in several_ways:
         try:
             texts[i] = table_values.one_way(texts[i])
         except ValueError as error:
