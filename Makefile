@@ -95,6 +95,9 @@ results: kernels  ## the benchmarks (TABLES: some) into benchmarks/RESULTS.txt, 
 	$(VENV)/bin/python benchmarks/report.py benchmarks/RESULTS.new
 	rm benchmarks/RESULTS.new
 
+pages: env  ## the tables of the experiments' committed results into the pages
+	$(VENV)/bin/python experiments/pages.py
+
 clean:  ## remove the environments and what training wrote
 	rm -rf $(VENV) $(VENV26) dselect_k_model/kernels/build output output_bigdata output_census output_census_full exported predictions.csv predictions.png .pytest_cache .ruff_cache .mypy_cache .import_linter_cache
 
@@ -121,4 +124,4 @@ $(VENV26)/onnx: $(VENV26)/ready
 	$(VENV26)/bin/python -m pip install --quiet 'paddle2onnx==1.3.1' 'numpy<2' '.[onnx]'
 	touch $@
 
-.PHONY: help env kernels train train-census bigdata predict notebook test test-arithmetic test-legacy test-paddle26 test-notebook test-onnx stress check bench results clean
+.PHONY: help env kernels train train-census bigdata predict notebook test test-arithmetic test-legacy test-paddle26 test-notebook test-onnx stress check bench results pages clean

@@ -161,4 +161,4 @@ def run(path, stage="final"):
 
 
 if __name__ == "__main__":
-    command_line((__doc__ or "").partition("\n")[0], run)
+    command_line(__doc__, run)

@@ -6,7 +6,6 @@ corrected for the number of comparisons by Benjamini and Hochberg's procedure (1
 0.05, one in twenty is expected to be chance. Needs scipy.
 """
 
-import argparse
 import pathlib
 import statistics
 import sys
@@ -70,16 +69,14 @@ def comparison(experiment, reference):
     return table.markdown(rows)
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("-m", "--experiment", required=True, metavar="PATH", help="its YAML file")
-    parser.add_argument("--than", required=True, metavar="NETWORK", help="the network to compare the others with")
-    args = parser.parse_args()
+def main(args):
     try:
-        print("\n".join(comparison(experiments.read(args.experiment), args.than)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        lines = comparison(experiments.read(args.experiment), args.than)
     except ImportError as error:
-        print(f"error: {error}. Run: pip install {error.name}", file=sys.stderr)
-        sys.exit(2)
+        raise UserError(f"{error}. Run: pip install {error.name}") from error
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    than = {"required": True, "metavar": "NETWORK", "help": "the network to compare the others with"}
+    experiments.command_line(__doc__, main, than=than)

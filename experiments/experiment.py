@@ -1,10 +1,12 @@
 """An experiment: a YAML file that says which networks to compare, and the file of its result lines."""
 
+import argparse
 import collections
 import hashlib
 import itertools
 import json
 import os
+import sys
 
 from engine.config import load_config, read_yaml
 from engine.errors import UserError, shown
@@ -126,6 +128,24 @@ def final_lines(experiment, network, lines):
     if len({str(sorted(line["overrides"].items())) for line in final}) > 1:
         raise UserError(f"{experiment.results}: {network} has final lines of two settings. Remove the older ones.")
     return final
+
+
+def command_line(description, act, **options):
+    """Read a script's command line and call ``act(its arguments)``; exit code 2 after one message for a user's mistake.
+
+    Args:
+        description: the script's docstring, of which --help shows the first line.
+        options: name -> what ``parser.add_argument`` takes, beside -m.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("-m", "--experiment", "--question", required=True, metavar="PATH", help="its YAML file")
+    for name, settings in options.items():
+        parser.add_argument(f"--{name}", **settings)
+    try:
+        act(parser.parse_args())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def add_line(path, line):

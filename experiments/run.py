@@ -5,7 +5,6 @@ and evaluated on the test data. Each run adds a line to the experiment's file of
 what has no line. A run that failed has a line with its error; remove the line to try again.
 """
 
-import argparse
 import json
 import math
 import os
@@ -27,7 +26,7 @@ warnings.filterwarnings("ignore", "No ccache found")  # Paddle's, when it is imp
 import experiment as experiments  # noqa: E402  (the path is set above)
 import machine_facts  # noqa: E402
 
-from engine import directions  # noqa: E402
+from engine import directions, pictures  # noqa: E402
 from engine.checkpoints import manifests  # noqa: E402
 from engine.errors import UserError  # noqa: E402
 
@@ -69,8 +68,9 @@ def train_and_evaluate(experiment, run):
         experiment: experiments.Experiment.
         run: dict with stage, overrides and seed; in the stage search the test data are not read.
     Returns:
-        dict: epoch, validation, higher_is_better (of the metric), parameters, training_s, epoch_s, train_examples_s and
-        versions; of the other stages also test and serve_examples_s.
+        dict: epoch, validation, higher_is_better (of the metric), parameters, training_s, epoch_s, train_examples_s,
+        experts_in_use (see below) and versions; of the other stages also test, test_weights (task -> expert -> weight),
+        serve_examples_s and export_bytes.
     Raises:
         RunFailed: a tool ended with an error.
     """
@@ -94,11 +94,15 @@ def train_and_evaluate(experiment, run):
         stated = directions.stated([metric], facts.get("higher_is_better", {}))
         found["higher_is_better"] = stated.get(metric, directions.guessed(metric))
         found["parameters"] = sum(map(_size, facts["parameters"].values()))
+        found["experts_in_use"] = experts_in_use(events)
         found["versions"] = {**events[0]["versions"], "python": sys.version.split()[0]}
         if run["stage"] != "search":
             _run_tool(TOOLS[graph, "infer"], config, [*options, f"runner.infer_epoch={epoch}"], folder)
-            found["test"] = _events(folder)[-1]["numbers"]
+            evaluated = [event for event in _events(folder) if event["event"] == "epoch"][-1]
+            found["test"], found["test_weights"] = evaluated["numbers"], evaluated["status"]
             _run_tool("export", config, [*options, f"runner.export_epoch={epoch}"], folder)
+            files = pathlib.Path(folder, "exported").rglob("*")
+            found["export_bytes"] = sum(path.stat().st_size for path in files if path.is_file())
             found["serve_examples_s"] = serving_speed(_run_tool("predict", config, options, folder))
     return found
 
@@ -131,6 +135,25 @@ def training_speed(events):
         "epoch_s": round(statistics.median(seconds), 2),
         "train_examples_s": round(statistics.median(rates), 1) if rates else None,
     }
+
+
+def experts_in_use(events):
+    """How many experts each task uses over a training.
+
+    Returns:
+        [[examples seen, task -> number of experts with a weight above 0], ...], the first point and then those at which
+        a number changes; [] if the log has no weights.
+    """
+    try:
+        seen, weights = pictures.weights_over_time(pictures.Training({}, events))
+    except ValueError:
+        return []
+    found = []
+    for i, examples in enumerate(seen):
+        numbers = {task: sum(values[i] > 0 for values in experts.values()) for task, experts in weights.items()}
+        if not found or found[-1][1] != numbers:
+            found.append([examples, numbers])
+    return found
 
 
 def serving_speed(log):
@@ -230,20 +253,15 @@ def run(path, stage="final"):
 
 
 def command_line(description, run):
-    """Call run(path of the experiment, stage); exit code 2 after one message if the user made a mistake."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("-m", "--experiment", "--question", required=True, metavar="PATH", help="its YAML file")
-    parser.add_argument(
-        "--speed", action="store_true", help="measure speeds: the chosen trials once more; on an idle machine"
-    )
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its tool ends with it
-    try:
+    """Call run(path of the experiment, stage) by the command line."""
+
+    def act(args):
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its tool ends with it
         run(args.experiment, "speed" if args.speed else "final")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+
+    words = "measure speeds: the chosen trials once more; on an idle machine"
+    experiments.command_line(description, act, speed={"action": "store_true", "help": words})
 
 
 if __name__ == "__main__":
-    command_line((__doc__ or "").partition("\n")[0], run)
+    command_line(__doc__, run)

@@ -1,10 +1,11 @@
 """The table of an experiment's results: python experiments/table.py -m experiments/census.yaml
 
 A row for each network: of each metric that the experiment reports, and of their mean, the mean over the seeds and in
-brackets the least and the greatest. Speeds are those of the runs with --speed alone. Nothing is measured here.
+brackets the least and the greatest. Of the experts: how many are in use, together and by task, least and greatest over
+the seeds; and how many examples had been seen when a task's number changed last (a median, as are the export's size and
+the speeds). Speeds are those of the runs with --speed alone. Nothing is measured here.
 """
 
-import argparse
 import pathlib
 import statistics
 import sys
@@ -58,12 +59,26 @@ def _row(experiment, network, found):
         **{name: _spread(numbers) for name, numbers in values.items()},
         "seeds": str(len(final)),
         "experts in use": _range(experts),
+        "by task": ", ".join(map(_range, zip(*map(_experts_by_task, final)))),
+        "unchanged after, examples": _median(map(_last_change, final)),
         "parameters": f"{final[0]['parameters']}" if "parameters" in final[0] else "",
         "chosen": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in searched.items()),
-        "training, s": _median(speed, "training_s"),
-        "training, examples/s": _median(speed, "train_examples_s"),
-        "serving, examples/s": _median(speed, "serve_examples_s"),
+        "training, s": _median(line.get("training_s") for line in speed),
+        "training, examples/s": _median(line.get("train_examples_s") for line in speed),
+        "serving, examples/s": _median(line.get("serve_examples_s") for line in speed),
+        "export, KB": _median(line["export_bytes"] / 1000 for line in final if "export_bytes" in line),
     }
+
+
+def _experts_by_task(line):
+    """How many experts each task ends with; [] if the line does not have it."""
+    return [sum(weight > 0 for weight in of_task.values()) for of_task in line.get("test_weights", {}).values()]
+
+
+def _last_change(line):
+    """How many examples had been seen when a task's number of experts in use changed last; None: it is not known."""
+    points = line.get("experts_in_use")
+    return points[-1][0] if points else None
 
 
 def _spread(numbers):
@@ -77,16 +92,11 @@ def _range(numbers):
     return "-".join(dict.fromkeys(ends))
 
 
-def _median(lines, key):
-    numbers = [line[key] for line in lines if line.get(key) is not None]
+def _median(numbers):
+    """The median of those that are not None; "" if there is none."""
+    numbers = [number for number in numbers if number is not None]
     return f"{statistics.median(numbers):.0f}" if numbers else ""
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("-m", "--experiment", "--question", required=True, metavar="PATH", help="its YAML file")
-    try:
-        print("\n".join(table(experiments.read(parser.parse_args().experiment))))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    experiments.command_line(__doc__, lambda args: print("\n".join(table(experiments.read(args.experiment)))))

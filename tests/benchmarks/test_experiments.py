@@ -12,6 +12,7 @@ import sys
 import compare
 import experiment as experiments
 import numpy as np
+import pages
 import pytest
 import run
 import table
@@ -75,6 +76,9 @@ def test_each_run_is_done_once_and_the_best_trial_is_evaluated(calls, tmp_path):
     assert found[4]["validation"] == found[1]["validation"], "the same run again"
     assert found[4]["test"]["experts_used"] > found[5]["test"]["experts_used"] == 1
     assert found[4]["serve_examples_s"] > 0 and found[4]["parameters"] > found[5]["parameters"] > 0
+    assert found[4]["export_bytes"] > found[5]["export_bytes"] > 4 * found[5]["parameters"]
+    of_tasks = [{name: len(weights) for name, weights in line["test_weights"].items()} for line in found[4:]]
+    assert len(of_tasks[0]) == 2 and of_tasks == [line["experts_in_use"][-1][1] for line in found[4:]]
     assert calls == ["trainer"] * 4 + ["trainer", "infer", "export", "predict"] * 2
 
     run.run(path)
@@ -132,6 +136,17 @@ def test_a_fingerprint_is_of_the_whole_config():
     base = fingerprint()
     assert fingerprint(runner__seed=12345) == base, "the config's own value, given again"
     assert len({base, *(fingerprint(**{key: 1}) for key in ("runner__seed", "hyper_parameters__top_k"))}) == 3
+
+
+def test_experts_in_use_are_kept_where_their_number_changes():
+    def interval(epoch, batch, examples, **weights):
+        numbers = {"event": "interval", "epoch": epoch, "batch": batch, "epoch_examples": examples}
+        return {**numbers, "status": {"task": {"0": 0.5, "1": 0.5, **weights}}}
+
+    events = [interval(0, 0, 8), interval(0, 5, 48), {"event": "epoch", "epoch": 0, "examples": 80}]
+    events += [interval(1, 0, 8, **{"2": 0.1}), interval(1, 5, 48, **{"0": 0.0, "1": 0.0}), interval(1, 9, 80)]
+    assert run.experts_in_use(events) == [[8, {"task": 2}], [88, {"task": 3}], [128, {"task": 0}], [160, {"task": 2}]]
+    assert run.experts_in_use(events[2:3]) == []
 
 
 def test_speeds_are_those_of_the_log():
@@ -205,15 +220,31 @@ def test_a_signal_ends_the_running_tool_too(tmp_path):
     assert begun and not pathlib.Path("/proc", begun[0]).exists()
 
 
-@pytest.mark.parametrize("name, page", [("census", "examples/census/README.md"), ("choosing", "docs/results.md")])
-def test_results_belong_to_the_experiment_and_a_page_has_their_table(name, page):
+def test_the_pages_have_the_tables_of_the_results():
+    assert not pages.differing(), "run make pages"
+
+
+def test_a_page_is_brought_up_to_date(tmp_path, monkeypatch):
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "say.py").write_text("import sys\nprint('| a |')\nsys.exit(sys.argv[1] or None)")
+    begin = "# Title\n<!-- python experiments/say.py {} -->\n"
+    (tmp_path / "README.md").write_text(begin.format("''") + "old\n<!-- end -->\nthe rest\n")
+    found = pages.differing()
+    assert found == {tmp_path / "README.md": begin.format("''") + "| a |\n<!-- end -->\nthe rest\n"}
+    (tmp_path / "README.md").write_text(begin.format("'it failed'") + "<!-- end -->\n")
+    with pytest.raises(SystemExit, match="say.py 'it failed': it failed"):
+        pages.differing()
+
+
+@pytest.mark.parametrize("name", ["census", "choosing"])
+def test_results_belong_to_the_experiment(name):
     experiment = experiments.read(ROOT / "experiments" / f"{name}.yaml")
     found = [line for line in experiments.read_lines(experiment.results) if line["stage"] == "final"]
     found = [line for line in found if line["network"] in experiment.networks]
     assert len(found) == len(experiment.networks) * len(experiment.seeds)
     for line in found:
         assert line["fingerprint"] == run.fingerprint_of(experiment, line), line["network"]
-    assert "\n".join(table.table(experiment)) in (ROOT / page).read_text(encoding="utf-8")
 
 
 def line_of(network, seed, first, second, stage="final", **more):
@@ -264,24 +295,33 @@ def test_the_comparison_of_lines_computed_by_hand(tmp_path):
         compare.comparison(experiment, "two")
 
 
+def weights(**of_tasks):
+    return {"test_weights": {task: dict(enumerate(values)) for task, values in of_tasks.items()}}
+
+
+def changes(*examples):
+    return {"experts_in_use": [[seen, {"a": 1, "b": 2}] for seen in examples]}
+
+
 def test_the_table_of_lines_computed_by_hand(tmp_path):
     made = table_of(
         tmp_path,
         line_of("boosting", 1, 0.5, 0.7, parameters=12),
-        line_of("two", 1, 0.8, 0.9),
-        line_of("two", 2, 0.9, 0.8),
-        line_of("two", 3, 0.7, 0.7),
+        line_of("two", 1, 0.8, 0.9, export_bytes=1000, **weights(a=[1], b=[0.5, 0.5]), **changes(8, 64)),
+        line_of("two", 2, 0.9, 0.8, export_bytes=4000, **weights(a=[1, 0], b=[0.5, 0.5]), **changes(8)),
+        line_of("two", 3, 0.7, 0.7, export_bytes=3000, **weights(a=[1], b=[0.9, 0.1, 0]), **changes(8, 32)),
         line_of("two", 3, 0.1, 0.1, stage="speed", training_s=12.4, train_examples_s=None),
         line_of("two", 3, 0.1, 0.1, stage="speed", training_s=99.0, overrides={"runner.epochs": 1}),
         line_of("two", 3, 0.1, 0.1, error="it failed"),
         line_of("two", 4, 0.1, 0.1),  # a seed that the experiment does not have
     )
     assert made == [
-        "|  | auc_income | auc_never_married | mean | seeds | experts in use | parameters | chosen | training, s |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| two | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.85000) | 3 | 2 |  | "
-        "learning_rate 0.01 | 12 |",
-        "| boosting | 0.50000 | 0.70000 | 0.60000 | 1 | 2 | 12 | learning_rate 0.01 |  |",
+        "|  | auc_income | auc_never_married | mean | seeds | experts in use | by task | unchanged after, examples | "
+        "parameters | chosen | training, s | export, KB |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| two | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.85000) | 3 | 2 | 1, 2 | 32 "
+        "|  | learning_rate 0.01 | 12 | 3 |",
+        "| boosting | 0.50000 | 0.70000 | 0.60000 | 1 | 2 |  |  | 12 | learning_rate 0.01 |  |  |",
     ]
 
 
