@@ -10,11 +10,17 @@ import pytest
 from support import ROOT
 from support.toolbox import TIMEOUT_S, assert_refused, small_data
 
+
+def is_script(text):
+    """Whether a file with this text reads a command line."""
+    return '__name__ == "__main__"' in text and ("ArgumentParser" in text or "command_line(" in text)
+
+
 SCRIPTS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("tools", "data", "scripts", "examples/census", "experiments", "benchmarks")
     for path in (ROOT / folder).glob("*.py")
-    if "ArgumentParser" in (text := path.read_text(encoding="utf-8")) or "command_line(" in text or folder == "tools"
+    if folder == "tools" or is_script(path.read_text(encoding="utf-8"))
 )
 
 
