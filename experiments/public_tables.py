@@ -304,7 +304,28 @@ def compare(name, found):
     return ranks
 
 
-def main():
+def measure_others(args, parts, results_name):
+    """In the others' environment: make a table's data if there is none, and train and test the others on it."""
+    if not (args.work / args.others / "test").exists():
+        split(args.work, args.others, args.census)
+    if args.data_only:
+        return
+    found = {}
+    for model, make in OTHERS.items():
+        seeds = range(1 if model in WITHOUT_CHANCE else args.seeds)
+        found[model] = [other(args.work, args.others, make, seed, parts) for seed in seeds]
+    (args.work / args.others / results_name).write_text(json.dumps(found))
+
+
+def call_others(args, name):
+    """``measure_others`` in their environment."""
+    command = [args.python, __file__, "--work", args.work, "--others", name, "--seeds", args.seeds]
+    command += ["--census", args.census] if args.census else []
+    command += [option for option in ("--same-rows", "--data-only") if option in sys.argv]
+    subprocess.run([*map(str, command)], check=True)
+
+
+def command_line():
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=pathlib.Path, required=True, help="folder for data and results")
     parser.add_argument("--python", help="the Python that has the others' packages")
@@ -316,28 +337,31 @@ def main():
     parser.add_argument("-o", "--override", nargs="*", default=[], metavar="KEY=VALUE", help="keys for our config")
     parser.add_argument("--others", metavar="TABLE", help=argparse.SUPPRESS)
     parser.add_argument("--same-rows", action="store_true", help="train the others on our training rows alone")
-    args = parser.parse_args()
+    parser.add_argument("--data-only", action="store_true", help="make the data and our configs; train nothing")
+    return parser.parse_args()
+
+
+def main():
+    args = command_line()
     parts = ("train",) if args.same_rows else ("train", "validation")
     results_name = f"others of {' and '.join(parts)}, {args.seeds} seeds.json"
     if args.others:
-        if not (args.work / args.others / "test").exists():
-            split(args.work, args.others, args.census)
-        found = {}
-        for model, make in OTHERS.items():
-            seeds = range(1 if model in WITHOUT_CHANCE else args.seeds)
-            found[model] = [other(args.work, args.others, make, seed, parts) for seed in seeds]
-        (args.work / args.others / results_name).write_text(json.dumps(found))
+        measure_others(args, parts, results_name)
+        return
+    names = [name for name in args.tables if name != "census" or args.census]
+    if args.data_only:
+        for name in names:
+            call_others(args, name)
+            print(f"made {args.work / name}; the digest of its config and vocabulary is", end=" ")
+            print(make_config(args.work, name, args.pieces))
         return
     titles = ["table", "metric", *args.gates, *OTHERS]
     print(f"| {' | '.join(titles)} |\n|{' --- |' * len(titles)}")
     ranks = []
-    for name in (name for name in args.tables if name != "census" or args.census):
+    for name in names:
         results = args.work / name / results_name
         if not results.exists():
-            data = ["--work", args.work, "--others", name, "--seeds", args.seeds]
-            data += ["--census", args.census] if args.census else []
-            data += ["--same-rows"] if args.same_rows else []
-            subprocess.run([args.python, __file__, *map(str, data)], check=True)
+            call_others(args, name)
         found = {gate: [ours(args.work, name, gate, seed, args) for seed in range(args.seeds)] for gate in args.gates}
         ranks += compare(name, {**found, **json.loads(results.read_text())})
     print(f"| all | mean rank | {' | '.join(f'{statistics.mean(of):.2f}' for of in zip(*ranks))} |")
