@@ -106,7 +106,8 @@ class HyperParameters:
         "dselect_k",
         "The gate. dselect_k has free parameters, shared by all examples; dselect_k_per_example computes them from "
         "the example; comet, comet_shared, sparsemax, entmax15 and relu_routing are other gates whose weights become "
-        "exactly 0; the others are baselines; module.function makes a gate of your own.",
+        "exactly 0; the others are baselines; those named _shared have the same weights for all examples; "
+        "module.function makes a gate of your own.",
         choices=tuple(GATES),
         decides=NETWORK,
     )

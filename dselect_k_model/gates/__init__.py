@@ -13,6 +13,7 @@ from dselect_k_model.gates import cgc, relu_routing
 from dselect_k_model.gates.comet import CometGate
 from dselect_k_model.gates.entmax import Entmax15Gate
 from dselect_k_model.gates.local_search import LocalSearch
+from dselect_k_model.gates.shared import SharedGate
 from dselect_k_model.gates.sparsemax import SparsemaxGate
 from dselect_k_model.users_objects import find
 
@@ -56,6 +57,11 @@ def _top_k(noisy):
     return make
 
 
+def _shared(make):
+    """``make`` of a gate that draws nothing, with the same weights for all examples."""
+    return lambda hyper, task, expert_num, _: SharedGate(make(hyper, task, expert_num, 1))
+
+
 def _relu_routing(hyper, task, expert_num, feature_size, **options):
     factor = hyper.optimizer_gate_learning_rate_factor
     return relu_routing.ReluRoutingGate(expert_num, hyper.top_k, feature_size, **options, learning_rate_factor=factor)
@@ -67,9 +73,11 @@ GATES = {
     "comet": Gate(_smooth(CometGate, per_example=True)),
     "comet_shared": Gate(_smooth(CometGate, per_example=False)),
     "softmax": Gate(_softmax(net.SoftmaxGate), has_top_k=False),
+    "softmax_shared": Gate(_shared(_softmax(net.SoftmaxGate)), has_top_k=False),
     "sparsemax": Gate(_softmax(SparsemaxGate), has_top_k=False),
     "entmax15": Gate(_softmax(Entmax15Gate), has_top_k=False),
     "top_k": Gate(_top_k(noisy=False)),
+    "top_k_shared": Gate(_shared(_top_k(noisy=False))),
     "noisy_top_k": Gate(_top_k(noisy=True)),
     "relu_routing": Gate(_relu_routing, keys=relu_routing.KEYS),
     "cgc": Gate(cgc.make, has_top_k=False, keys=cgc.KEYS),
