@@ -310,7 +310,7 @@ def _texts(values):
     arrow = pyarrow()
     try:
         trimmed = arrow.compute.utf8_trim_whitespace(values).fill_null("")
-        trimmed.validate(full=True)
+        trimmed.validate(full=True)  # trimming alone does not look at every byte
         several_ways = _written_in_several_ways(trimmed)
     except (UnicodeDecodeError, arrow.ArrowInvalid):  # a file may declare any bytes to be text
         return _converted(values.cast(arrow.binary()), table_values.text_of)
