@@ -140,7 +140,7 @@ def command_line(description, act, **options):
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("-m", "--experiment", "--question", required=True, metavar="PATH", help="its YAML file")
     for name, settings in options.items():
-        parser.add_argument(f"--{name}", **settings)
+        parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     try:
         act(parser.parse_args())
     except UserError as error:

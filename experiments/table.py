@@ -56,7 +56,7 @@ def _row(experiment, network, found):
     searched = {key: value for key, value in overrides.items() if key not in experiment.networks.get(network, {})}
     return {
         "": network,
-        **{name: _spread(numbers) for name, numbers in values.items()},
+        **{name: spread(numbers) for name, numbers in values.items()},
         "seeds": str(len(final)),
         "experts in use": _range(experts),
         "by task": ", ".join(map(_range, zip(*map(_experts_by_task, final)))),
@@ -81,7 +81,7 @@ def _last_change(line):
     return points[-1][0] if points else None
 
 
-def _spread(numbers):
+def spread(numbers):
     """Mean (least-greatest); of one number, itself."""
     mean = f"{statistics.fmean(numbers):.5f}"
     return mean if len(numbers) == 1 else f"{mean} ({min(numbers):.5f}-{max(numbers):.5f})"

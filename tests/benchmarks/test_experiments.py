@@ -14,6 +14,7 @@ import experiment as experiments
 import numpy as np
 import pages
 import pytest
+import recovery
 import run
 import table
 import yaml
@@ -235,6 +236,24 @@ def test_a_page_is_brought_up_to_date(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(begin.format("'it failed'") + "<!-- end -->\n")
     with pytest.raises(SystemExit, match="say.py 'it failed': it failed"):
         pages.differing()
+
+
+def test_the_overlap_of_tasks_computed_by_hand(tmp_path):
+    tasks = [{"0": 1.0}, {"0": 0.5, "1": 0.5}, {"2": 1.0}, {"1": 0.25, "2": 0.75}]
+    assert recovery.overlap(tasks[0], tasks[1]) == 0.5 / 1.5 and recovery.overlap(tasks[1], tasks[3]) == 0.25 / 1.75
+    within, across = recovery.overlaps(tasks, 2)
+    assert within == pytest.approx((1 / 3 + 0.6) / 2) and across == pytest.approx(1 / 7 / 4)
+    experiment = experiments.read(written(tmp_path, seeds=[1, 2]))
+    with pytest.raises(UserError, match="no weights yet"):
+        recovery.recovery(experiment, 2)
+    for seed, weights in ((1, tasks), (2, [tasks[0]] * 4)):
+        line = line_of("two", seed, 0, 0, test_weights={f"task{i}": of_task for i, of_task in enumerate(weights)})
+        experiments.add_line(tmp_path / "found.jsonl", line)
+    assert recovery.recovery(experiment, 2)[2:] == [
+        "| two | 0.73333 (0.46667-1.00000) | 0.51786 (0.03571-1.00000) |",
+    ]
+    with pytest.raises(UserError, match="--group-size is 4"):
+        recovery.recovery(experiment, 4)
 
 
 @pytest.mark.parametrize("name", ["census", "choosing"])
