@@ -204,7 +204,9 @@ class HyperParameters:
     entropy_ramp_steps: int = _field(
         int, 1000, "The number of training steps until entropy_weight is reached.", low=1, high=1000000
     )
-    balance_weight: float = _field(float, 0.01, "The weight of the load-balancing term of the top-k gates.", low=0)
+    balance_weight: float = _field(
+        float, 0.01, "The weight of the load-balancing term of top_k and noisy_top_k.", low=0
+    )
     optimizer_class: str = _field(
         "choice",
         "adam",

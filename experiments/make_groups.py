@@ -5,7 +5,8 @@ tasks of one group can share experts, and tasks of different groups have nothing
 vocabulary and a config. Tasks 0 to T/G - 1 are of group 0, and so on:
 
     x ~ N(0, 1) in 20 dimensions; h_g = max(A_g x + b_g, 0) with 16 units, A_g ~ N(0, 1/20), b_g ~ N(0, 1/4)
-    y_t = w_t h_g in units of its deviation + N(0, 0.1^2); w_t = sqrt(r) c_g + sqrt(1 - r) u_t, both ~ N(0, 1)
+    y_t = w_t h_g, less its mean and in units of its deviation, + N(0, 0.1^2)
+    w_t = sqrt(r) c_g + sqrt(1 - r) u_t, both ~ N(0, 1)
 
 r (--likeness) is how alike the functions of a group are.
 """

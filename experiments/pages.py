@@ -18,26 +18,35 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = ("README*.md", "docs/*.md", "examples/*/*.md")
-MADE = re.compile(r"(<!-- python (experiments/\w+\.py .*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+BEGIN = "<!-- python experiments/"
+MADE = re.compile(rf"({BEGIN}([^\n]*?) -->\n)((?:(?!{BEGIN}).)*?)(<!-- end -->)", re.DOTALL)
 
 
 def made(command):
-    """What one of the scripts of this folder prints.
+    """What one of the scripts of this folder, with its arguments, prints.
 
     Raises:
         SystemExit: it fails; its message is the script's.
     """
-    process = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True)
+    script, *arguments = shlex.split(command)
+    called = [sys.executable, f"experiments/{script}", *arguments]
+    process = subprocess.run(called, cwd=ROOT, capture_output=True, text=True)
     if process.returncode:
         raise SystemExit(f"{command}: {process.stderr.strip()}")
     return process.stdout
 
 
 def differing():
-    """Page -> its text as the commands make it, for each page that is another one."""
+    """Page -> its text as the commands make it, for each page that is another one.
+
+    Raises:
+        SystemExit: a command fails, or has no end.
+    """
     found = {}
     for path in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
         old = path.read_text(encoding="utf-8")
+        if old.count(BEGIN) != len(MADE.findall(old)):
+            raise SystemExit(f"{path}: a comment with a command has no <!-- end --> before the next one.")
         new = MADE.sub(lambda block: block[1] + made(block[2]) + block[4], old)
         if new != old:
             found[path] = new

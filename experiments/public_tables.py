@@ -321,7 +321,7 @@ def call_others(args, name):
     """``measure_others`` in their environment."""
     command = [args.python, __file__, "--work", args.work, "--others", name, "--seeds", args.seeds]
     command += ["--census", args.census] if args.census else []
-    command += [option for option in ("--same-rows", "--data-only") if option in sys.argv]
+    command += ["--same-rows"] * args.same_rows + ["--data-only"] * args.data_only
     subprocess.run([*map(str, command)], check=True)
 
 
@@ -338,7 +338,10 @@ def command_line():
     parser.add_argument("--others", metavar="TABLE", help=argparse.SUPPRESS)
     parser.add_argument("--same-rows", action="store_true", help="train the others on our training rows alone")
     parser.add_argument("--data-only", action="store_true", help="make the data and our configs; train nothing")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if not (args.python or args.others):
+        parser.error("--python is missing: the Python that has the others' packages, which make the data too")
+    return args
 
 
 def main():

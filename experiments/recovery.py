@@ -21,9 +21,9 @@ from engine.errors import UserError  # noqa: E402
 
 
 def overlap(one, other):
-    """Of the weights of two tasks, expert -> weight: a number from 0 to 1."""
+    """Of the weights of two tasks, expert -> weight: a number from 0 to 1; 0 if neither uses an expert."""
     pairs = [(one.get(expert, 0.0), other.get(expert, 0.0)) for expert in {*one, *other}]
-    return sum(map(min, pairs)) / sum(map(max, pairs))
+    return sum(map(min, pairs)) / (sum(map(max, pairs)) or 1.0)
 
 
 def overlaps(tasks, group_size):
@@ -43,13 +43,13 @@ def recovery(experiment, group_size):
     """The lines of the table, in markdown.
 
     Raises:
-        UserError: there is no network whose lines have weights, or not two groups of two tasks or more.
+        UserError: there is no network whose lines have weights, or the first two groups do not have two tasks each.
     """
     lines, rows = experiments.read_lines(experiment.results), []
     for name in experiment.networks:
         final = experiments.final_lines(experiment, name, lines)
         weights = [[*line["test_weights"].values()] for line in final if line.get("test_weights")]
-        if any(not 2 <= group_size < len(tasks) for tasks in weights):
+        if any(group_size < 2 or len(tasks) < group_size + 2 for tasks in weights):
             raise UserError(f"--group-size is {group_size}, but must leave two groups of two tasks or more.")
         if weights:
             found = zip(*(overlaps(tasks, group_size) for tasks in weights))

@@ -69,8 +69,8 @@ def train_and_evaluate(experiment, run):
         run: dict with stage, overrides and seed; in the stage search the test data are not read.
     Returns:
         dict: epoch, validation, higher_is_better (of the metric), parameters, training_s, epoch_s, train_examples_s,
-        experts_in_use (see below) and versions; of the other stages also test, test_weights (task -> expert -> weight),
-        serve_examples_s and export_bytes.
+        experts_in_use (see below) and versions; of the other stages also test, test_weights (title of a task's weights
+        in the log -> expert -> weight), serve_examples_s and export_bytes.
     Raises:
         RunFailed: a tool ended with an error.
     """
@@ -138,11 +138,11 @@ def training_speed(events):
 
 
 def experts_in_use(events):
-    """How many experts each task uses over a training.
+    """How many experts each task uses over a training, as the log's intervals say: per example, in the last batch.
 
     Returns:
-        [[examples seen, task -> number of experts with a weight above 0], ...], the first point and then those at which
-        a number changes; [] if the log has no weights.
+        [[examples seen, title of a task's weights -> number of experts with a weight above 0], ...], the first point
+        and then those at which a number changes; [] if the log has no weights.
     """
     try:
         seen, weights = pictures.weights_over_time(pictures.Training({}, events))

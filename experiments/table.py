@@ -2,8 +2,9 @@
 
 A row for each network: of each metric that the experiment reports, and of their mean, the mean over the seeds and in
 brackets the least and the greatest. Of the experts: how many are in use, together and by task, least and greatest over
-the seeds; and how many examples had been seen when a task's number changed last (a median, as are the export's size and
-the speeds). Speeds are those of the runs with --speed alone. Nothing is measured here.
+the seeds; and how many examples had been seen when a task's number changed last. (That says little of per-example gates:
+it is the number in a batch.) This, the export's size and the speeds are medians. Speeds are those of the runs with
+--speed alone. Nothing is measured here.
 """
 
 import pathlib
@@ -59,8 +60,8 @@ def _row(experiment, network, found):
         **{name: spread(numbers) for name, numbers in values.items()},
         "seeds": str(len(final)),
         "experts in use": _range(experts),
-        "by task": ", ".join(map(_range, zip(*map(_experts_by_task, final)))),
-        "unchanged after, examples": _median(map(_last_change, final)),
+        "by task": ", ".join(map(_range, zip(*filter(None, map(_experts_by_task, final))))),
+        "number unchanged after, examples": _median(map(_last_change, final)),
         "parameters": f"{final[0]['parameters']}" if "parameters" in final[0] else "",
         "chosen": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in searched.items()),
         "training, s": _median(line.get("training_s") for line in speed),

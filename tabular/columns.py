@@ -1,7 +1,6 @@
 """The columns of a block: pyarrow's arrays as NumPy arrays, and which rows are bad."""
 
 import collections.abc
-import functools
 
 import numpy as np
 
@@ -39,23 +38,26 @@ class NotNumbers(ValueError):
 
 
 class Texts(collections.abc.Sequence):
-    """The texts of an Arrow array without nulls. They become Python's when one of them is read, if ever."""
+    """The texts of an Arrow array without nulls. To read many of them, iterate, or call ``texts_at``."""
 
     def __init__(self, array):
         self.array = array
-
-    @functools.cached_property
-    def _list(self):
-        return self.array.to_pylist()
 
     def __len__(self):
         return len(self.array)
 
     def __getitem__(self, i):
-        return self._list[i]
+        return self.array[int(i)].as_py()
 
     def __iter__(self):
-        return iter(self._list)
+        return iter(self.array.to_pylist())
+
+
+def texts_at(texts, places):
+    """The texts at some places of a list or of Texts, as a list."""
+    if isinstance(texts, Texts):
+        return texts.array.take(pyarrow().array(places)).to_pylist()
+    return [texts[i] for i in places]
 
 
 class Column:
@@ -277,8 +279,8 @@ def _coded(column, convert):
     coded = column if arrow.types.is_dictionary(column.type) else column.dictionary_encode()
     null = arrow.nulls(1, coded.dictionary.type)
     values, reasons = _converted(arrow.concat_arrays([coded.dictionary, null]), convert)
-    codes = coded.indices.fill_null(len(values) - 1).to_numpy(zero_copy_only=False).astype(np.int32, copy=False)
-    return codes, values, reasons
+    codes = coded.indices.cast(arrow.int32()).fill_null(len(values) - 1)  # int8 might not hold the null's code
+    return codes.to_numpy(zero_copy_only=False), values, reasons
 
 
 def _converted(values, convert):

@@ -1,10 +1,11 @@
-"""Rows that become an array when a batch is made of them: until then they take less memory than the array would."""
+"""Rows that become an array when a batch is made of them, because the array takes more memory than they do."""
 
 import numpy as np
 
 
 class LateArray:
-    """``len``, indexing of rows, ``numpy.concatenate`` and ``numpy.asarray`` work as for an array [rows, ...].
+    """``len``, indexing of rows and ``numpy.asarray`` work as for an array [rows, ...], and ``numpy.concatenate`` of
+    several of one class, along the rows.
 
     Subclasses have ``__len__``, ``__getitem__``, ``__array__`` and ``joined``.
     """

@@ -115,9 +115,10 @@ class Numbers(LateArray):
         return len(self.values)
 
     def __getitem__(self, rows):
-        if np.ndim(self.values[rows]) == 1:
-            return np.asarray(self[[rows]])[0]
-        return Numbers(self.encodings, self.values[rows])
+        values = self.values[rows]
+        if values.ndim == 1:
+            return np.asarray(Numbers(self.encodings, values[None]))[0]
+        return Numbers(self.encodings, values)
 
     def __array__(self, dtype=None, copy=None):
         widths = [number.width for number in self.encodings]
@@ -127,6 +128,11 @@ class Numbers(LateArray):
             for number, end, column in zip(self.encodings, ends, self.values[rows].T):
                 number.encode(column, inputs[rows, end - number.width : end])
         return inputs if dtype is None else inputs.astype(dtype)
+
+    def smaller(self):
+        """These rows, or their array if that takes no more memory."""
+        width = sum(number.width for number in self.encodings)
+        return self if width * np.dtype(np.float32).itemsize > self.values[:1].nbytes else np.asarray(self)
 
     @classmethod
     def joined(cls, parts):

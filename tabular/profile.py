@@ -8,7 +8,7 @@ import numpy as np
 from tabular import about
 from tabular import files as table_files
 from tabular.categories import HashedIds
-from tabular.columns import NotNumbers
+from tabular.columns import NotNumbers, texts_at
 from tabular.numbers import SCALES
 from tabular.values import NULL_TEXTS
 from tabular.vocabulary import LABELS_ARE
@@ -133,12 +133,14 @@ class Sparse:
         """Add values: codes int [N], which number texts."""
         counts = np.bincount(codes, minlength=len(texts))
         present = np.flatnonzero(counts)
-        empty = sum(int(counts[i]) for i in present if not texts[i])
+        texts, counts = texts_at(texts, present), counts[present].tolist()
+        empty = sum(count for text, count in zip(texts, counts) if not text)
         self.filled, self.missing = self.filled + len(codes) - empty, self.missing + empty
         if self.hashed:
-            self.used[self.hashed.of([texts[i] for i in present])] = True
+            self.used[self.hashed.of(texts)] = True
         else:
-            self.counter.update(dict(zip([texts[i] for i in present], counts[present].tolist())))
+            for text, count in zip(texts, counts):  # " a" and "a" are the same text
+                self.counter[text] += count
 
     def add_lists(self, lengths, codes, texts):
         """Add lists: lengths int [N], codes of all their values."""

@@ -79,7 +79,7 @@ def kinds_of_tasks(config, labels):
 class Loaded(NamedTuple):
     """A block of rows as the network takes them, and what was found in it."""
 
-    arrays: list  # [Numbers, ids int32, Lists, labels by task, weight, group], without bad rows
+    arrays: list  # [Numbers or dense, ids int32, Lists, labels by task, weight, group], without bad rows
     rows: int  # bad ones included
     bad: int
     first_bad: Optional[str]  # where the first bad row is and why it is bad; only once an epoch and process
@@ -225,7 +225,7 @@ class RecDataset(IterableDataset):
         if self.leaves_out:
             labels, is_out = negatives.leave_out(labels, kinds, np.random.default_rng(numbers_of_block))
             arrays, labels, after = ([array[~is_out] for array in of_rows] for of_rows in (arrays, labels, after))
-        arrays += [*labels, *after]
+        arrays = [array.smaller() if isinstance(array, Numbers) else array for array in arrays] + [*labels, *after]
         first_bad = rows.first_bad() if bad and not self.has_reported else None
         self.has_reported = self.has_reported or bad > 0
         return Loaded(arrays, len(rows.good) + len(rows.cut), bad, first_bad, unknown)

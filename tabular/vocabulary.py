@@ -14,7 +14,7 @@ import re
 import numpy as np
 
 from tabular import categories
-from tabular.columns import Rows, list_column, number_column, pyarrow, text_column
+from tabular.columns import Rows, list_column, number_column, pyarrow, text_column, texts_at
 from tabular.lists import Lists
 from tabular.numbers import Number, Numbers
 from tabular.values import is_missing, number_of, text_of
@@ -239,10 +239,11 @@ def _without_id(ids, codes, texts):
     """(Values without an id, values, up to three texts without one) among codes of texts, which have these ids."""
     counts = np.bincount(codes, minlength=len(texts))
     without_id = np.flatnonzero((ids == 0) & (counts > 0))
-    found = [i for i in without_id if texts[i]]
-    filled = len(codes) - counts[[i for i in without_id if not texts[i]]].sum()
-    examples = dict.fromkeys(texts[i] for i in found[:100])  # a user's program may give a text several times
-    return int(counts[found].sum()), int(filled), list(examples)[:3]
+    found = dict(zip(without_id.tolist(), texts_at(texts, without_id)))
+    empty = [i for i, text in found.items() if not text]
+    unknown = [i for i, text in found.items() if text]
+    examples = dict.fromkeys(found[i] for i in unknown[:100])  # a user's program may give a text several times
+    return int(counts[unknown].sum()), int(len(codes) - counts[empty].sum()), list(examples)[:3]
 
 
 def _read(columns, numbers=(), categories=(), lists=()):

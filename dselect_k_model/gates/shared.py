@@ -1,4 +1,4 @@
-"""The gates that read an example, with the same weights for all examples instead."""
+"""Softmax and top-k gates whose weights are the same for all examples."""
 
 from typing import Any, Optional
 
@@ -11,7 +11,7 @@ import net
 class SharedGate(net.Gate):
     """A gate over free logits: that of each example, which reads the number 1 in place of the features.
 
-    So softmax(W x) becomes softmax(w), with w [n], drawn from a normal distribution of deviation 1.
+    So softmax(W x) becomes softmax(w), with w [n]. Its first values are those of a W for one feature.
 
     Args:
         gate: per example, of feature size 1. Its penalties are left out: they spread a batch's examples over the

@@ -223,6 +223,8 @@ def test_a_signal_ends_the_running_tool_too(tmp_path):
 
 def test_the_pages_have_the_tables_of_the_results():
     assert not pages.differing(), "run make pages"
+    for name, page in (("census", "examples/census/README.md"), ("choosing", "docs/results.md")):
+        assert f"<!-- python experiments/table.py -m experiments/{name}.yaml -->\n|" in (ROOT / page).read_text("utf-8")
 
 
 def test_a_page_is_brought_up_to_date(tmp_path, monkeypatch):
@@ -236,11 +238,15 @@ def test_a_page_is_brought_up_to_date(tmp_path, monkeypatch):
     (tmp_path / "README.md").write_text(begin.format("'it failed'") + "<!-- end -->\n")
     with pytest.raises(SystemExit, match="say.py 'it failed': it failed"):
         pages.differing()
+    (tmp_path / "README.md").write_text(begin.format("''") + "prose\n" + begin.format("''") + "old\n<!-- end -->\n")
+    with pytest.raises(SystemExit, match="README.md: a comment with a command has no <!-- end -->"):
+        pages.differing()
 
 
 def test_the_overlap_of_tasks_computed_by_hand(tmp_path):
     tasks = [{"0": 1.0}, {"0": 0.5, "1": 0.5}, {"2": 1.0}, {"1": 0.25, "2": 0.75}]
     assert recovery.overlap(tasks[0], tasks[1]) == 0.5 / 1.5 and recovery.overlap(tasks[1], tasks[3]) == 0.25 / 1.75
+    assert recovery.overlap({}, {}) == 0
     within, across = recovery.overlaps(tasks, 2)
     assert within == pytest.approx((1 / 3 + 0.6) / 2) and across == pytest.approx(1 / 7 / 4)
     experiment = experiments.read(written(tmp_path, seeds=[1, 2]))
@@ -252,8 +258,9 @@ def test_the_overlap_of_tasks_computed_by_hand(tmp_path):
     assert recovery.recovery(experiment, 2)[2:] == [
         "| two | 0.73333 (0.46667-1.00000) | 0.51786 (0.03571-1.00000) |",
     ]
-    with pytest.raises(UserError, match="--group-size is 4"):
-        recovery.recovery(experiment, 4)
+    for size in (1, 3):
+        with pytest.raises(UserError, match=f"--group-size is {size}"):
+            recovery.recovery(experiment, size)
 
 
 @pytest.mark.parametrize("name", ["census", "choosing"])
@@ -335,8 +342,8 @@ def test_the_table_of_lines_computed_by_hand(tmp_path):
         line_of("two", 4, 0.1, 0.1),  # a seed that the experiment does not have
     )
     assert made == [
-        "|  | auc_income | auc_never_married | mean | seeds | experts in use | by task | unchanged after, examples | "
-        "parameters | chosen | training, s | export, KB |",
+        "|  | auc_income | auc_never_married | mean | seeds | experts in use | by task | "
+        "number unchanged after, examples | parameters | chosen | training, s | export, KB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
         "| two | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.85000) | 3 | 2 | 1, 2 | 32 "
         "|  | learning_rate 0.01 | 12 | 3 |",

@@ -63,6 +63,8 @@ def test_rows_of_numbers_are_taken_and_joined_like_an_array(rng, monkeypatch):
     for rows in (order, slice(7, 30), order < 25, 4):
         np.testing.assert_array_equal(late[rows], array[rows])
     np.testing.assert_array_equal(np.concatenate([late[order], late[:1]]), array[[*order, 0]])
+    assert late.smaller() is late  # 8 inputs of 4 bytes a row, 3 numbers of 8
+    np.testing.assert_array_equal(Numbers([NUMBERS["standardised alone"]], values[:, :1]).smaller(), array[:, :1])
     monkeypatch.setattr(numbers, "ENCODED_TOGETHER", 8)
     np.testing.assert_array_equal(late, array)
 
