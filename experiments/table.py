@@ -2,8 +2,8 @@
 
 A row for each network: of each metric that the experiment reports, and of their mean, the mean over the seeds and in
 brackets the least and the greatest. Of the experts: how many are in use, together and by task, least and greatest over
-the seeds; and how many examples had been seen when a task's number changed last. (That says little of per-example gates:
-it is the number in a batch.) This, the export's size and the speeds are medians. Speeds are those of the runs with
+the seeds; and how many examples had been seen when a task's number changed last. That says little of per-example gates,
+for it is the number in a batch. This, the export's size and the speeds are medians. Speeds are those of the runs with
 --speed alone. Nothing is measured here.
 """
 
