@@ -40,7 +40,7 @@ def differing():
     """Page -> its text as the commands make it, for each page that is another one.
 
     Raises:
-        SystemExit: a command fails, or has no end.
+        SystemExit: a command fails, or its table has no end.
     """
     found = {}
     for path in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):

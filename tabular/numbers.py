@@ -78,10 +78,13 @@ class Number:
         numbers = np.where(np.isnan(numbers), self.mean, SCALES[self.scale](numbers))
         return np.clip(numbers, self.edges[0], self.edges[-1]) if self.edges else numbers
 
+    def _standardised(self, bounded):
+        return (bounded - self.mean) / self.deviation
+
     def does_not_fit(self, numbers):
         """Whether numbers are beyond float32 when standardised: float64 [N], nan where a field is empty -> bool [N]."""
         with np.errstate(over="ignore"):
-            return np.isinf(((self._bounded(numbers) - self.mean) / self.deviation).astype(np.float32))
+            return np.isinf(self._standardised(self._bounded(numbers)).astype(np.float32))
 
     def encode(self, numbers, inputs):
         """Write the inputs of numbers.
@@ -91,7 +94,7 @@ class Number:
             inputs: float32 [N, width], to be written.
         """
         bounded = self._bounded(numbers)
-        inputs[:, 0] = (bounded - self.mean) / self.deviation
+        inputs[:, 0] = self._standardised(bounded)
         if self.edges:
             begins, lengths = self._pieces
             pieces = (bounded[:, None] - begins) / lengths
@@ -120,9 +123,14 @@ class Numbers(LateArray):
             return np.asarray(Numbers(self.encodings, values[None]))[0]
         return Numbers(self.encodings, values)
 
+    @property
+    def width(self):
+        """How many inputs a row has."""
+        return sum(number.width for number in self.encodings)
+
     def __array__(self, dtype=None, copy=None):
-        widths = [number.width for number in self.encodings]
-        inputs, ends = np.empty([len(self), sum(widths)], np.float32), np.cumsum(widths)
+        inputs = np.empty([len(self), self.width], np.float32)
+        ends = np.cumsum([number.width for number in self.encodings])
         for first in range(0, len(self), ENCODED_TOGETHER):
             rows = slice(first, first + ENCODED_TOGETHER)
             for number, end, column in zip(self.encodings, ends, self.values[rows].T):
@@ -131,8 +139,7 @@ class Numbers(LateArray):
 
     def smaller(self):
         """These rows, or their array if that takes no more memory."""
-        width = sum(number.width for number in self.encodings)
-        return self if width * np.dtype(np.float32).itemsize > self.values[:1].nbytes else np.asarray(self)
+        return self if self.width * np.dtype(np.float32).itemsize > self.values[:1].nbytes else np.asarray(self)
 
     @classmethod
     def joined(cls, parts):

@@ -58,7 +58,7 @@ def _top_k(noisy):
 
 
 def _shared(make):
-    """``make`` of a gate that draws nothing, with the same weights for all examples."""
+    """A gate's ``make``, with the same weights for all examples. Not for noise, which each process draws itself."""
     return lambda hyper, task, expert_num, _: SharedGate(make(hyper, task, expert_num, 1))
 
 
