@@ -2,7 +2,8 @@
 
 Each network is trained with every trial of the search; the trial with the best validation is trained with every seed,
 and evaluated on the test data. Each run adds a line to the experiment's file of results. Started again, this runs only
-what has no line. A run that failed has a line with its error; remove the line to try again.
+what has no line. A run that failed has a line with its error; remove the line to try again. Two processes may share the
+work, each with its --networks.
 """
 
 import json
@@ -28,7 +29,7 @@ import machine_facts  # noqa: E402
 
 from engine import directions, pictures  # noqa: E402
 from engine.checkpoints import manifests  # noqa: E402
-from engine.errors import UserError  # noqa: E402
+from engine.errors import UserError, shown  # noqa: E402
 
 
 class RunFailed(Exception):
@@ -240,28 +241,39 @@ class Runner:
         return line
 
 
-def run(path, stage="final"):
+def run(path, stage="final", networks=None):
     """Run what the experiment at ``path`` still needs.
 
+    Args:
+        networks: names of those to run; None: all.
     Raises:
         UserError: a mistake that the message explains.
     """
     experiment = experiments.read(path)
+    unknown = [name for name in networks or [] if name not in experiment.networks]
+    if unknown:
+        raise UserError(f"{path} has no network {shown(unknown[0])}, but {', '.join(experiment.networks)}.")
     trials = experiments.trials(experiment.search)
-    trials_of = {name: [{**keys, **trial} for trial in trials] for name, keys in experiment.networks.items()}
+    trials_of = {
+        name: [{**keys, **trial} for trial in trials]
+        for name, keys in experiment.networks.items()
+        if networks is None or name in networks
+    }
     Runner(experiment).run(trials_of, experiment.seeds, stage)
 
 
-def command_line(description, run):
-    """Call run(path of the experiment, stage) by the command line."""
+def command_line(description, run, **options):
+    """Call run(path of the experiment, stage, and the values of further options) by the command line."""
 
     def act(args):
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # its tool ends with it
-        run(args.experiment, "speed" if args.speed else "final")
+        further = {name: getattr(args, name) for name in options}
+        run(args.experiment, "speed" if args.speed else "final", **further)
 
     words = "measure speeds: the chosen trials once more; on an idle machine"
-    experiments.command_line(description, act, speed={"action": "store_true", "help": words})
+    experiments.command_line(description, act, speed={"action": "store_true", "help": words}, **options)
 
 
 if __name__ == "__main__":
-    command_line(__doc__, run)
+    words = "run only these; another process may run others at the same time"
+    command_line(__doc__, run, networks={"nargs": "+", "metavar": "NAME", "help": words})

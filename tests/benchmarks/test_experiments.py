@@ -112,6 +112,15 @@ def test_a_metric_missing_in_the_validation_is_an_error(calls, tmp_path):
     assert "auc_wealth" in line["error"]
 
 
+def test_only_the_networks_that_are_asked_for_run(calls, tmp_path):
+    path = written(tmp_path, networks={name: {"hyper_parameters.gate": "softmux"} for name in ("a", "b")}, search={})
+    with pytest.raises(UserError, match="has no network 'c', but a, b"):
+        run.run(path, networks=["b", "c"])
+    with pytest.raises(UserError, match="runs of b failed"):
+        run.run(path, networks=["b"])
+    assert [line["network"] for line in experiments.read_lines(tmp_path / "found.jsonl")] == ["b"]
+
+
 @pytest.mark.parametrize(
     "metric, scores, best",
     [("auc", [1, 3, 2], 1), ("loss", [1, 3, 2], 0), ("error_accuracy", [1, 3, 2], 1), ("auc", [2, 2, 1], 0)],
