@@ -102,11 +102,13 @@ class _Gate(nn.Module):
         bits = torch.arange(expert_num)[:, None] // place % 2  # [n, m]
         self.register_buffer("sign", (2 * bits - 1).float(), persistent=False)
 
-    def forward(self):
+    def selectors(self):
         z = self.selector_logits.reshape(len(self.mixing_logits), 1, -1)  # [k, 1, m]
         u = (z * self.sign + 0.5).clamp(0, 1)
-        selectors = (u * u * (3 - 2 * u)).prod(dim=-1)  # [k, n]
-        return self.mixing_logits.softmax(0) @ selectors
+        return (u * u * (3 - 2 * u)).prod(dim=-1)  # [k, n]
+
+    def forward(self):
+        return self.mixing_logits.softmax(0) @ self.selectors()
 
 
 class _Mixture(nn.Module):

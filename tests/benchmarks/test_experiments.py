@@ -17,6 +17,7 @@ import pytest
 import recovery
 import run
 import table
+import time_to_accuracy
 import yaml
 
 from engine.errors import UserError
@@ -417,3 +418,22 @@ def test_only_logistic_regression_uses_bins_and_only_if_asked(baselines, rng):
         assert (model.predict_proba(changed) == model.predict_proba(features)).all()
     with_bins = baselines.logistic(part, part, 1, True, 1.0)
     assert np.abs(with_bins.predict_proba(changed) - with_bins.predict_proba(features)).max() > 0.5
+
+
+def test_the_time_to_accuracy_is_a_median_and_says_what_was_missed(tmp_path, monkeypatch):
+    def line(way, seconds, *accuracies, commit="a"):
+        found = {"accuracies": accuracies, "experts_used": len(accuracies)} if accuracies else {}
+        return {"way": way, "seed": 1, "seconds": seconds, "commit": commit, **found}
+
+    def titled(*lines):
+        path = tmp_path / "lines.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        monkeypatch.setattr(time_to_accuracy, "RESULTS", path)
+        return time_to_accuracy.table()
+
+    ours = [line("static graph", seconds, 0.94, right) for seconds, right in ((1, 0.93), (2, 0.9160), (4, 0.92))]
+    plain = line(time_to_accuracy.PLAIN, 1000)
+    row = "| static graph | 2 | 500 | 0.9400 | 0.9160 (missed) | 2 | 3 |"
+    assert titled(*ours, plain)[2:] == [row, f"| {time_to_accuracy.PLAIN} | 1000 | 1 |  |  | 8 |  |"]
+    with pytest.raises(UserError, match="two commits"):
+        titled(*ours, {**plain, "commit": "b"})
