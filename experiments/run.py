@@ -81,8 +81,8 @@ def train_and_evaluate(experiment, run):
         own.update({"runner.model_save_path": "output", "runner.infer_load_path": "output"})
         own.update({"runner.export_path": "exported", "runner.predict_path": "predictions.npz"})
         options = experiments.as_options({**run["overrides"], **own})
-        _run_tool(TOOLS[graph, "train"], config, options, folder)
-        events = _events(folder)
+        run_tool(TOOLS[graph, "train"], config, options, folder)
+        events = events_of(folder)
         validation = {event["epoch"]: event["numbers"] for event in events if event["event"] == "validation"}
         epoch = events[-1]["epoch"] if events[-1].get("best_by") == metric else None
         if epoch not in validation:
@@ -98,17 +98,17 @@ def train_and_evaluate(experiment, run):
         found["experts_in_use"] = experts_in_use(events)
         found["versions"] = {**events[0]["versions"], "python": sys.version.split()[0]}
         if run["stage"] != "search":
-            _run_tool(TOOLS[graph, "infer"], config, [*options, f"runner.infer_epoch={epoch}"], folder)
-            evaluated = [event for event in _events(folder) if event["event"] == "epoch"][-1]
+            run_tool(TOOLS[graph, "infer"], config, [*options, f"runner.infer_epoch={epoch}"], folder)
+            evaluated = [event for event in events_of(folder) if event["event"] == "epoch"][-1]
             found["test"], found["test_weights"] = evaluated["numbers"], evaluated["status"]
-            _run_tool("export", config, [*options, f"runner.export_epoch={epoch}"], folder)
+            run_tool("export", config, [*options, f"runner.export_epoch={epoch}"], folder)
             files = pathlib.Path(folder, "exported").rglob("*")
             found["export_bytes"] = sum(path.stat().st_size for path in files if path.is_file())
-            found["serve_examples_s"] = serving_speed(_run_tool("predict", config, options, folder))
+            found["serve_examples_s"] = serving_speed(run_tool("predict", config, options, folder))
     return found
 
 
-def _run_tool(name, config, options, folder):
+def run_tool(name, config, options, folder):
     """Run a tool; returns its log."""
     done = tool(name, config, *options, cwd=folder)
     if done.returncode:
@@ -118,7 +118,7 @@ def _run_tool(name, config, options, folder):
     return done.stderr
 
 
-def _events(folder):
+def events_of(folder):
     """What the tools have written to ``runner.log_json``."""
     with open(os.path.join(folder, "log.json"), encoding="utf-8") as file:
         return [json.loads(line) for line in file]

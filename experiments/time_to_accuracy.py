@@ -22,6 +22,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "benchmarks", "
 import experiment as experiments  # noqa: E402  (the path is set above)
 import machine_facts  # noqa: E402
 from measuring import Bench, ProcessSettings, clean_environment  # noqa: E402
+from run import RunFailed, events_of, run_tool  # noqa: E402
 from table import markdown  # noqa: E402
 
 from engine.config import load_config  # noqa: E402
@@ -45,13 +46,11 @@ def by_tools(name, seed, folder):
     train, infer = GRAPHS[name]
     options = [f"runner.seed={seed}", "runner.model_save_path=output", "runner.infer_load_path=output"]
     began = time.perf_counter()
-    _run(sys.executable, str(ROOT / "tools" / f"{train}.py"), "-m", str(CONFIG), "-o", *options, cwd=folder)
+    run_tool(train, CONFIG, options, folder)
     seconds = time.perf_counter() - began
-    last = f"runner.infer_epoch={load_config(str(CONFIG))['runner.epochs'] - 1}"
-    tool = str(ROOT / "tools" / f"{infer}.py")
-    _run(sys.executable, tool, "-m", str(CONFIG), "-o", *options, last, "runner.log_json=log.json", cwd=folder)
-    events = [json.loads(line) for line in pathlib.Path(folder, "log.json").read_text().splitlines()]
-    (found,) = [event["numbers"] for event in events if event["event"] == "epoch"]
+    last = load_config(str(CONFIG))["runner.epochs"] - 1
+    run_tool(infer, CONFIG, [*options, f"runner.infer_epoch={last}", "runner.log_json=log.json"], folder)
+    (found,) = [event["numbers"] for event in events_of(folder) if event["event"] == "epoch"]
     accuracies = [found["Accuracy1"], found["Accuracy2"]]
     return {"seconds": seconds, "accuracies": accuracies, "experts_used": found["experts_used"]}
 
@@ -89,12 +88,6 @@ def by_plain_paddle(folder):
 
 def _bench(folder):
     return Bench(types.SimpleNamespace(batch=PUBLISHED_BATCH, hyper={}), folder)
-
-
-def _run(*command, cwd):
-    process = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    if process.returncode:
-        raise UserError(f"{pathlib.Path(command[1]).name}: {process.stderr.strip().splitlines()[-1]}")
 
 
 def measure(seed, torch_python):
@@ -153,6 +146,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, OSError) as error:
+    except (UserError, RunFailed, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

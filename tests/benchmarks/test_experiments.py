@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import by_label
 import compare
 import experiment as experiments
 import numpy as np
@@ -437,3 +438,15 @@ def test_the_time_to_accuracy_is_a_median_and_says_what_was_missed(tmp_path, mon
     assert titled(*ours, plain)[2:] == [row, f"| {time_to_accuracy.PLAIN} | 1000 | 1 |  |  | 8 |  |"]
     with pytest.raises(UserError, match="two commits"):
         titled(*ours, {**plain, "commit": "b"})
+
+
+def test_the_share_between_labels_is_that_of_the_variance():
+    labels = np.repeat([0, 1, 2], 200)
+    noise = np.random.RandomState(0).randn(600, 4)
+    noise -= np.repeat([noise[labels == label].mean(axis=0) for label in range(3)], 200, axis=0)
+    means = np.array([[1.0, 0, 0, 0], [0, 2, 0, 0], [0, 0, 0, 0]])[labels]
+    share = means.var(axis=0).sum() / (means.var(axis=0) + noise.var(axis=0)).sum()
+    assert by_label.between_labels(means + noise, labels) == pytest.approx(share)
+    assert by_label.between_labels(means, labels) == pytest.approx(1)
+    assert by_label.between_labels(noise, labels) == pytest.approx(0, abs=1e-12)
+    assert by_label.between_labels(np.full([600, 4], 0.25), labels) == 0
