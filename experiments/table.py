@@ -4,7 +4,7 @@ A row for each network: of each metric that the experiment reports, and of their
 brackets the least and the greatest. Of the experts: how many are in use, together and by task, least and greatest over
 the seeds; and how many examples had been seen when a task's number changed last. That says little of per-example gates,
 for it is the number in a batch. This, the export's size and the speeds are medians. Speeds are those of the runs with
---speed alone. Nothing is measured here.
+--speed alone. With --by-seed NETWORK, a row for each seed of one network instead. Nothing is measured here.
 """
 
 import pathlib
@@ -34,6 +34,30 @@ def table(experiment):
     return markdown([titles, ["---"] * len(titles), *([row[title] for title in titles] for row in rows)])
 
 
+def by_seed(experiment, network):
+    """The lines of a table of one network's runs, in markdown.
+
+    Raises:
+        UserError: there is no result yet, or a metric is not among them.
+    """
+    final = experiments.final_lines(experiment, network, experiments.read_lines(experiment.results))
+    if not final:
+        raise UserError(f"{experiment.results}: there is no result of {network}. Run experiments/run.py.")
+    rows = [["seed", *experiment.report, "experts in use"]]
+    rows.append(["---"] * len(rows[0]))
+    for line in final:
+        _check_metrics(experiment, line)
+        values = [f"{line['test'][name]:.4f}" for name in experiment.report]
+        rows.append([str(line["seed"]), *values, _range([line["test"].get("experts_used")])])
+    return markdown(rows)
+
+
+def _check_metrics(experiment, line):
+    for name in experiment.report:
+        if name not in line["test"]:
+            raise UserError(f"{experiment.results}: a final line of {line['network']} has no {name} in test.")
+
+
 def markdown(rows):
     """The lines of a table of these texts."""
     return ["| " + " | ".join(texts) + " |" for texts in rows]
@@ -44,11 +68,10 @@ def _row(experiment, network, found):
     final = experiments.final_lines(experiment, network, found)
     if not final:
         return None
-    try:
-        values = {name: [line["test"][name] for line in final] for name in experiment.report}
-        experts = [line["test"].get("experts_used") for line in final]
-    except KeyError as error:
-        raise UserError(f"{experiment.results}: a final line of {network} has no {error} in test.") from error
+    for line in final:
+        _check_metrics(experiment, line)
+    values = {name: [line["test"][name] for line in final] for name in experiment.report}
+    experts = [line["test"].get("experts_used") for line in final]
     if len(values) > 1:
         values["mean"] = [statistics.fmean(of_seed) for of_seed in zip(*values.values())]
     overrides = final[0]["overrides"]
@@ -99,5 +122,10 @@ def _median(numbers):
     return f"{statistics.median(numbers):.0f}" if numbers else ""
 
 
+def main(args):
+    experiment = experiments.read(args.experiment)
+    print("\n".join(by_seed(experiment, args.by_seed) if args.by_seed else table(experiment)))
+
+
 if __name__ == "__main__":
-    experiments.command_line(__doc__, lambda args: print("\n".join(table(experiments.read(args.experiment)))))
+    experiments.command_line(__doc__, main, by_seed={"metavar": "NETWORK", "help": "a row for each of its seeds"})

@@ -362,6 +362,14 @@ def test_the_table_of_lines_computed_by_hand(tmp_path):
     ]
 
 
+def test_a_table_by_seed_has_the_runs_of_one_network(tmp_path):
+    table_of(tmp_path, *(line_of("two", seed, seed / 10, 0.75) for seed in (1, 3)), line_of("one", 1, 0.5, 0.7))
+    experiment = experiments.read(tmp_path / "experiment.yaml")
+    assert table.by_seed(experiment, "two")[2:] == ["| 1 | 0.1000 | 0.7500 | 2 |", "| 3 | 0.3000 | 0.7500 | 2 |"]
+    with pytest.raises(UserError, match="no result of three"):
+        table.by_seed(experiment, "three")
+
+
 def test_a_table_of_two_settings_or_of_nothing_is_refused(tmp_path):
     with pytest.raises(UserError, match="no result yet"):
         table_of(tmp_path)
