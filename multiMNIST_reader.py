@@ -74,6 +74,14 @@ KEYS = {  # of runner
         job="train",
         decides=STEP,
     ),
+    "augment_epochs": Key(
+        int,
+        None,
+        "The number of epochs, from the first, whose images are shifted, turned and enlarged; without it, all.",
+        low=1,
+        job="train",
+        decides=STEP,
+    ),
     "image_scale": Key("choice", None, "The value of white, where the pixels leave it open.", choices=("255", "1")),
 }
 Set = collections.namedtuple("Set", "images labels")  # uint8 [N, 36, 36], int64 [N, 2]
@@ -107,6 +115,12 @@ class RecDataset(Dataset):
                 raise ValueError(
                     f"runner.augment_{name} is {most}, but only this project's tools augment images. Set it to 0."
                 )
+        self.augmented_epochs = _choice(config, "augment_epochs")
+        if self.augmented_epochs is not None and not any(self.most):
+            raise ValueError(
+                f"runner.augment_epochs is {self.augmented_epochs}, but nothing changes the images. Set augment_shift, "
+                "augment_turn or augment_zoom, or remove it."
+            )
         are_mapped = [path.lower().endswith(".npy") for path in paths]
         if any(are_mapped) and not all(are_mapped):
             other = paths[are_mapped.index(False)]
@@ -151,7 +165,7 @@ class RecDataset(Dataset):
             indices: of its examples.
             epoch, seed: decide, with an example's index, how its image is changed.
         """
-        if not any(self.most):
+        if not any(self.most) or (self.augmented_epochs is not None and epoch >= self.augmented_epochs):
             return batch
         images, *labels = batch
         shifts, matrices = _changes(len(self), self.most, seed, epoch)

@@ -357,6 +357,16 @@ def test_a_turned_image_is_what_a_loop_over_its_pixels_gives():
     assert (_transformed(image[None], quarter)[0] == np.rot90(image)).all()
 
 
+def test_the_last_epochs_may_be_left_as_they_are(tmp_path):
+    path = write(tmp_path / "a.pickle", (IMAGES, LABELS))
+    data = read(path, augment_turn=10.0, augment_epochs=3, job="train")
+    batch = data.gather(np.arange(4))
+    changed = [data.augment(batch, np.arange(4), epoch, 1) is not batch for epoch in range(5)]
+    assert changed == [True, True, True, False, False]
+    with pytest.raises(ValueError, match="runner.augment_epochs is 3, but nothing changes the images"):
+        read(path, augment_epochs=3, job="train")
+
+
 def test_without_the_key_nothing_is_shifted_and_other_tools_are_told_that_they_cannot(tmp_path):
     path = write(tmp_path / "a.pickle", (IMAGES, LABELS))
     batch = read(path).gather(np.arange(4))
