@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "benchmarks", "
 import experiment as experiments  # noqa: E402  (the path is set above)
 import machine_facts  # noqa: E402
 from measuring import Bench, ProcessSettings, clean_environment  # noqa: E402
-from run import RunFailed, events_of, run_tool  # noqa: E402
+from run import TOOLS, RunFailed, events_of, run_tool  # noqa: E402
 from table import markdown  # noqa: E402
 
 from engine.config import load_config  # noqa: E402
@@ -32,7 +32,7 @@ CONFIG = ROOT / "config_bigdata.yaml"
 RESULTS = ROOT / "experiments" / "time_to_accuracy.jsonl"
 PUBLISHED = (0.930460, 0.916088)  # of PaddleRec's example, after 100 epochs of batches of 256
 PUBLISHED_EPOCHS, PUBLISHED_BATCH, EXAMPLES = 100, 256, 100_000
-GRAPHS = {"static graph": ("static_trainer", "static_infer"), "dynamic graph": ("trainer", "infer")}
+GRAPHS = {"static graph": "static", "dynamic graph": "dynamic"}
 TORCH = {
     "PyTorch, experts as one network": {"experts": "grouped", "compiled": False},
     "PyTorch, experts as one network, compiled": {"experts": "grouped", "compiled": True},
@@ -43,13 +43,13 @@ PLAIN = "plain Paddle, every expert, 100 epochs of batches of 256"
 
 def by_tools(name, seed, folder):
     """Train and evaluate by the project's tools."""
-    train, infer = GRAPHS[name]
     options = [f"runner.seed={seed}", "runner.model_save_path=output", "runner.infer_load_path=output"]
     began = time.perf_counter()
-    run_tool(train, CONFIG, options, folder)
+    run_tool(TOOLS[GRAPHS[name], "train"], CONFIG, options, folder)
     seconds = time.perf_counter() - began
     last = load_config(str(CONFIG))["runner.epochs"] - 1
-    run_tool(infer, CONFIG, [*options, f"runner.infer_epoch={last}", "runner.log_json=log.json"], folder)
+    options += [f"runner.infer_epoch={last}", "runner.log_json=log.json"]
+    run_tool(TOOLS[GRAPHS[name], "infer"], CONFIG, options, folder)
     (found,) = [event["numbers"] for event in events_of(folder) if event["event"] == "epoch"]
     accuracies = [found["Accuracy1"], found["Accuracy2"]]
     return {"seconds": seconds, "accuracies": accuracies, "experts_used": found["experts_used"]}
