@@ -77,7 +77,7 @@ KEYS = {  # of runner
     "augment_epochs": Key(
         int,
         None,
-        "The number of epochs, from the first, whose images are shifted, turned and enlarged; without it, all.",
+        "The number of epochs, from the first, in which images are shifted, turned and zoomed; without it, all.",
         low=1,
         job="train",
         decides=STEP,

@@ -174,7 +174,7 @@ class TorchModel:
     def __init__(self, case, experts, fast, compiled, threads):
         torch.set_num_threads(threads)
         if compiled:
-            _require_compiler()
+            require_compiler()
         weights = {_renamed(key): _as_torch(key, value) for key, value in case.weights.items()}
         self.inputs, self.labels = ([torch.from_numpy(item) for item in items] for items in (case.inputs, case.labels))
         self.net = _Mixture(weights, case.active, experts, case.hyper.get("input__vocabulary_sizes"))
@@ -208,7 +208,8 @@ def _loss(logits, label):
     return F.cross_entropy(logits, label)
 
 
-def _require_compiler():
+def require_compiler():
+    """Raise Absent if ``torch.compile`` does not work here."""
     try:
         torch.compile(lambda x: x + 1)(torch.zeros(1))
     except Exception as error:  # its own types: for want of a C++ compiler, of Python's headers, ...

@@ -1,7 +1,7 @@
 """A recipe of Multi-MNIST in PyTorch: python benchmarks/torch_recipe.py SPEC
 
-SPEC is JSON with the arguments of ``Recipe``. Prints "trained" after the last step, for who measures the time until
-then, and then a line of JSON: the accuracy of each task on the test data, and the experts in use.
+SPEC is JSON with the arguments of ``Recipe``. Prints "trained" after the last step, so that a caller can time the
+training, and then a line of JSON: the accuracy of each task on the test data, and the experts in use.
 """
 
 import json
@@ -9,13 +9,15 @@ import pathlib
 import pickle
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent / "tools"))
 
 import cases  # noqa: E402  (the path is set above)
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
-from torch_model import TorchModel  # noqa: E402
+from torch_model import TorchModel, require_compiler  # noqa: E402
+
+from engine.graphs import process_settings  # noqa: E402
 
 END_RATE = 1e-4  # of the one-cycle schedule, as in dselect_k_model/training.py
 
@@ -44,9 +46,12 @@ class Recipe:
     """
 
     def __init__(self, case, train, test, experts, compiled, batch, epochs, rate, gate_factor, entropy_weight, seed):
-        self.model = TorchModel(cases.read(case), experts, fast=True, compiled=compiled, threads=2)
-        self.net, self.forward, self.batch = self.model.net, self.model.forward, batch
-        self.train_data, self.test_data = read(train), read(test)
+        self.net = TorchModel(cases.read(case), experts, fast=True, compiled=False, threads=2).net
+        self.loss, self.batch = self._loss, batch
+        if compiled:
+            require_compiler()
+            self.loss = torch.compile(self._loss)
+        self.train_data, self.test = read(train), test
         self.epochs, self.entropy_weight, self.random = epochs, entropy_weight, np.random.RandomState(seed)
         gates = list(self.net.gates.parameters())
         others = [p for p in self.net.parameters() if all(p is not gate for gate in gates)]
@@ -70,14 +75,16 @@ class Recipe:
                 chosen = order[begin : begin + self.batch]
                 self._step(_as_input(images[chosen]), torch.from_numpy(labels[chosen]))
 
-    def _step(self, images, labels):
-        logits = self.forward(images)
-        loss = sum(F.cross_entropy(*task) for task in zip(logits, labels.unbind(1)))
+    def _loss(self, images, labels):
+        loss = sum(F.cross_entropy(*task) for task in zip(self.net(images), labels.unbind(1)))
         for gate in self.net.gates:
             selectors = gate.selectors()
             loss = loss - self.entropy_weight * (selectors * (selectors + 1e-6).log()).sum()
+        return loss
+
+    def _step(self, images, labels):
         self.optimizer.zero_grad()
-        loss.backward()
+        self.loss(images, labels).backward()
         self.optimizer.step()
         self.schedule.step()
 
@@ -85,7 +92,7 @@ class Recipe:
     def evaluate(self):
         """The accuracy of each task on the test data, and the number of experts that a task uses."""
         self.net.eval()
-        images, labels = self.test_data
+        images, labels = read(self.test)
         right = np.zeros(labels.shape[1])
         for begin in range(0, len(images), 500):
             logits = self.net(_as_input(images[begin : begin + 500]))
@@ -101,6 +108,7 @@ def _as_input(images):
 
 
 if __name__ == "__main__":
+    process_settings.keep_freed_memory()
     recipe = Recipe(**json.loads(sys.argv[1]))
     recipe.run()
     print("trained", flush=True)

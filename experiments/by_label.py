@@ -63,8 +63,13 @@ def measure(seed):
 
 
 def table():
-    """The lines of the tables, in markdown: one for each task, and one of all seeds."""
+    """The lines of the tables, in markdown: one for each task, and one of all seeds.
+
+    Raises:
+        UserError: the lines are of two commits, or of one seed twice.
+    """
     lines = [json.loads(text) for text in RESULTS.read_text(encoding="utf-8").splitlines()]
+    experiments.check_apart(RESULTS, lines, "seed")
     found = []
     for task in TASKS.values():
         weights = lines[0]["tasks"][task]["weights"]

@@ -130,6 +130,14 @@ def final_lines(experiment, network, lines):
     return final
 
 
+def check_apart(path, lines, *keys):
+    """Raise UserError unless lines are of one commit, and differ in the values of these keys."""
+    if len({line["commit"] for line in lines}) > 1:
+        raise UserError(f"{path}: there are lines of two commits. Remove the older ones.")
+    if len({tuple(line[key] for key in keys) for line in lines}) < len(lines):
+        raise UserError(f"{path}: there are two lines with the same {' and '.join(keys)}. Remove one.")
+
+
 def command_line(description, act, **options):
     """Read a script's command line and call ``act(its arguments)``; exit code 2 after one message for a user's mistake.
 

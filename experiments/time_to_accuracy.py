@@ -3,7 +3,8 @@
 The recipe of config_bigdata.yaml, by this package in both graphs, and in PyTorch (--torch-python PATH) in three forms:
 seconds from the command to the end of the last epoch, and then the accuracies on the test data. Beside them, 100 epochs
 of the dense network in plain Paddle, as the rate of its steps says. One after the other, on an idle machine. Each adds
-a line to time_to_accuracy.jsonl; --table prints the table of these lines, and measures nothing.
+a line to time_to_accuracy.jsonl; --table prints the table of these lines, and measures nothing. In PyTorch, a seed
+decides the order of the examples alone: the initial weights are always the same, of this package.
 """
 
 import argparse
@@ -21,7 +22,7 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "benchmarks", "
 
 import experiment as experiments  # noqa: E402  (the path is set above)
 import machine_facts  # noqa: E402
-from measuring import Bench, ProcessSettings, clean_environment  # noqa: E402
+from measuring import Bench, ProcessSettings, WorkerError, clean_environment  # noqa: E402
 from run import TOOLS, RunFailed, events_of, run_tool  # noqa: E402
 from table import markdown  # noqa: E402
 
@@ -38,7 +39,12 @@ TORCH = {
     "PyTorch, experts as one network, compiled": {"experts": "grouped", "compiled": True},
     "PyTorch, experts without weight skipped": {"experts": "needed", "compiled": False},
 }
+# what torch_recipe.py has, beside the keys that it is told
+FIXED = {"gate": "dselect_k", "gamma": 1.0, "optimizer.schedule": "one_cycle", "entropy_schedule": "constant"}
 PLAIN = "plain Paddle, every expert, 100 epochs of batches of 256"
+
+
+FAILURES = (UserError, RunFailed, WorkerError, OSError, subprocess.CalledProcessError)
 
 
 def by_tools(name, seed, folder):
@@ -59,6 +65,9 @@ def by_torch(name, seed, folder, python):
     """Train and evaluate by PyTorch, from initial weights of this package."""
     config = load_config(str(CONFIG))
     hyper = {key.partition(".")[2]: value for key, value in config.items() if key.startswith("hyper_parameters.")}
+    for key, value in FIXED.items():
+        if hyper.get(key, value) != value:
+            raise UserError(f"{CONFIG}: hyper_parameters.{key} is {hyper[key]}, but torch_recipe.py has {value} alone.")
     with _bench(folder) as bench:
         case = bench.case(None, **{key: value for key, value in hyper.items() if "." not in key})
     spec = {"case": case, "seed": seed, **TORCH[name], "entropy_weight": hyper["entropy_weight"]}
@@ -91,28 +100,40 @@ def _bench(folder):
 
 
 def measure(seed, torch_python):
-    """Add a line for each way."""
+    """Add a line for each way.
+
+    Raises:
+        UserError: a way failed; those after it have been measured all the same.
+    """
     facts = {"machine": machine_facts.machine(), "commit": machine_facts.commit(except_for="*.jsonl")}
     ways = {name: lambda folder, name=name: by_tools(name, seed, folder) for name in GRAPHS}
+    ways[PLAIN] = by_plain_paddle
     for name in TORCH if torch_python else ():
         ways[name] = lambda folder, name=name: by_torch(name, seed, folder, torch_python)
-    ways[PLAIN] = by_plain_paddle
+    failed = []
     for name, way in ways.items():
-        with tempfile.TemporaryDirectory() as folder:
-            line = {"way": name, "seed": seed, **way(folder), **facts}
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                line = {"way": name, "seed": seed, **way(folder), **facts}
+        except FAILURES as error:
+            failed.append(f"{name}: {error}")
+            continue
         experiments.add_line(RESULTS, line)
         print(f"{name}: {line['seconds']:.0f} s, {line.get('accuracies', '')}", flush=True)
+    if failed:
+        raise UserError("; ".join(failed))
 
 
 def table():
     """The lines of the table, in markdown: the median of the seconds over the seeds, the least accuracies.
 
     Raises:
-        UserError: the lines are of two commits.
+        UserError: the lines are of two commits, or of one seed twice, or one way is missing.
     """
     lines = [json.loads(text) for text in RESULTS.read_text(encoding="utf-8").splitlines()]
-    if len({line["commit"] for line in lines}) > 1:
-        raise UserError(f"{RESULTS}: there are lines of two commits. Remove the older ones.")
+    experiments.check_apart(RESULTS, lines, "way", "seed")
+    if not any(line["way"] == PLAIN for line in lines):
+        raise UserError(f"{RESULTS}: there is no line of {PLAIN}, to compare with. Run this without --table.")
     of_ways = {}
     for line in lines:
         of_ways.setdefault(line["way"], []).append(line)
@@ -146,6 +167,6 @@ def main():
 if __name__ == "__main__":
     try:
         main()
-    except (UserError, RunFailed, OSError) as error:
+    except FAILURES as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

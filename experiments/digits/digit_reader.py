@@ -1,10 +1,10 @@
-"""Four tasks on Multi-MNIST: which digit is at the top left, whether it is even, and both of the one at the right."""
+"""Four tasks on Multi-MNIST: the top-left digit, whether it is even, and the same for the bottom-right digit."""
 
 import multiMNIST_reader
 
 
 class RecDataset(multiMNIST_reader.RecDataset):
-    """Two labels more than that of ``multiMNIST_reader``: float32, 1 for an even digit, 0 for an odd one."""
+    """Two more labels than ``multiMNIST_reader`` gives: float32, 1 for an even digit, 0 for an odd one."""
 
     def gather(self, indices):
         """[images, left digits, 1 where they are even, right digits, 1 where they are even]."""

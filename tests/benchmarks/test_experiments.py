@@ -1,6 +1,7 @@
 """experiments/: each run is done once, and the table is arithmetic on the result lines."""
 
 import contextlib
+import importlib
 import json
 import pathlib
 import re
@@ -21,6 +22,7 @@ import table
 import time_to_accuracy
 import yaml
 
+from engine.config import load_config
 from engine.errors import UserError
 from support import ROOT
 from support.oracles import brute_force_auc
@@ -432,7 +434,7 @@ def test_only_logistic_regression_uses_bins_and_only_if_asked(baselines, rng):
 def test_the_time_to_accuracy_is_a_median_and_says_what_was_missed(tmp_path, monkeypatch):
     def line(way, seconds, *accuracies, commit="a"):
         found = {"accuracies": accuracies, "experts_used": len(accuracies)} if accuracies else {}
-        return {"way": way, "seed": 1, "seconds": seconds, "commit": commit, **found}
+        return {"way": way, "seed": seconds, "seconds": seconds, "commit": commit, **found}
 
     def titled(*lines):
         path = tmp_path / "lines.jsonl"
@@ -446,6 +448,48 @@ def test_the_time_to_accuracy_is_a_median_and_says_what_was_missed(tmp_path, mon
     assert titled(*ours, plain)[2:] == [row, f"| {time_to_accuracy.PLAIN} | 1000 | 1 |  |  | 8 |  |"]
     with pytest.raises(UserError, match="two commits"):
         titled(*ours, {**plain, "commit": "b"})
+    with pytest.raises(UserError, match="the same way and seed"):
+        titled(*ours, ours[0], plain)
+    with pytest.raises(UserError, match="no line of plain Paddle"):
+        titled(*ours)
+
+
+def test_config_bigdata_reaches_the_published_accuracies_with_each_seed():
+    experiment = experiments.read(ROOT / "experiments" / "fast.yaml")
+    lines = experiments.final_lines(experiment, "entropy weight 0.01", experiments.read_lines(experiment.results))
+    config = load_config(str(ROOT / "config_bigdata.yaml"))
+    assert sorted(line["seed"] for line in lines) == [1, 2, 3, 4, 12345]
+    for line in lines:
+        assert line["test"]["Accuracy1"] >= 0.930460 and line["test"]["Accuracy2"] >= 0.916088
+        for key, value in line["overrides"].items():
+            if key not in ("runner.validation_data_dir", "hyper_parameters.entropy_schedule"):
+                assert config[key] == value, key
+
+
+def test_the_table_by_label_has_the_experts_that_have_weight(tmp_path, monkeypatch):
+    weights = {"0": [0.0, 0.25, 0.75], "1": [0.004, 0.996, 0.0]}
+    of_task = {"weights": weights, "between_labels": 0.5, "experts": 1.5, "accuracy": 0.9}
+    line = {"seed": 1, "tasks": {task: of_task for task in by_label.TASKS.values()}, "commit": "a"}
+    monkeypatch.setattr(by_label, "RESULTS", tmp_path / "lines.jsonl")
+    experiments.add_line(by_label.RESULTS, line)
+    made = by_label.table()
+    assert made[:5] == [
+        "| top-left digit | expert 1 | expert 2 |",
+        "| --- | --- | --- |",
+        "| 0 | 0.25 | 0.75 |",
+        "| 1 | 1.00 | 0.00 |",
+        "",
+    ]
+    assert made[-1] == "| bottom-right digit | 0.50000 | 1.50000 | 0.90000 |"
+
+
+def test_the_reader_of_two_tasks_a_digit_knows_even_digits(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "experiments" / "digits")
+    digit_reader = importlib.import_module("digit_reader")
+    data = digit_reader.RecDataset([str(ROOT / "data" / "test" / "test.pickle")], {})
+    _, left, left_even, right, right_even = data.gather(np.arange(1000))
+    assert all((even == 1 - digits % 2).all() for digits, even in ((left, left_even), (right, right_even)))
+    assert (left != right).any() and left_even.dtype == right_even.dtype == np.float32
 
 
 def test_the_share_between_labels_is_that_of_the_variance():
