@@ -162,11 +162,11 @@ def sklearns_boosting(is_number, number_num, categories, seed):
     return kind(random_state=seed, categorical_features=[number_num + i for i, c in enumerate(categories) if c in few])
 
 
-def lightgbm(is_number, number_num, categories, seed):
+def lightgbm(is_number, number_num, categories, seed, **settings):
     import lightgbm
 
     kind = lightgbm.LGBMRegressor if is_number else lightgbm.LGBMClassifier
-    model = kind(random_state=seed, verbose=-1)
+    model = kind(random_state=seed, verbose=-1, **settings)
     places = [number_num + i for i in range(categories.shape[1])]
     model.fit = functools.partial(model.fit, categorical_feature=places)
     return model
@@ -310,8 +310,8 @@ def measure_others(args, parts, results_name):
         split(args.work, args.others, args.census)
     if args.data_only:
         return
-    found = {}
-    for model, make in OTHERS.items():
+    found, bins = {}, {"max_bin": args.bins} if args.bins else {}
+    for model, make in {**OTHERS, "LightGBM": functools.partial(lightgbm, **bins)}.items():
         seeds = range(1 if model in WITHOUT_CHANCE else args.seeds)
         found[model] = [other(args.work, args.others, make, seed, parts) for seed in seeds]
     (args.work / args.others / results_name).write_text(json.dumps(found))
@@ -321,6 +321,7 @@ def call_others(args, name):
     """``measure_others`` in their environment."""
     command = [args.python, __file__, "--work", args.work, "--others", name, "--seeds", args.seeds]
     command += ["--census", args.census] if args.census else []
+    command += ["--bins", args.bins] if args.bins else []
     command += ["--same-rows"] * args.same_rows + ["--data-only"] * args.data_only
     subprocess.run([*map(str, command)], check=True)
 
@@ -334,6 +335,7 @@ def command_line():
     parser.add_argument("--tables", nargs="*", choices=list(TABLES), default=list(TABLES))
     parser.add_argument("--gates", nargs="+", default=["dselect_k"], help="ours, with each of these gates")
     parser.add_argument("--pieces", type=int, help="for our vocabulary; default: make_vocabulary.py's")
+    parser.add_argument("--bins", type=int, help="of a number, for LightGBM; default: its own")
     parser.add_argument("-o", "--override", nargs="*", default=[], metavar="KEY=VALUE", help="keys for our config")
     parser.add_argument("--others", metavar="TABLE", help=argparse.SUPPRESS)
     parser.add_argument("--same-rows", action="store_true", help="train the others on our training rows alone")
@@ -347,7 +349,8 @@ def command_line():
 def main():
     args = command_line()
     parts = ("train",) if args.same_rows else ("train", "validation")
-    results_name = f"others of {' and '.join(parts)}, {args.seeds} seeds.json"
+    bins = f", {args.bins} bins" if args.bins else ""
+    results_name = f"others of {' and '.join(parts)}, {args.seeds} seeds{bins}.json"
     if args.others:
         measure_others(args, parts, results_name)
         return
