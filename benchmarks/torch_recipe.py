@@ -23,11 +23,11 @@ END_RATE = 1e-4  # of the one-cycle schedule, as in dselect_k_model/training.py
 
 
 def read(folder):
-    """The one pickle of a part: (images uint8 [N, 36, 36], labels int64 [N, 2])."""
+    """The one pickle of a part as a case of images uint8 [N, 36, 36] and labels int64 [N, 2], with nothing else."""
     (path,) = pathlib.Path(folder).glob("*.pickle")
     with open(path, "rb") as file:
         images, labels = pickle.load(file)
-    return images, labels.astype("int64")
+    return cases.Case({}, [images], [labels.astype("int64")], {}, [], [], [])
 
 
 class Recipe:
@@ -52,12 +52,12 @@ class Recipe:
             require_compiler()
             self.loss = torch.compile(self._loss)
         self.train_data, self.test = read(train), test
-        self.epochs, self.entropy_weight, self.random = epochs, entropy_weight, np.random.RandomState(seed)
+        self.epochs, self.entropy_weight, self.seed = epochs, entropy_weight, seed
         gates = list(self.net.gates.parameters())
         others = [p for p in self.net.parameters() if all(p is not gate for gate in gates)]
         groups = [{"params": others, "lr": rate}, {"params": gates, "lr": rate * gate_factor}]
         self.optimizer = torch.optim.Adam(groups, fused=True)
-        steps = epochs * (len(self.train_data[0]) // batch)
+        steps = epochs * (len(self.train_data.labels[0]) // batch)
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             self.optimizer,
             [group["lr"] for group in groups],
@@ -68,12 +68,8 @@ class Recipe:
 
     def run(self):
         self.net.train()
-        images, labels = self.train_data
-        for _ in range(self.epochs):
-            order = self.random.permutation(len(images))
-            for begin in range(0, len(order) - self.batch + 1, self.batch):
-                chosen = order[begin : begin + self.batch]
-                self._step(_as_input(images[chosen]), torch.from_numpy(labels[chosen]))
+        for batch in self.train_data.batches(self.batch, self.epochs, self.seed):
+            self._step(_as_input(batch.inputs[0]), torch.from_numpy(batch.labels[0]))
 
     def _loss(self, images, labels):
         loss = sum(F.cross_entropy(*task) for task in zip(self.net(images), labels.unbind(1)))
@@ -90,9 +86,10 @@ class Recipe:
 
     @torch.no_grad()
     def evaluate(self):
-        """The accuracy of each task on the test data, and the number of experts that a task uses."""
+        """The accuracy of each task on the test data, and the number of experts in use."""
         self.net.eval()
-        images, labels = read(self.test)
+        test = read(self.test)
+        images, labels = test.inputs[0], test.labels[0]
         right = np.zeros(labels.shape[1])
         for begin in range(0, len(images), 500):
             logits = self.net(_as_input(images[begin : begin + 500]))

@@ -6,7 +6,6 @@ lines, and measures nothing: an expert's weight by label, of the first seed; and
 weights' variance is between the labels. 1: all examples of a label have the same weights; 0: a label says nothing.
 """
 
-import argparse
 import json
 import pathlib
 import sys
@@ -18,10 +17,8 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "tools", "scrip
 import experiment as experiments  # noqa: E402  (the path is set above)
 import machine_facts  # noqa: E402
 import numpy as np  # noqa: E402
-from run import RunFailed, run_tool  # noqa: E402
+from run import run_tool  # noqa: E402
 from table import markdown, spread  # noqa: E402
-
-from engine.errors import UserError  # noqa: E402
 
 CONFIG = ROOT / "config_bigdata.yaml"
 RESULTS = ROOT / "experiments" / "by_label.jsonl"
@@ -40,7 +37,7 @@ def between_labels(weights, labels):
 
 def measure(seed):
     """Train, predict, and add a line."""
-    facts = {"machine": machine_facts.machine(), "commit": machine_facts.commit(except_for="*.jsonl")}
+    facts = machine_facts.measured_on(except_for="*.jsonl")
     fetches = [f"{name}{suffix}" for suffix in TASKS for name in ("logits", "gate_weights")]
     options = [f"runner.seed={seed}", "hyper_parameters.gate=dselect_k_per_example"]
     options += ["runner.model_save_path=output", "runner.infer_load_path=output", "runner.export_path=exported"]
@@ -66,10 +63,9 @@ def table():
     """The lines of the tables, in markdown: one for each task, and one of all seeds.
 
     Raises:
-        UserError: the lines are of two commits, or of one seed twice.
+        UserError: there is no line, or they are of two commits, or of one seed twice.
     """
-    lines = [json.loads(text) for text in RESULTS.read_text(encoding="utf-8").splitlines()]
-    experiments.check_apart(RESULTS, lines, "seed")
+    lines = experiments.read_apart(RESULTS, "seed")
     found = []
     for task in TASKS.values():
         weights = lines[0]["tasks"][task]["weights"]
@@ -88,21 +84,5 @@ def table():
     return found + markdown([titles, ["---"] * 4, *rows])
 
 
-def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[12345], metavar="SEED", help="one training for each")
-    parser.add_argument("--table", action="store_true", help="print the table of the lines that there are")
-    args = parser.parse_args()
-    if args.table:
-        print("\n".join(table()))
-        return
-    for seed in args.seeds:
-        measure(seed)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except (UserError, RunFailed, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    experiments.command_line_of_seeds(__doc__, measure, table)

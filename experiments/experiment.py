@@ -130,12 +130,22 @@ def final_lines(experiment, network, lines):
     return final
 
 
-def check_apart(path, lines, *keys):
-    """Raise UserError unless lines are of one commit, and differ in the values of these keys."""
+def read_apart(path, *keys):
+    """The lines of JSON of a file, which differ in the values of these keys.
+
+    Raises:
+        UserError: there is no file, the lines are of two commits, or two have the same values.
+    """
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = [json.loads(text) for text in file]
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: there is no result yet. Run this without --table.") from error
     if len({line["commit"] for line in lines}) > 1:
         raise UserError(f"{path}: there are lines of two commits. Remove the older ones.")
     if len({tuple(line[key] for key in keys) for line in lines}) < len(lines):
         raise UserError(f"{path}: there are two lines with the same {' and '.join(keys)}. Remove one.")
+    return lines
 
 
 def command_line(description, act, **options):
@@ -147,11 +157,36 @@ def command_line(description, act, **options):
     """
     parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
     parser.add_argument("-m", "--experiment", "--question", required=True, metavar="PATH", help="its YAML file")
+    _act(parser, act, options)
+
+
+def command_line_of_seeds(description, measure, table, **options):
+    """The same for a script with --seeds and --table: call ``measure(seed, values of the options)``, or print a table.
+
+    Args:
+        description, options: as for ``command_line``.
+        table: () -> lines.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").partition("\n")[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[12345], metavar="SEED", help="one training for each")
+    parser.add_argument("--table", action="store_true", help="print the table of the lines that there are")
+
+    def act(args):
+        if args.table:
+            print("\n".join(table()))
+            return
+        for seed in args.seeds:
+            measure(seed, **{name: getattr(args, name) for name in options})
+
+    _act(parser, act, options)
+
+
+def _act(parser, act, options):
     for name, settings in options.items():
         parser.add_argument(f"--{name.replace('_', '-')}", **settings)
     try:
         act(parser.parse_args())
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -32,7 +32,7 @@ from engine.checkpoints import manifests  # noqa: E402
 from engine.errors import UserError, shown  # noqa: E402
 
 
-class RunFailed(Exception):
+class RunFailed(UserError):
     """A run ended with an error, which its line will have."""
 
 
@@ -226,7 +226,7 @@ class Runner:
         for line in self.lines:
             if all(line[key] == run[key] for key in ("stage", "network", "fingerprint")):
                 return line
-        facts = {"machine": machine_facts.machine(), "commit": machine_facts.commit(except_for="*.jsonl")}
+        facts = machine_facts.measured_on(except_for="*.jsonl")
         began = time.perf_counter()
         try:
             found = self.measure(self.experiment, run)

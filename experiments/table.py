@@ -48,7 +48,7 @@ def by_seed(experiment, network):
     for line in final:
         _check_metrics(experiment, line)
         values = [f"{line['test'][name]:.4f}" for name in experiment.report]
-        rows.append([str(line["seed"]), *values, _range([line["test"].get("experts_used")])])
+        rows.append([str(line["seed"]), *values, least_to_greatest([line["test"].get("experts_used")])])
     return markdown(rows)
 
 
@@ -82,8 +82,8 @@ def _row(experiment, network, found):
         "": network,
         **{name: spread(numbers) for name, numbers in values.items()},
         "seeds": str(len(final)),
-        "experts in use": _range(experts),
-        "by task": ", ".join(map(_range, zip(*filter(None, map(_experts_by_task, final))))),
+        "experts in use": least_to_greatest(experts),
+        "by task": ", ".join(map(least_to_greatest, zip(*filter(None, map(_experts_by_task, final))))),
         "number unchanged after, examples": _median(map(_last_change, final)),
         "parameters": f"{final[0]['parameters']}" if "parameters" in final[0] else "",
         "chosen": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in searched.items()),
@@ -111,7 +111,8 @@ def spread(numbers):
     return mean if len(numbers) == 1 else f"{mean} ({min(numbers):.5f}-{max(numbers):.5f})"
 
 
-def _range(numbers):
+def least_to_greatest(numbers):
+    """Both ends of the numbers, or the one that they all are; "" if one is not known."""
     ends = [f"{end(numbers):g}" for end in (min, max)] if None not in numbers else [""]
     return "-".join(dict.fromkeys(ends))
 

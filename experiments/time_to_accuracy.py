@@ -7,7 +7,6 @@ a line to time_to_accuracy.jsonl; --table prints the table of these lines, and m
 decides the order of the examples alone: the initial weights are always the same, of this package.
 """
 
-import argparse
 import json
 import pathlib
 import statistics
@@ -23,8 +22,8 @@ sys.path[:0] = [str(ROOT / folder) for folder in ("experiments", "benchmarks", "
 import experiment as experiments  # noqa: E402  (the path is set above)
 import machine_facts  # noqa: E402
 from measuring import Bench, ProcessSettings, WorkerError, clean_environment  # noqa: E402
-from run import TOOLS, RunFailed, events_of, run_tool  # noqa: E402
-from table import markdown  # noqa: E402
+from run import TOOLS, events_of, run_tool  # noqa: E402
+from table import least_to_greatest, markdown  # noqa: E402
 
 from engine.config import load_config  # noqa: E402
 from engine.errors import UserError  # noqa: E402
@@ -42,9 +41,7 @@ TORCH = {
 # what torch_recipe.py has, beside the keys that it is told
 FIXED = {"gate": "dselect_k", "gamma": 1.0, "optimizer.schedule": "one_cycle", "entropy_schedule": "constant"}
 PLAIN = "plain Paddle, every expert, 100 epochs of batches of 256"
-
-
-FAILURES = (UserError, RunFailed, WorkerError, OSError, subprocess.CalledProcessError)
+FAILURES = (UserError, WorkerError, OSError, subprocess.CalledProcessError)
 
 
 def by_tools(name, seed, folder):
@@ -105,7 +102,7 @@ def measure(seed, torch_python):
     Raises:
         UserError: a way failed; those after it have been measured all the same.
     """
-    facts = {"machine": machine_facts.machine(), "commit": machine_facts.commit(except_for="*.jsonl")}
+    facts = machine_facts.measured_on(except_for="*.jsonl")
     ways = {name: lambda folder, name=name: by_tools(name, seed, folder) for name in GRAPHS}
     ways[PLAIN] = by_plain_paddle
     for name in TORCH if torch_python else ():
@@ -130,8 +127,7 @@ def table():
     Raises:
         UserError: the lines are of two commits, or of one seed twice, or one way is missing.
     """
-    lines = [json.loads(text) for text in RESULTS.read_text(encoding="utf-8").splitlines()]
-    experiments.check_apart(RESULTS, lines, "way", "seed")
+    lines = experiments.read_apart(RESULTS, "way", "seed")
     if not any(line["way"] == PLAIN for line in lines):
         raise UserError(f"{RESULTS}: there is no line of {PLAIN}, to compare with. Run this without --table.")
     of_ways = {}
@@ -146,27 +142,11 @@ def table():
             continue
         least = [min(line["accuracies"][task] for line in found) for task in (0, 1)]
         reached = [f"{value:.4f}" + (" (missed)" if value < goal else "") for value, goal in zip(least, PUBLISHED)]
-        experts = sorted({line["experts_used"] for line in found})
-        rows.append([*row, *reached, "-".join(map(str, dict.fromkeys([experts[0], experts[-1]]))), str(len(found))])
+        experts = least_to_greatest([line["experts_used"] for line in found])
+        rows.append([*row, *reached, experts, str(len(found))])
     return markdown(rows)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[12345], metavar="SEED", help="one training for each")
-    parser.add_argument("--torch-python", metavar="PATH", help="an interpreter with PyTorch, for its rows")
-    parser.add_argument("--table", action="store_true", help="print the table of the lines that there are")
-    args = parser.parse_args()
-    if args.table:
-        print("\n".join(table()))
-        return
-    for seed in args.seeds:
-        measure(seed, args.torch_python)
-
-
 if __name__ == "__main__":
-    try:
-        main()
-    except FAILURES as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    words = "an interpreter with PyTorch, for its rows"
+    experiments.command_line_of_seeds(__doc__, measure, table, torch_python={"metavar": "PATH", "help": words})

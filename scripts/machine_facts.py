@@ -38,6 +38,11 @@ def commit(except_for):
     return git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
 
 
+def measured_on(except_for):
+    """What a line of results says of these two; ``except_for`` as for ``commit``."""
+    return {"machine": machine(), "commit": commit(except_for)}
+
+
 def versions(*libraries):
     """Versions of Python and of those libraries that are installed."""
     found = {"python": platform.python_version()}
