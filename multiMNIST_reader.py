@@ -39,6 +39,7 @@ ACCEPTED = (
 )
 CHUNK = 4096  # images converted at a time
 WHITE_1 = 1.001  # the most that rounding makes of a white of 1
+BEND_POINTS = 5  # in a row of the points that augment_bend moves, and in a column
 
 KEYS = {  # of runner
     "data_part": Key(
@@ -74,10 +75,20 @@ KEYS = {  # of runner
         job="train",
         decides=STEP,
     ),
+    "augment_bend": Key(
+        float,
+        0.0,
+        "The most pixels by which training moves each of 5 x 5 points of an image, in each direction, anew in each epoch. "
+        "What is between the points moves with them.",
+        low=0,
+        high=IMAGE_SIZE,
+        job="train",
+        decides=STEP,
+    ),
     "augment_epochs": Key(
         int,
         None,
-        "The number of epochs, from the first, in which images are shifted, turned and zoomed; without it, all.",
+        "The number of epochs, from the first, in which images are shifted, turned, zoomed and bent; without it, all.",
         low=1,
         job="train",
         decides=STEP,
@@ -85,7 +96,8 @@ KEYS = {  # of runner
     "image_scale": Key("choice", None, "The value of white, where the pixels leave it open.", choices=("255", "1")),
 }
 Set = collections.namedtuple("Set", "images labels")  # uint8 [N, 36, 36], int64 [N, 2]
-Most = collections.namedtuple("Most", "shift turn zoom")  # of augment_shift, augment_turn, augment_zoom
+Most = collections.namedtuple("Most", "shift turn zoom bend")  # of augment_shift, augment_turn and so on
+Changes = collections.namedtuple("Changes", "shifts matrices bends")  # see _changes
 
 
 class RecDataset(Dataset):
@@ -119,7 +131,7 @@ class RecDataset(Dataset):
         if self.augmented_epochs is not None and not any(self.most):
             raise ValueError(
                 f"runner.augment_epochs is {self.augmented_epochs}, but nothing changes the images. Set augment_shift, "
-                "augment_turn or augment_zoom, or remove it."
+                "augment_turn, augment_zoom or augment_bend, or remove it."
             )
         are_mapped = [path.lower().endswith(".npy") for path in paths]
         if any(are_mapped) and not all(are_mapped):
@@ -158,7 +170,7 @@ class RecDataset(Dataset):
         return [images, self.labels[indices, 0], self.labels[indices, 1]]
 
     def augment(self, batch, indices, epoch, seed):
-        """Turn and enlarge each image of a training batch about its centre, and shift it; what moves in is black.
+        """Turn and enlarge each image of a training batch about its centre, bend and shift it; what moves in is black.
 
         Args:
             batch: of ``gather``.
@@ -168,10 +180,10 @@ class RecDataset(Dataset):
         if not any(self.most) or (self.augmented_epochs is not None and epoch >= self.augmented_epochs):
             return batch
         images, *labels = batch
-        shifts, matrices = _changes(len(self), self.most, seed, epoch)
-        moved = _shifted(images[:, 0], shifts[indices])
-        if self.most.turn or self.most.zoom:
-            moved = _transformed(moved, matrices[indices])
+        changes = _changes(len(self), self.most, seed, epoch)
+        moved = _shifted(images[:, 0], changes.shifts[indices])
+        if self.most.turn or self.most.zoom or self.most.bend:
+            moved = _transformed(moved, changes.matrices[indices], changes.bends[indices])
         return [moved[:, None], *labels]
 
 
@@ -183,15 +195,18 @@ def _changes(number, most, seed, epoch):
     """How an epoch changes each example's image.
 
     Returns:
-        By how many pixels it is shifted, down and to the right: int64 [number, 2]; and the matrix that takes a place of
-        the new image, seen from its centre, to that of the old one: float32 [number, 2, 2].
+        ``Changes``: by how many pixels it is shifted, down and to the right: int64 [number, 2]; the matrix that takes a
+        place of the new image, seen from its centre, to that of the old one: float32 [number, 2, 2]; and how many
+        pixels further, for each of the points of ``_point_weights``: float32 [number, 2, points].
     """
     random = np.random.default_rng([seed, epoch, number])
     shifts = random.integers(-most.shift, most.shift, [number, 2], endpoint=True)
     angle = np.radians(random.uniform(-most.turn, most.turn, number))
     zoom = (1 + most.zoom) ** random.uniform(-1, 1, number)
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
-    return shifts, np.stack([cos, sin, -sin, cos], -1).reshape(number, 2, 2).astype(np.float32)
+    matrices = np.stack([cos, sin, -sin, cos], -1).reshape(number, 2, 2).astype(np.float32)
+    bends = random.random([number, 2, BEND_POINTS**2], np.float32) if most.bend else np.zeros([number, 2, 0], "f")
+    return Changes(shifts, matrices, np.float32(most.bend) * (2 * bends - 1))
 
 
 def _shifted(images, shifts):
@@ -203,11 +218,29 @@ def _shifted(images, shifts):
     return windows[np.arange(len(images)), most - down, most - right]
 
 
-def _transformed(images, matrices):
-    """Images [B, 36, 36] at the places that matrices [B, 2, 2] say, between the pixels by linear interpolation."""
+@functools.lru_cache(maxsize=1)
+def _point_weights():
+    """The weight of each of the points in each pixel, float32 [points, 36 * 36]: 1 at the point, smoothly 0 at others.
+
+    The points are rows and columns of a square, row by row, that fills the image. The weights of a pixel sum to 1.
+    """
+    points = np.linspace(0, IMAGE_SIZE - 1, BEND_POINTS)
+    near = np.maximum(1 - np.abs(np.arange(IMAGE_SIZE) - points[:, None]) / points[1], 0)
+    weights = near * near * (3 - 2 * near)
+    return np.kron(weights, weights).astype(np.float32)
+
+
+def _transformed(images, matrices, bends):
+    """Images [B, 36, 36] at the places that matrices [B, 2, 2] and bends [B, 2, points or 0] say.
+
+    Between the pixels by linear interpolation.
+    """
     middle, side = (IMAGE_SIZE - 1) / 2, IMAGE_SIZE + 3  # with a black border: one pixel before, two after
     grid = np.indices([IMAGE_SIZE] * 2, np.float32).reshape(2, -1) - middle
-    places = np.clip(matrices @ grid + (middle + 1), 0, IMAGE_SIZE + 1)
+    places = matrices @ grid + (middle + 1)
+    if bends.size:
+        places += bends @ _point_weights()
+    places = np.clip(places, 0, IMAGE_SIZE + 1)
     lower = np.floor(places)
     down, right = (places - lower).transpose(1, 0, 2)
     pixels = np.pad(images, [(0, 0), (1, 2), (1, 2)]).reshape(-1)

@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import math
 import pickle
 import tracemalloc
 
@@ -339,22 +340,53 @@ def test_training_turns_and_zooms_within_the_limits(tmp_path):
     assert enlarged > 0.99, "what moves outwards grows"
 
 
-def test_a_turned_image_is_what_a_loop_over_its_pixels_gives():
-    image, angle, zoom = np.random.RandomState(0).rand(36, 36).astype("float32"), np.radians(30), 1.1
+def moved_by(y, x, bends):
+    """How far a pixel of a bent image moves, down and to the right: the sum over the 25 points, one after the other."""
+    total = np.zeros(2)
+    for i in range(5):
+        for j in range(5):
+            near = [max(0, 1 - abs(place - point * 8.75) / 8.75) for place, point in ((y, i), (x, j))]
+            total += bends[:, 5 * i + j] * math.prod(3 * t**2 - 2 * t**3 for t in near)
+    return total
+
+
+@pytest.mark.parametrize("bend", [0.0, 3.0])
+def test_a_turned_and_bent_image_is_what_a_loop_over_its_pixels_gives(bend):
+    random = np.random.RandomState(0)
+    image, angle, zoom = random.rand(36, 36).astype("float32"), np.radians(30), 1.1
+    bends = random.uniform(-bend, bend, [2, 25]).astype("float32")
     turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]) / zoom
     expected = np.zeros([36, 36])
     for y in range(36):
         for x in range(36):
-            down, right = turn @ [y - 17.5, x - 17.5] + 17.5
+            down, right = turn @ [y - 17.5, x - 17.5] + 17.5 + moved_by(y, x, bends)
             for row in (int(np.floor(down)), int(np.floor(down)) + 1):
                 for column in (int(np.floor(right)), int(np.floor(right)) + 1):
                     if 0 <= row < 36 and 0 <= column < 36:
                         expected[y, x] += image[row, column] * (1 - abs(row - down)) * (1 - abs(column - right))
-    found = _transformed(image[None], turn[None].astype("float32"))
+    found = _transformed(image[None], turn[None].astype("float32"), bends[None])
     # places within 36 have an error of a few of float32's steps there (2 ** -19), which moves a value as much
     assert found.dtype == np.float32 and np.abs(found[0] - expected).max() < 5 * 2**-18
     quarter = np.array([[[0, 1], [-1, 0]]], "float32")
-    assert (_transformed(image[None], quarter)[0] == np.rot90(image)).all()
+    assert (_transformed(image[None], quarter, np.zeros([1, 2, 0], "float32"))[0] == np.rot90(image)).all()
+
+
+def test_training_bends_each_image_by_as_many_pixels_as_said(tmp_path):
+    """A spot at one of the points moves by as much as the point; one at another point, otherwise."""
+    y, x = np.indices([36, 36])
+    spots = [np.exp(-((y - down) ** 2 + (x - right) ** 2) / 4) for down, right in ((8.75, 8.75), (26.25, 17.5))]
+    path = write(tmp_path / "a.pickle", (np.rint([255 * spots[0]] * 400 + [255 * spots[1]] * 400), np.zeros([800, 2])))
+    data = read(path, augment_bend=2.0, image_scale="255", job="train")
+    indices = np.arange(800)
+    images = data.augment(data.gather(indices), indices, 3, 1)[0][:, 0]
+    total = images.sum((1, 2))
+    moved = np.stack([(images * y).sum((1, 2)) / total, (images * x).sum((1, 2)) / total], 1).reshape(2, 400, 2)
+    moved -= np.array([[8.75, 8.75], [26.25, 17.5]])[:, None]
+    for of_spot in moved:
+        # the spot's edges go with the points around it, which are bent too: hence the wide limits
+        assert 1.5 < of_spot.max() < 2.8 and -2.8 < of_spot.min() < -1.5
+        assert 0.8 < of_spot.std() < 1.5 and abs(of_spot.mean()) < 0.2
+        assert abs(np.corrcoef(of_spot.T)[0, 1]) < 0.3, "down says nothing of right"
 
 
 def test_the_last_epochs_may_be_left_as_they_are(tmp_path):
