@@ -78,8 +78,8 @@ KEYS = {  # of runner
     "augment_bend": Key(
         float,
         0.0,
-        "The most pixels by which training moves each of 5 x 5 points of an image, in each direction, anew in each epoch. "
-        "What is between the points moves with them.",
+        "The most pixels by which training moves each of 5 x 5 points of an image, in each direction, anew in each "
+        "epoch; what is between the points moves with them.",
         low=0,
         high=IMAGE_SIZE,
         job="train",
