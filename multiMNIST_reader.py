@@ -85,6 +85,15 @@ KEYS = {  # of runner
         job="train",
         decides=STEP,
     ),
+    "augment_share": Key(
+        float,
+        1.0,
+        "The share of the images that training turns, zooms and bends, drawn anew in each epoch; all are shifted.",
+        low=0.001,
+        high=1,
+        job="train",
+        decides=STEP,
+    ),
     "augment_epochs": Key(
         int,
         None,
@@ -96,7 +105,7 @@ KEYS = {  # of runner
     "image_scale": Key("choice", None, "The value of white, where the pixels leave it open.", choices=("255", "1")),
 }
 Set = collections.namedtuple("Set", "images labels")  # uint8 [N, 36, 36], int64 [N, 2]
-Most = collections.namedtuple("Most", "shift turn zoom bend")  # of augment_shift, augment_turn and so on
+Most = collections.namedtuple("Most", "shift turn zoom bend")  # augment_shift, augment_turn and so on
 Changes = collections.namedtuple("Changes", "shifts matrices bends")  # see _changes
 
 
@@ -127,6 +136,12 @@ class RecDataset(Dataset):
                 raise ValueError(
                     f"runner.augment_{name} is {most}, but only this project's tools augment images. Set it to 0."
                 )
+        self.share = _choice(config, "augment_share")
+        if self.share < 1 and not any(self.most[1:]):
+            raise ValueError(
+                f"runner.augment_share is {self.share}, but nothing turns, zooms or bends the images. Set "
+                "augment_turn, augment_zoom or augment_bend, or remove it."
+            )
         self.augmented_epochs = _choice(config, "augment_epochs")
         if self.augmented_epochs is not None and not any(self.most):
             raise ValueError(
@@ -180,9 +195,9 @@ class RecDataset(Dataset):
         if not any(self.most) or (self.augmented_epochs is not None and epoch >= self.augmented_epochs):
             return batch
         images, *labels = batch
-        changes = _changes(len(self), self.most, seed, epoch)
+        changes = _changes(len(self), self.most, self.share, seed, epoch)
         moved = _shifted(images[:, 0], changes.shifts[indices])
-        if self.most.turn or self.most.zoom or self.most.bend:
+        if any(self.most[1:]):
             moved = _transformed(moved, changes.matrices[indices], changes.bends[indices])
         return [moved[:, None], *labels]
 
@@ -191,7 +206,7 @@ class RecDataset(Dataset):
 
 
 @functools.lru_cache(maxsize=1)
-def _changes(number, most, seed, epoch):
+def _changes(number, most, share, seed, epoch):
     """How an epoch changes each example's image.
 
     Returns:
@@ -205,8 +220,11 @@ def _changes(number, most, seed, epoch):
     zoom = (1 + most.zoom) ** random.uniform(-1, 1, number)
     cos, sin = np.cos(angle) / zoom, np.sin(angle) / zoom
     matrices = np.stack([cos, sin, -sin, cos], -1).reshape(number, 2, 2).astype(np.float32)
-    bends = random.random([number, 2, BEND_POINTS**2], np.float32) if most.bend else np.zeros([number, 2, 0], "f")
-    return Changes(shifts, matrices, np.float32(most.bend) * (2 * bends - 1))
+    points = BEND_POINTS**2 if most.bend else 0
+    bends = np.float32(most.bend) * (2 * random.random([number, 2, points], np.float32) - 1)
+    others = random.random(number) >= share
+    matrices[others], bends[others] = np.eye(2), 0
+    return Changes(shifts, matrices, bends)
 
 
 def _shifted(images, shifts):

@@ -389,6 +389,26 @@ def test_training_bends_each_image_by_as_many_pixels_as_said(tmp_path):
         assert abs(np.corrcoef(of_spot.T)[0, 1]) < 0.3, "down says nothing of right"
 
 
+def test_a_share_of_the_images_may_be_shifted_alone(tmp_path):
+    """The changed images are as without a share, and other ones in each epoch."""
+    images = np.random.RandomState(0).randint(0, 256, [500, 36, 36]).astype("uint8")
+    path, indices = write(tmp_path / "a.pickle", (images, np.zeros([500, 2], "int64"))), np.arange(500)
+    options = {"augment_turn": 10.0, "augment_zoom": 0.1, "augment_bend": 1.0, "job": "train"}
+    part, whole = read(path, augment_share=0.3, **options), read(path, **options)
+    batch, changed = part.gather(indices), []
+    for epoch in (0, 1):
+        found, of_all = (data.augment(batch, indices, epoch, 1)[0] for data in (part, whole))
+        is_changed = (found != batch[0]).any((1, 2, 3))
+        assert (found[is_changed] == of_all[is_changed]).all() and (of_all != batch[0]).any((1, 2, 3)).all()
+        assert 100 < is_changed.sum() < 200  # 150 expected, with a deviation of 10
+        changed.append(is_changed)
+    assert 150 < (changed[0] != changed[1]).sum() < 270, "210 expected, with a deviation of 11"
+    shifting = {**options, "augment_shift": 35, "augment_share": 0.3}
+    assert (read(path, **shifting).augment(batch, indices, 0, 1)[0] != batch[0]).any((1, 2, 3)).mean() > 0.99
+    with pytest.raises(ValueError, match="runner.augment_share is 0.3, but nothing turns, zooms or bends the images"):
+        read(path, augment_shift=2, augment_share=0.3, job="train")
+
+
 def test_the_last_epochs_may_be_left_as_they_are(tmp_path):
     path = write(tmp_path / "a.pickle", (IMAGES, LABELS))
     data = read(path, augment_turn=10.0, augment_epochs=3, job="train")
