@@ -3,7 +3,7 @@
 Each network is trained with every trial of the search; the trial with the best validation is trained with every seed,
 and evaluated on the test data. Each run adds a line to the experiment's file of results. Started again, this runs only
 what has no line. A run that failed has a line with its error; remove the line to try again. Two processes may share the
-work, each with its --networks.
+work, each with its --networks; or, once the search is done, with its --seeds.
 """
 
 import json
@@ -191,13 +191,14 @@ class Runner:
 
         Args:
             trials_of: network -> its trials, each a dict of overrides.
-            seeds: of the chosen trials; the search uses the first.
+            seeds: of the chosen trials; the search uses the experiment's first.
             stage: "final"; or "speed": the chosen trials once more, with the first seed.
         Raises:
             UserError: runs failed; those of the other networks have been done all the same.
         """
         failed = []
-        chosen = {network: self.best_trial(network, trials, seeds[0]) for network, trials in trials_of.items()}
+        first = self.experiment.seeds[0]
+        chosen = {network: self.best_trial(network, trials, first) for network, trials in trials_of.items()}
         for seed in seeds if stage == "final" else seeds[:1]:
             for network, overrides in chosen.items():
                 if overrides is None or "error" in self._line(stage, network, overrides, seed):
@@ -241,25 +242,26 @@ class Runner:
         return line
 
 
-def run(path, stage="final", networks=None):
+def run(path, stage="final", networks=None, seeds=None):
     """Run what the experiment at ``path`` still needs.
 
     Args:
-        networks: names of those to run; None: all.
+        networks, seeds: those to run; None: all.
     Raises:
         UserError: a mistake that the message explains.
     """
     experiment = experiments.read(path)
-    unknown = [name for name in networks or [] if name not in experiment.networks]
-    if unknown:
-        raise UserError(f"{path} has no network {shown(unknown[0])}, but {', '.join(experiment.networks)}.")
+    for kind, wanted, known in (("network", networks, [*experiment.networks]), ("seed", seeds, experiment.seeds)):
+        unknown = [one for one in wanted or [] if one not in known]
+        if unknown:
+            raise UserError(f"{path} has no {kind} {shown(unknown[0])}, but {', '.join(map(str, known))}.")
     trials = experiments.trials(experiment.search)
     trials_of = {
         name: [{**keys, **trial} for trial in trials]
         for name, keys in experiment.networks.items()
         if networks is None or name in networks
     }
-    Runner(experiment).run(trials_of, experiment.seeds, stage)
+    Runner(experiment).run(trials_of, seeds or experiment.seeds, stage)
 
 
 def command_line(description, run, **options):
@@ -276,4 +278,5 @@ def command_line(description, run, **options):
 
 if __name__ == "__main__":
     words = "run only these; another process may run others at the same time"
-    command_line(__doc__, run, networks={"nargs": "+", "metavar": "NAME", "help": words})
+    of_networks = {"nargs": "+", "metavar": "NAME", "help": words}
+    command_line(__doc__, run, networks=of_networks, seeds={**of_networks, "type": int, "metavar": "SEED"})

@@ -125,6 +125,21 @@ def test_only_the_networks_that_are_asked_for_run(calls, tmp_path):
     assert [line["network"] for line in experiments.read_lines(tmp_path / "found.jsonl")] == ["b"]
 
 
+def test_only_the_seeds_that_are_asked_for_run(tmp_path):
+    """The search has the experiment's first seed all the same, so that all processes choose the same trial."""
+    path = written(tmp_path, seeds=[3, 4, 5])
+    with pytest.raises(UserError, match="has no seed 6, but 3, 4, 5"):
+        run.run(path, seeds=[4, 6])
+
+    def measure(experiment, run):
+        return {"validation": {experiment.metric: run["seed"]}}
+
+    runner = run.Runner(experiments.read(path), measure, lambda _, run: str(run))
+    runner.run({"one": [{RATE: 0.1}, {RATE: 0.2}]}, [4, 5], "final")
+    found = [(line["stage"], line["seed"]) for line in runner.lines]
+    assert found == [("search", 3), ("search", 3), ("final", 4), ("final", 5)]
+
+
 @pytest.mark.parametrize(
     "metric, scores, best",
     [("auc", [1, 3, 2], 1), ("loss", [1, 3, 2], 0), ("error_accuracy", [1, 3, 2], 1), ("auc", [2, 2, 1], 0)],
