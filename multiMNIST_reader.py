@@ -136,8 +136,9 @@ class RecDataset(Dataset):
                 raise ValueError(
                     f"runner.augment_{name} is {most}, but only this project's tools augment images. Set it to 0."
                 )
+        self.interpolates = any([self.most.turn, self.most.zoom, self.most.bend])  # a shift is by whole pixels
         self.share = _choice(config, "augment_share")
-        if self.share < 1 and not any(self.most[1:]):
+        if self.share < 1 and not self.interpolates:
             raise ValueError(
                 f"runner.augment_share is {self.share}, but nothing turns, zooms or bends the images. Set "
                 "augment_turn, augment_zoom or augment_bend, or remove it."
@@ -197,7 +198,7 @@ class RecDataset(Dataset):
         images, *labels = batch
         changes = _changes(len(self), self.most, self.share, seed, epoch)
         moved = _shifted(images[:, 0], changes.shifts[indices])
-        if any(self.most[1:]):
+        if self.interpolates:
             moved = _transformed(moved, changes.matrices[indices], changes.bends[indices])
         return [moved[:, None], *labels]
 
@@ -238,9 +239,9 @@ def _shifted(images, shifts):
 
 @functools.lru_cache(maxsize=1)
 def _point_weights():
-    """The weight of each of the points in each pixel, float32 [points, 36 * 36]: 1 at the point, smoothly 0 at others.
+    """How much each point moves each pixel, float32 [points, 36 * 36]: from 1 at the point to 0 at its neighbours.
 
-    The points are rows and columns of a square, row by row, that fills the image. The weights of a pixel sum to 1.
+    The points are a square grid from corner to corner of the image, row by row. The weights of a pixel sum to 1.
     """
     points = np.linspace(0, IMAGE_SIZE - 1, BEND_POINTS)
     near = np.maximum(1 - np.abs(np.arange(IMAGE_SIZE) - points[:, None]) / points[1], 0)
@@ -249,9 +250,9 @@ def _point_weights():
 
 
 def _transformed(images, matrices, bends):
-    """Images [B, 36, 36] at the places that matrices [B, 2, 2] and bends [B, 2, points or 0] say.
+    """Images [B, 36, 36] at the places that matrices [B, 2, 2] and bends [B, 2, points] say, by linear interpolation.
 
-    Between the pixels by linear interpolation.
+    Bends may have no points: then nothing is bent.
     """
     middle, side = (IMAGE_SIZE - 1) / 2, IMAGE_SIZE + 3  # with a black border: one pixel before, two after
     grid = np.indices([IMAGE_SIZE] * 2, np.float32).reshape(2, -1) - middle
