@@ -95,7 +95,7 @@ results: kernels  ## the benchmarks (TABLES: some) into benchmarks/RESULTS.txt, 
 	$(VENV)/bin/python benchmarks/report.py benchmarks/RESULTS.new
 	rm benchmarks/RESULTS.new
 
-pages: env  ## the tables of the experiments' committed results into the pages
+pages: env  ## the tables and pictures of the experiments' committed results and logs, into the pages
 	$(VENV)/bin/python experiments/pages.py
 
 clean:  ## remove the environments and what training wrote

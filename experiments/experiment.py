@@ -24,6 +24,12 @@ KEYS = {
         "mapping", REQUIRED, "For each network's name its keys and values, such as {hyper_parameters.gate: softmax}."
     ),
     "search": Key("mapping", REQUIRED, "For each key to search a list of values; {} for no search."),
+    "logs": Key(
+        str,
+        None,
+        "The folder for the logs of the final trainings, as runner.log_json writes them, relative to the "
+        "experiment's folder; without it they are not kept.",
+    ),
 }
 # what run.py itself sets for each run
 OWN_KEYS = {
@@ -51,8 +57,9 @@ def read(path):
     if not content["report"]:
         raise UserError(f"{path}: report is empty. {KEYS['report'].meaning}")
     folder = os.path.dirname(os.path.abspath(path))
-    for key in ("config", "results"):
-        content[key] = os.path.normpath(os.path.join(folder, content[key]))
+    for key in ("config", "results", "logs"):
+        if content[key] is not None:
+            content[key] = os.path.normpath(os.path.join(folder, content[key]))
     if not os.path.isfile(content["config"]):
         raise UserError(f"{path}: config: there is no file {content['config']}.")
     return Experiment(**content)

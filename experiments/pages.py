@@ -1,4 +1,4 @@
-"""Write the tables of the result lines into the pages: python experiments/pages.py [--check]
+"""Write the tables of the result lines into the pages, and draw their pictures: python experiments/pages.py [--check]
 
 In a page, a comment names the command that makes what follows, up to the next comment "end":
 
@@ -6,48 +6,82 @@ In a page, a comment names the command that makes what follows, up to the next c
     (the table)
     <!-- end -->
 
---check writes nothing; exit code 1 if a page is not what its commands make.
+What follows a command of tools/plot.py is the author's: it shows the picture that --out names. A picture is drawn
+again if it is of other logs than there are now.
+
+--check writes nothing; exit code 1 if a page or a picture is not what its command makes.
 """
 
 import argparse
+import io
 import pathlib
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGES = ("README*.md", "docs/*.md", "examples/*/*.md")
-BEGIN = "<!-- python experiments/"
-MADE = re.compile(rf"({BEGIN}([^\n]*?) -->\n)((?:(?!{BEGIN}).)*?)(<!-- end -->)", re.DOTALL)
+PLOT = "tools/plot.py"
+BEGIN = "<!-- python "
+MADE = re.compile(rf"({BEGIN}([^\n]*?) -->\n)(?:(?!{BEGIN}).)*?(<!-- end -->)", re.DOTALL)
 
 
-def made(command):
-    """What one of the scripts of this folder, with its arguments, prints.
+def made(script, *arguments):
+    """What a script with these arguments prints.
 
     Raises:
         SystemExit: it fails; its message is the script's.
     """
-    script, *arguments = shlex.split(command)
-    called = [sys.executable, f"experiments/{script}", *arguments]
-    process = subprocess.run(called, cwd=ROOT, capture_output=True, text=True)
+    process = subprocess.run([sys.executable, script, *arguments], cwd=ROOT, capture_output=True, text=True)
     if process.returncode:
-        raise SystemExit(f"{command}: {process.stderr.strip()}")
+        raise SystemExit(f"{shlex.join([script, *arguments])}: {process.stderr.strip()}")
     return process.stdout
 
 
+def drawn(arguments):
+    """(The path of the picture that ``tools/plot.py`` draws with these arguments, its bytes)."""
+    *others, option, out = arguments
+    if option != "--out":
+        raise SystemExit(f"{PLOT} {shlex.join(arguments)}: a page's command must end with --out and the picture.")
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "picture.png")
+        made(PLOT, *others, "--out", str(path))
+        return ROOT / out, path.read_bytes()
+
+
+def is_of_the_same_logs(path, picture):
+    """Whether a file is a picture of the logs that another picture, given by its bytes, is of."""
+    from PIL import Image  # matplotlib's
+
+    def source(file):
+        with Image.open(file) as image:
+            return image.info.get("Source")
+
+    return path.exists() and source(path) == source(io.BytesIO(picture))
+
+
 def differing():
-    """Page -> its text as the commands make it, for each page that is another one.
+    """Path of a page or a picture -> what the commands make, text or bytes, for each that is another one.
 
     Raises:
         SystemExit: a command fails, or its table has no end.
     """
     found = {}
     for path in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
-        old = path.read_text(encoding="utf-8")
-        if old.count(BEGIN) != len(MADE.findall(old)):
+        old = new = path.read_text(encoding="utf-8")
+        blocks = list(MADE.finditer(old))
+        if old.count(BEGIN) != len(blocks):
             raise SystemExit(f"{path}: a comment with a command has no <!-- end --> before the next one.")
-        new = MADE.sub(lambda block: block[1] + made(block[2]) + block[4], old)
+        for block in blocks:
+            script, *arguments = shlex.split(block[2])
+            if script == PLOT:
+                picture, content = drawn(arguments)
+                if not is_of_the_same_logs(picture, content):
+                    found[picture] = content
+            else:
+                new = new.replace(block[0], block[1] + made(script, *arguments) + block[3])
         if new != old:
             found[path] = new
     return found
@@ -55,11 +89,11 @@ def differing():
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a page differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if anything differs")
     is_check = parser.parse_args().check
-    pages = differing()
-    for path, text in pages.items():
+    contents = differing()
+    for path, content in contents.items():
         print(f"{path.relative_to(ROOT)} {'differs from' if is_check else 'is now'} what its commands make")
         if not is_check:
-            path.write_text(text, encoding="utf-8")
-    sys.exit(bool(pages) and is_check)
+            path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8"))
+    sys.exit(bool(contents) and is_check)

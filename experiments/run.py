@@ -11,6 +11,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import signal
 import statistics
 import subprocess
@@ -82,6 +83,8 @@ def train_and_evaluate(experiment, run):
         own.update({"runner.export_path": "exported", "runner.predict_path": "predictions.npz"})
         options = experiments.as_options({**run["overrides"], **own})
         run_tool(TOOLS[graph, "train"], config, options, folder)
+        if run["stage"] == "final" and experiment.logs:
+            keep_log(experiment, run, folder)
         events = events_of(folder)
         validation = {event["epoch"]: event["numbers"] for event in events if event["event"] == "validation"}
         epoch = events[-1]["epoch"] if events[-1].get("best_by") == metric else None
@@ -122,6 +125,13 @@ def events_of(folder):
     """What the tools have written to ``runner.log_json``."""
     with open(os.path.join(folder, "log.json"), encoding="utf-8") as file:
         return [json.loads(line) for line in file]
+
+
+def keep_log(experiment, run, folder):
+    """Copy the log of a run's training into the experiment's folder of logs."""
+    os.makedirs(experiment.logs, exist_ok=True)
+    name = re.sub(r"[^\w.-]+", "_", run["network"])
+    shutil.copyfile(os.path.join(folder, "log.json"), os.path.join(experiment.logs, f"{name}_{run['seed']}.json"))
 
 
 def training_speed(events):

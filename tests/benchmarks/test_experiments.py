@@ -22,6 +22,7 @@ import table
 import time_to_accuracy
 import yaml
 
+from engine import pictures
 from engine.config import load_config
 from engine.errors import UserError
 from support import ROOT
@@ -67,7 +68,7 @@ def calls(monkeypatch):
 
 
 def test_each_run_is_done_once_and_the_best_trial_is_evaluated(calls, tmp_path):
-    path = written(tmp_path)
+    path = written(tmp_path, logs="logs")
     run.run(path)
     found = experiments.read_lines(tmp_path / "found.jsonl")
     stages = ["search"] * 4 + ["final"] * 2
@@ -85,6 +86,9 @@ def test_each_run_is_done_once_and_the_best_trial_is_evaluated(calls, tmp_path):
     of_tasks = [{name: len(weights) for name, weights in line["test_weights"].items()} for line in found[4:]]
     assert len(of_tasks[0]) == 2 and of_tasks == [line["experts_in_use"][-1][1] for line in found[4:]]
     assert calls == ["trainer"] * 4 + ["trainer", "infer", "export", "predict"] * 2
+    assert {file.name for file in (tmp_path / "logs").iterdir()} == {"one_3.json", "two_3.json"}
+    seen, weights = pictures.weights_over_time(pictures.read(tmp_path / "logs" / "two_3.json"))
+    assert seen and {task: len(experts) for task, experts in weights.items()} == of_tasks[0]
 
     run.run(path)
     assert len(calls) == 12 and experiments.read_lines(tmp_path / "found.jsonl") == found, "it must run nothing"
@@ -268,6 +272,29 @@ def test_a_page_is_brought_up_to_date(tmp_path, monkeypatch):
         pages.differing()
     (tmp_path / "README.md").write_text(begin.format("''") + "prose\n" + begin.format("''") + "old\n<!-- end -->\n")
     with pytest.raises(SystemExit, match="README.md: a comment with a command has no <!-- end -->"):
+        pages.differing()
+
+
+def test_a_picture_is_drawn_again_if_its_log_is_another(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr(pages, "PLOT", str(ROOT / pages.PLOT))
+    monkeypatch.setattr(pages, "ROOT", tmp_path)
+    log, picture = tmp_path / "log.json", tmp_path / "gates.png"
+    line = {"event": "interval", "epoch": 0, "batch": 0, "epoch_examples": 9, "status": {"task": {"0": 1.0}}}
+
+    def write(**more):
+        log.write_text("".join(json.dumps(part) + "\n" for part in ({"event": "start", "run": "a"}, {**line, **more})))
+
+    write()
+    text = f"<!-- python {pages.PLOT} gates log.json --out gates.png -->\n![gates](gates.png)\n<!-- end -->\n"
+    (tmp_path / "README.md").write_text(text)
+    assert [*pages.differing()] == [picture], "there is none yet"
+    picture.write_bytes(pages.differing()[picture])
+    assert not pages.differing() and "log.json sha256" in picture.read_bytes().decode("latin-1")
+    write(batch=1)
+    assert [*pages.differing()] == [picture]
+    (tmp_path / "README.md").write_text(text.replace(" --out", ""))
+    with pytest.raises(SystemExit, match="must end with --out"):
         pages.differing()
 
 

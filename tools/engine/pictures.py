@@ -1,6 +1,7 @@
 """Pictures of trainings from their logs in JSON (``runner.log_json``), of any package. Needs matplotlib."""
 
 import argparse
+import hashlib
 import json
 import os
 from dataclasses import dataclass
@@ -214,5 +215,12 @@ def _draw(args, out):
     except ValueError as error:
         raise ValueError(f"{', '.join(args.logs)}: {error}") from error
     form = os.path.splitext(out)[1][1:] or "png"
-    output_files.write_file(out, lambda file: figure.savefig(file, format=form, dpi=110), "--out")
+    facts = {"Subject" if form == "pdf" else "Source": "; ".join(map(_source, args.logs))}
+    output_files.write_file(out, lambda file: figure.savefig(file, format=form, dpi=110, metadata=facts), "--out")
     print(f"picture: {out}")
+
+
+def _source(path):
+    """A log's name and digest, for the facts that a picture's file has about itself."""
+    with open(path, "rb") as file:
+        return f"{os.path.basename(path)} sha256 {hashlib.sha256(file.read()).hexdigest()}"
