@@ -22,6 +22,7 @@ PAGES = [
 TRANSLATED = {
     "README.zh-CN.md": "README.md",
     "docs/guide.zh-CN.md": "docs/guide.md",
+    "docs/results.zh-CN.md": "docs/results.md",
     "docs/scaling.zh-CN.md": "docs/scaling.md",
 }
 FOLDERS = "docs|tools|tests|scripts|support|benchmarks|experiments|examples|data|dselect_k_model|tabular"
