@@ -12,6 +12,11 @@ namespace {
 // GROUP: weight, bias, scale, shift.
 constexpr int TENSORS[] = {2, 5, 4};
 
+// Groups of images whose gradients are added up at once, whatever the number of threads.
+constexpr int CHUNK = 4;
+
+int chunks_of(int groups) { return (groups + CHUNK - 1) / CHUNK; }
+
 // One expert's blocks.
 struct Blocks {
   Block first, second;
@@ -172,8 +177,7 @@ void backward(const Blocks& n, const Vec* x, const Kept& kept, const float* feat
         scale.data<float>()[c] += lane_sum(sums[(g * k.s.out + c) * 2 + 1]);
       }
   };
-  constexpr int SOME = 4;  // groups of images whose gradients are added up at once, whatever the number of threads
-  const int chunks = (n.groups + SOME - 1) / SOME;
+  const int chunks = chunks_of(n.groups);
   auto layer = [&](const Block& k, const Vec* inputs, const Vec* outputs, const float* t, const std::vector<Vec>& d,
                    const std::vector<Vec>& sums, int pad, Tensor& weight, Tensor* bias,
                    const std::function<void(int, const Vec*)>& then) {
@@ -183,7 +187,7 @@ void backward(const Blocks& n, const Vec* x, const Kept& kept, const float* feat
     const float number = k.norm == BATCH ? float(n.number) * places : float(CHANNELS) * places;
     parallel(chunks, n.threads, [&](int chunk) {
       std::vector<Vec> dy(size_t(k.s.out) * high * wide, Vec{});
-      for (int g = chunk * SOME; g < std::min(n.groups, (chunk + 1) * SOME); g++) {
+      for (int g = chunk * CHUNK; g < std::min(n.groups, (chunk + 1) * CHUNK); g++) {
         unpool(k, outputs + int64_t(g) * k.s.outputs(), n.statistics_of(k, t, g), &d[int64_t(g) * k.s.pooled()],
                k.norm == BATCH ? of_batch : norm_sums(k, sums, g), number, lanes_in_use(g, n.number), pad, dy.data());
         weight_gradient(inputs + int64_t(g) * k.s.inputs(), dy.data(), pad, &weights[size_t(chunk) * k.s.weights()],
@@ -224,6 +228,16 @@ void backward(const Blocks& n, const Vec* x, const Kept& kept, const float* feat
   }
 }
 
+// Calls work(expert, threads) for each expert. Threads can share an expert's parts, of which a small batch has few. So:
+// several experts at a time, on one thread each; or, if that takes longer, one after another, on all threads.
+void for_each_expert(int experts, int parts, int threads, const std::function<void(int, int)>& work) {
+  auto rounds = [&](int number) { return (number + threads - 1) / threads; };
+  if (rounds(experts) * parts <= experts * rounds(parts))
+    parallel(experts, threads, [&](int u) { work(u, 1); });
+  else
+    for (int u = 0; u < experts; u++) work(u, threads);
+}
+
 }  // namespace
 
 std::vector<Tensor> BlocksForward(const Tensor& image, const Tensor& weights, const std::vector<Tensor>& parameters,
@@ -237,9 +251,11 @@ std::vector<Tensor> BlocksForward(const Tensor& image, const Tensor& weights, co
   Vec* x = reinterpret_cast<Vec*>(packed.data<float>());
   parallel(any.groups, threads,
            [&](int g) { pack(image.data<float>(), any.number, g, inputs, x + int64_t(g) * inputs); });
-  for (size_t u = 0; u < used.size() && any.number; u++)
-    forward(Blocks(image, &parameters[own * used[u]], norm, threads), x, kept.of(u),
-            features.data<float>() + int64_t(u) * any.number * size);
+  float* begin = features.data<float>();
+  for_each_expert(any.number ? used.size() : 0, any.groups, threads, [&](int u, int its_threads) {
+    forward(Blocks(image, &parameters[own * used[u]], norm, its_threads), x, kept.of(u),
+            begin + int64_t(u) * any.number * size);
+  });
   std::vector<Tensor> found{features, packed};
   found.insert(found.end(), kept.tensors.begin(), kept.tensors.end());
   return found;
@@ -250,13 +266,15 @@ std::vector<Tensor> BlocksBackward(const Tensor& image, const Tensor& weights, c
                                    const Tensor& t1, const Tensor& t2, const Tensor& features_grad, int norm, int size,
                                    int threads) {
   const std::vector<int> used = experts_in_use(weights);
-  const int own = 2 * TENSORS[norm], number = image.shape()[0];
+  const int own = 2 * TENSORS[norm], number = image.shape()[0], groups = (number + LANES - 1) / LANES;
   std::vector<Tensor> found = zeros_like(parameters, threads);
   AllKept kept({y1, p1, y2, t1, t2});
-  for (size_t u = 0; u < used.size() && number; u++)
-    backward(Blocks(image, &parameters[own * used[u]], norm, threads),
-             reinterpret_cast<const Vec*>(packed.data<float>()), kept.of(u),
-             features_grad.data<float>() + int64_t(u) * number * size, &found[own * used[u]]);
+  const Vec* x = reinterpret_cast<const Vec*>(packed.data<float>());
+  const float* begin = features_grad.data<float>();
+  for_each_expert(number ? used.size() : 0, chunks_of(groups), threads, [&](int u, int its_threads) {
+    backward(Blocks(image, &parameters[own * used[u]], norm, its_threads), x, kept.of(u),
+             begin + int64_t(u) * number * size, &found[own * used[u]]);
+  });
   return found;
 }
 

@@ -106,6 +106,25 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch, rng):
         np.testing.assert_array_equal(gradient, found[1][1][name], name)
 
 
+@needs_kernel
+@pytest.mark.parametrize("size", [20, 200])  # few images: an expert has a thread of its own; many: all share them
+def test_the_number_of_threads_changes_no_bit_of_several_experts(size, monkeypatch, rng):
+    image = paddle.to_tensor(rng.rand(size, 1, 36, 36).astype("float32"))
+    gates = paddle.to_tensor([[0.5, 0.0, 0.2, 0.1, 0.1, 0.1]])
+    shapes = [[10, 1, 5, 5], [10], [10], [10], [10], [20, 10, 5, 5], [20], [20], [20], [20]]
+    values = [rng.rand(*shape).astype("float32") for shape in shapes * 6]
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(kernels, "THREADS", threads)
+        tensors = [paddle.to_tensor(value, stop_gradient=False) for value in values]
+        features = kernels.cnns(image, gates, tensors, "batch", 720)
+        (features * features).sum().backward()
+        assert features.shape == [5, size, 720] and not tensors[10].grad.numpy().any() and tensors[0].grad.numpy().any()
+        found.append([features.numpy(), *(t.numpy() for t in tensors), *(t.grad.numpy() for t in tensors)])
+    for one, other in zip(*found):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_the_layers_compute_where_a_kernel_would_not_do():
     ours, layers = two_networks([1, 36, 36], "batch", NeverCalled())
     image = paddle.rand([2, 1, 36, 36])
