@@ -125,13 +125,13 @@ def read_lines(path):
 
 
 def final_lines(experiment, network, lines):
-    """Those of the result lines that are a network's with the chosen settings, for the experiment's seeds.
+    """Those of the result lines that are a network's with the chosen settings, in the order of the experiment's seeds.
 
     Raises:
         UserError: they are of two settings.
     """
     final = [line for line in lines if line["network"] == network and line["stage"] == "final" and "error" not in line]
-    final = [line for line in final if line["seed"] in experiment.seeds]
+    final = [line for seed in experiment.seeds for line in final if line["seed"] == seed]
     if len({str(sorted(line["overrides"].items())) for line in final}) > 1:
         raise UserError(f"{experiment.results}: {network} has final lines of two settings. Remove the older ones.")
     return final

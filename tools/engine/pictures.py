@@ -135,7 +135,7 @@ def groups(trainings):
     found = {}
     for training, config in zip(trainings, configs):
         values = [f"{key.rpartition('.')[2]}={config[key]}" for key in differing if key in config]
-        label = ", ".join(values) or ("as configured" if differing else "all runs")
+        label = ", ".join(values) or ("as configured" if differing else "mean")
         found.setdefault(label, []).append(training)
     return found
 
