@@ -72,7 +72,7 @@ def show(lines):
 
 def machine(sizes):
     """The machine, its load, versions and commit; and the sizes."""
-    facts = {**machine_facts.machine(), "commit": machine_facts.commit(except_for="benchmarks/RESULTS*")}
+    facts = {**machine_facts.machine(), "commit": machine_facts.commit("benchmarks/RESULTS*")}
     facts["versions"] = machine_facts.versions("numpy", "paddlepaddle")
     if sizes.torch:
         command = [sizes.torch, machine_facts.__file__]

@@ -167,7 +167,7 @@ def main():
     if args.read:
         read(*args.read[:2], int(args.read[2]))
         return
-    facts = {**machine_facts.machine(), "commit": machine_facts.commit(except_for="docs/tables.md")}
+    facts = {**machine_facts.machine(), "commit": machine_facts.commit("docs/tables.md")}
     facts["versions"] = {name: importlib.metadata.version(name) for name in ("paddlepaddle", "numpy", "pyarrow")}
     with tempfile.TemporaryDirectory() as folder:
         generate(folder, args.rows, args.columns == "lists")

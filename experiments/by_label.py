@@ -37,7 +37,7 @@ def between_labels(weights, labels):
 
 def measure(seed):
     """Train, predict, and add a line."""
-    facts = machine_facts.measured_on(except_for="*.jsonl")
+    facts = machine_facts.measured_on("*.jsonl")
     fetches = [f"{name}{suffix}" for suffix in TASKS for name in ("logits", "gate_weights")]
     options = [f"runner.seed={seed}", "hyper_parameters.gate=dselect_k_per_example"]
     options += ["runner.model_save_path=output", "runner.infer_load_path=output", "runner.export_path=exported"]

@@ -7,7 +7,7 @@ In a page, a comment names the command that makes what follows, up to the next c
     <!-- end -->
 
 What follows a command of tools/plot.py is the author's: it shows the picture that --out names. A picture is drawn
-again if it is of other logs than there are now.
+again if the command or a log has changed since.
 
 --check writes nothing; exit code 1 if a page or a picture is not what its command makes.
 """
@@ -42,17 +42,17 @@ def made(script, *arguments):
 
 def drawn(arguments):
     """(The path of the picture that ``tools/plot.py`` draws with these arguments, its bytes)."""
-    *others, option, out = arguments
-    if option != "--out":
-        raise SystemExit(f"{PLOT} {shlex.join(arguments)}: a page's command must end with --out and the picture.")
+    *others, option, out = ["", *arguments]
+    if option != "--out" or not out.endswith(".png"):
+        raise SystemExit(f"{PLOT} {shlex.join(arguments)}: a page's command must end with --out and a .png file.")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "picture.png")
-        made(PLOT, *others, "--out", str(path))
+        made(PLOT, *others[1:], "--out", str(path))
         return ROOT / out, path.read_bytes()
 
 
-def is_of_the_same_logs(path, picture):
-    """Whether a file is a picture of the logs that another picture, given by its bytes, is of."""
+def is_up_to_date(path, picture):
+    """Whether the picture in a file is of the same kind, metrics and logs as another one, given by its bytes."""
     from PIL import Image  # matplotlib's
 
     def source(file):
@@ -63,7 +63,7 @@ def is_of_the_same_logs(path, picture):
 
 
 def differing():
-    """Path of a page or a picture -> what the commands make, text or bytes, for each that is another one.
+    """Path of a page or a picture -> what the commands make, text or bytes, for each that differs.
 
     Raises:
         SystemExit: a command fails, or its table has no end.
@@ -78,7 +78,7 @@ def differing():
             script, *arguments = shlex.split(block[2])
             if script == PLOT:
                 picture, content = drawn(arguments)
-                if not is_of_the_same_logs(picture, content):
+                if not is_up_to_date(picture, content):
                     found[picture] = content
             else:
                 new = new.replace(block[0], block[1] + made(script, *arguments) + block[3])

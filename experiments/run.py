@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.parse
 import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -130,8 +131,8 @@ def events_of(folder):
 def keep_log(experiment, run, folder):
     """Copy the log of a run's training into the experiment's folder of logs."""
     os.makedirs(experiment.logs, exist_ok=True)
-    name = re.sub(r"[^\w.-]+", "_", run["network"])
-    shutil.copyfile(os.path.join(folder, "log.json"), os.path.join(experiment.logs, f"{name}_{run['seed']}.json"))
+    name = f"{urllib.parse.quote(run['network'], safe='')}_{run['seed']}.json"
+    shutil.copyfile(os.path.join(folder, "log.json"), os.path.join(experiment.logs, name))
 
 
 def training_speed(events):
@@ -237,7 +238,7 @@ class Runner:
         for line in self.lines:
             if all(line[key] == run[key] for key in ("stage", "network", "fingerprint")):
                 return line
-        facts = machine_facts.measured_on(except_for="*.jsonl")
+        facts = machine_facts.measured_on("*.jsonl", "experiments/logs/*")
         began = time.perf_counter()
         try:
             found = self.measure(self.experiment, run)

@@ -102,7 +102,7 @@ def measure(seed, torch_python):
     Raises:
         UserError: a way failed; those after it have been measured all the same.
     """
-    facts = machine_facts.measured_on(except_for="*.jsonl")
+    facts = machine_facts.measured_on("*.jsonl")
     ways = {name: lambda folder, name=name: by_tools(name, seed, folder) for name in GRAPHS}
     ways[PLAIN] = by_plain_paddle
     for name in TORCH if torch_python else ():

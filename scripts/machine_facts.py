@@ -24,23 +24,23 @@ def _cpu():
         return platform.processor()
 
 
-def commit(except_for):
+def commit(*except_for):
     """The short id of the commit that is checked out, followed by ", changed" if files differ from it.
 
     Args:
-        except_for: pattern of files that may differ: those that the measurement itself writes.
+        except_for: patterns of files that may differ: those that the measurement itself writes.
     """
 
     def git(*words):
         return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", ".", f":!{except_for}")
+    changed = git("status", "--porcelain", "--", ".", *(f":!{pattern}" for pattern in except_for))
     return git("rev-parse", "--short", "HEAD") + (", changed" if changed else "")
 
 
-def measured_on(except_for):
+def measured_on(*except_for):
     """What a line of results says of these two; ``except_for`` as for ``commit``."""
-    return {"machine": machine(), "commit": commit(except_for)}
+    return {"machine": machine(), "commit": commit(*except_for)}
 
 
 def versions(*libraries):

@@ -228,8 +228,8 @@ void backward(const Blocks& n, const Vec* x, const Kept& kept, const float* feat
   }
 }
 
-// Calls work(expert, threads) for each expert. Threads can share an expert's parts, of which a small batch has few. So:
-// several experts at a time, on one thread each; or, if that takes longer, one after another, on all threads.
+// Calls work(expert, threads) for each expert. Threads can share an expert's work, but a small batch has few parts. So
+// several experts are computed at a time, a thread each; or, if that takes longer, one after another on all threads.
 void for_each_expert(int experts, int parts, int threads, const std::function<void(int, int)>& work) {
   auto rounds = [&](int number) { return (number + threads - 1) / threads; };
   if (rounds(experts) * parts <= experts * rounds(parts))
@@ -242,6 +242,7 @@ void for_each_expert(int experts, int parts, int threads, const std::function<vo
 
 std::vector<Tensor> BlocksForward(const Tensor& image, const Tensor& weights, const std::vector<Tensor>& parameters,
                                   int norm, int size, int threads) {
+  [[maybe_unused]] const FlushDenormals flush;  // in the serial parts as well, so that threads change no bit
   const std::vector<int> used = experts_in_use(weights);
   const Blocks any(image, parameters.data(), norm, threads);
   const int own = 2 * TENSORS[norm], inputs = any.first.s.inputs();
@@ -265,6 +266,7 @@ std::vector<Tensor> BlocksBackward(const Tensor& image, const Tensor& weights, c
                                    const Tensor& packed, const Tensor& y1, const Tensor& p1, const Tensor& y2,
                                    const Tensor& t1, const Tensor& t2, const Tensor& features_grad, int norm, int size,
                                    int threads) {
+  [[maybe_unused]] const FlushDenormals flush;  // likewise
   const std::vector<int> used = experts_in_use(weights);
   const int own = 2 * TENSORS[norm], number = image.shape()[0], groups = (number + LANES - 1) / LANES;
   std::vector<Tensor> found = zeros_like(parameters, threads);

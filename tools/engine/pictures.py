@@ -127,7 +127,7 @@ def draw_experts(figure, training):
 def groups(trainings):
     """Trainings that differ in nothing but the seed and their files: label -> list of Training.
 
-    A label is what the group's config has other than the others', such as gate=softmax.
+    A label is what the group's config has other than the others', such as gate=softmax; "mean" if there is one group.
     """
     configs = [{key: value for key, value in t.config.items() if key not in OF_ONE_RUN} for t in trainings]
     names = sorted({key for config in configs for key in config})
@@ -215,12 +215,15 @@ def _draw(args, out):
     except ValueError as error:
         raise ValueError(f"{', '.join(args.logs)}: {error}") from error
     form = os.path.splitext(out)[1][1:] or "png"
-    facts = {"Subject" if form == "pdf" else "Source": "; ".join(map(_source, args.logs))}
+    facts = {"Subject" if form == "pdf" else "Source": _source(args)}
     output_files.write_file(out, lambda file: figure.savefig(file, format=form, dpi=110, metadata=facts), "--out")
     print(f"picture: {out}")
 
 
-def _source(path):
-    """A log's name and digest, for the facts that a picture's file has about itself."""
-    with open(path, "rb") as file:
-        return f"{os.path.basename(path)} sha256 {hashlib.sha256(file.read()).hexdigest()}"
+def _source(args):
+    """What a picture's file says about itself: its kind and metrics, and the names and digests of its logs."""
+    words = [" ".join([args.what, *(args.metric if args.what == "curves" else ())])]
+    for path in args.logs:
+        with open(path, "rb") as file:
+            words.append(f"{os.path.basename(path)} sha256 {hashlib.sha256(file.read()).hexdigest()}")
+    return "; ".join(words)
