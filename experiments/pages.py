@@ -13,6 +13,7 @@ again if the command or a log has changed since.
 """
 
 import argparse
+import functools
 import io
 import pathlib
 import re
@@ -42,12 +43,12 @@ def made(script, *arguments):
 
 def drawn(arguments):
     """(The path of the picture that ``tools/plot.py`` draws with these arguments, its bytes)."""
-    *others, option, out = ["", *arguments]
-    if option != "--out" or not out.endswith(".png"):
+    *others, out = arguments
+    if others[-1:] != ["--out"] or not out.endswith(".png"):
         raise SystemExit(f"{PLOT} {shlex.join(arguments)}: a page's command must end with --out and a .png file.")
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder, "picture.png")
-        made(PLOT, *others[1:], "--out", str(path))
+        made(PLOT, *others, str(path))
         return ROOT / out, path.read_bytes()
 
 
@@ -68,7 +69,7 @@ def differing():
     Raises:
         SystemExit: a command fails, or its table has no end.
     """
-    found = {}
+    found, output = {}, functools.cache(made)  # several pages have the same table
     for path in sorted(path for pattern in PAGES for path in ROOT.glob(pattern)):
         old = new = path.read_text(encoding="utf-8")
         blocks = list(MADE.finditer(old))
@@ -81,7 +82,7 @@ def differing():
                 if not is_up_to_date(picture, content):
                     found[picture] = content
             else:
-                new = new.replace(block[0], block[1] + made(script, *arguments) + block[3])
+                new = new.replace(block[0], block[1] + output(script, *arguments) + block[3])
         if new != old:
             found[path] = new
     return found

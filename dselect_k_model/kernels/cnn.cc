@@ -268,14 +268,15 @@ std::vector<Tensor> BlocksBackward(const Tensor& image, const Tensor& weights, c
                                    int threads) {
   [[maybe_unused]] const FlushDenormals flush;  // likewise
   const std::vector<int> used = experts_in_use(weights);
-  const int own = 2 * TENSORS[norm], number = image.shape()[0], groups = (number + LANES - 1) / LANES;
+  const Blocks any(image, parameters.data(), norm, threads);
+  const int own = 2 * TENSORS[norm];
   std::vector<Tensor> found = zeros_like(parameters, threads);
   AllKept kept({y1, p1, y2, t1, t2});
   const Vec* x = reinterpret_cast<const Vec*>(packed.data<float>());
   const float* begin = features_grad.data<float>();
-  for_each_expert(number ? used.size() : 0, chunks_of(groups), threads, [&](int u, int its_threads) {
+  for_each_expert(any.number ? used.size() : 0, chunks_of(any.groups), threads, [&](int u, int its_threads) {
     backward(Blocks(image, &parameters[own * used[u]], norm, its_threads), x, kept.of(u),
-             begin + int64_t(u) * number * size, &found[own * used[u]]);
+             begin + int64_t(u) * any.number * size, &found[own * used[u]]);
   });
   return found;
 }

@@ -91,7 +91,7 @@ def test_every_command_runs(name, tmp_path):
             done = run_here(script[len("tools/") : -len(".py")], ROOT / config, *short, *overrides, cwd=tmp_path)
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             continue
-        long = script.startswith(("data/make_", "experiments/run", "experiments/time_to", "tests/stress/"))
+        long = script.startswith(("data/make_", "experiments/run", "experiments/time_to_accuracy", "tests/stress/"))
         given = ["--help"] if long else [str(ROOT / each) if each.endswith(".yaml") else each for each in arguments]
         done = subprocess.run([sys.executable, ROOT / script, *given], cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stderr}"
