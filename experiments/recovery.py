@@ -2,8 +2,8 @@
 
 The overlap of two tasks is the sum over the experts of the lesser of their two weights, over that of the greater: 1 for
 the same weights, 0 for no expert in common. A row for each network: its mean over the pairs of tasks of one group, and
-over those of different groups; mean over the seeds and in brackets the least and the greatest. The first --group-size
-tasks are a group, the next ones another, and so on.
+over those of different groups. Of each, the mean over the seeds ± the standard deviation, and in brackets the least and
+the greatest. The first --group-size tasks are a group, the next ones another, and so on.
 """
 
 import itertools

@@ -1,12 +1,14 @@
 """The table of an experiment's results: python experiments/table.py -m experiments/census.yaml
 
-A row for each network: of each metric that the experiment reports, and of their mean, the mean over the seeds and in
-brackets the least and the greatest. Of the experts: how many are in use, together and by task, least and greatest over
-the seeds; and how many examples had been seen when a task's number changed last. That says little of per-example gates,
-for it is the number in a batch. This, the export's size and the speeds are medians. Speeds are those of the runs with
---speed alone. With --by-seed NETWORK, a row for each seed of one network instead. Nothing is measured here.
+A row for each network: of each metric that the experiment reports, the mean over the seeds ± the standard deviation,
+and in brackets the least and the greatest; and the mean of the metrics, if all are of one kind. Of the experts: how
+many are in use, together and by task (of more than four tasks, by any task), least and greatest over the seeds; and how
+many examples had been seen when a task's number changed last. That says little of per-example gates, for it is the
+number in a batch. This, the export's size and the speeds are medians. Speeds are those of the runs with --speed alone.
+With --by-seed NETWORK, a row for each seed of one network instead. Nothing is measured here.
 """
 
+import itertools
 import pathlib
 import statistics
 import sys
@@ -72,7 +74,7 @@ def _row(experiment, network, found):
         _check_metrics(experiment, line)
     values = {name: [line["test"][name] for line in final] for name in experiment.report}
     experts = [line["test"].get("experts_used") for line in final]
-    if len(values) > 1:
+    if len(values) > 1 and len({name.rstrip("0123456789").partition("_")[0] for name in values}) == 1:
         values["mean"] = [statistics.fmean(of_seed) for of_seed in zip(*values.values())]
     overrides = final[0]["overrides"]
     of_network = [line for line in found if line["network"] == network]
@@ -83,7 +85,7 @@ def _row(experiment, network, found):
         **{name: spread(numbers) for name, numbers in values.items()},
         "seeds": str(len(final)),
         "experts in use": least_to_greatest(experts),
-        "by task": ", ".join(map(least_to_greatest, zip(*filter(None, map(_experts_by_task, final))))),
+        "by task": _by_task([*zip(*filter(None, map(_experts_by_task, final)))]),
         "number unchanged after, examples": _median(map(_last_change, final)),
         "parameters": f"{final[0]['parameters']}" if "parameters" in final[0] else "",
         "chosen": ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in searched.items()),
@@ -99,6 +101,12 @@ def _experts_by_task(line):
     return [sum(weight > 0 for weight in of_task.values()) for of_task in line.get("test_weights", {}).values()]
 
 
+def _by_task(tasks):
+    """The text of each task's numbers, one a seed; of more than four tasks, of all together."""
+    tasks = tasks if len(tasks) <= 4 else [[*itertools.chain(*tasks)]]
+    return ", ".join(map(least_to_greatest, tasks))
+
+
 def _last_change(line):
     """How many examples had been seen when a task's number of experts in use changed last; None: it is not known."""
     points = line.get("experts_in_use")
@@ -106,9 +114,11 @@ def _last_change(line):
 
 
 def spread(numbers):
-    """Mean (least-greatest); of one number, itself."""
-    mean = f"{statistics.fmean(numbers):.5f}"
-    return mean if len(numbers) == 1 else f"{mean} ({min(numbers):.5f}-{max(numbers):.5f})"
+    """Mean ± standard deviation (least-greatest); of one number, itself."""
+    if len(numbers) == 1:
+        return f"{numbers[0]:.5f}"
+    ends = f"{min(numbers):.5f}-{max(numbers):.5f}"
+    return f"{statistics.fmean(numbers):.5f} ± {statistics.stdev(numbers):.5f} ({ends})"
 
 
 def least_to_greatest(numbers):

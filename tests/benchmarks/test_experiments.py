@@ -316,7 +316,7 @@ def test_the_overlap_of_tasks_computed_by_hand(tmp_path):
         line = line_of("two", seed, 0, 0, test_weights={f"task{i}": of_task for i, of_task in enumerate(weights)})
         experiments.add_line(tmp_path / "found.jsonl", line)
     assert recovery.recovery(experiment, 2)[2:] == [
-        "| two | 0.73333 (0.46667-1.00000) | 0.51786 (0.03571-1.00000) |",
+        "| two | 0.73333 ± 0.37712 (0.46667-1.00000) | 0.51786 ± 0.68185 (0.03571-1.00000) |",
     ]
     for size in (1, 3):
         with pytest.raises(UserError, match=f"--group-size is {size}"):
@@ -354,11 +354,11 @@ def test_a_broken_result_line_is_named(text, tmp_path):
         experiments.read_lines(path)
 
 
-def table_of(folder, *lines):
+def table_of(folder, *lines, **changes):
     """The table of an experiment with three seeds."""
     for line in lines:
         experiments.add_line(folder / "found.jsonl", line)
-    return table.table(experiments.read(written(folder, seeds=[1, 2, 3])))
+    return table.table(experiments.read(written(folder, seeds=[1, 2, 3], **changes)))
 
 
 def test_the_comparison_of_lines_computed_by_hand(tmp_path):
@@ -405,10 +405,19 @@ def test_the_table_of_lines_computed_by_hand(tmp_path):
         "|  | auc_income | auc_never_married | mean | seeds | experts in use | by task | "
         "number unchanged after, examples | parameters | chosen | training, s | export, KB |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        "| two | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.90000) | 0.80000 (0.70000-0.85000) | 3 | 2 | 1, 2 | 32 "
-        "|  | learning_rate 0.01 | 12 | 3 |",
+        "| two | 0.80000 ± 0.10000 (0.70000-0.90000) | 0.80000 ± 0.10000 (0.70000-0.90000) "
+        "| 0.80000 ± 0.08660 (0.70000-0.85000) | 3 | 2 | 1, 2 | 32 |  | learning_rate 0.01 | 12 | 3 |",
         "| boosting | 0.50000 | 0.70000 | 0.60000 | 1 | 2 |  |  | 12 | learning_rate 0.01 |  |  |",
     ]
+
+
+def test_a_table_of_many_tasks_and_of_metrics_of_two_kinds(tmp_path):
+    tasks = {f"task{i}": [0.5] * (1 + i % 3) for i in range(5)}
+    line = line_of("two", 1, 0.8, 0.9, **weights(**tasks))
+    line["test"]["loss"] = 0.3
+    titles, _, row = table_of(tmp_path, line, report=["loss", "auc_income"])
+    assert titles.startswith("|  | loss | auc_income | seeds | experts in use | by task |")
+    assert row.startswith("| two | 0.30000 | 0.80000 | 1 | 2 | 1-3 |")
 
 
 def test_a_table_by_seed_has_the_runs_of_one_network(tmp_path):
