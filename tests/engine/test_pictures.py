@@ -75,6 +75,18 @@ def test_the_picture_of_experts_has_the_last_weights(figure):
     assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "3"]
 
 
+def test_pictures_of_many_tasks_have_room_for_them(figure):
+    status = {f"task {i} experts": {"0": i / 10, "3": 1 - i / 10} for i in range(30)}
+    pictures.draw_gates(figure, pictures.Training({}, [{**FIRST, "status": status}]))
+    titles = [axes.get_title() for axes in figure.axes if axes.get_visible()]
+    assert titles == [*status] and len(figure.axes) == 32, "eight rows of four"
+    heights = [figure.get_figheight()]
+    figure.clear()
+    pictures.draw_experts(figure, pictures.Training({}, [{**FIRST, "status": status}]))
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()][:2] == ["task 0", "task 1"]
+    assert [*heights, figure.get_figheight()] == pytest.approx([8 * 3.2, 1 + 0.2 * 30])
+
+
 def training(gate, seed, *losses, event="validation"):
     config = {"hyper_parameters.gate": gate, "runner.seed": seed, "runner.log_json": f"{gate}-{seed}.json"}
     lines = [{"event": event, "epoch": e, "numbers": {"loss": loss}} for e, loss in enumerate(losses)]

@@ -11,6 +11,7 @@ from engine.shared import output_files
 # of a config: what may differ between trainings that only the seed tells apart
 OF_ONE_RUN = {"config_abs_dir", "yaml_path"}
 OF_ONE_RUN |= {f"runner.{name}" for name in "seed log_json progress resume model_save_path infer_load_path".split()}
+TASKS_IN_A_ROW = 4
 
 
 @dataclass
@@ -78,12 +79,16 @@ def weights_over_time(training):
 
 
 def draw_gates(figure, training):
-    """Each task's weights over the training: a pair of axes a task, a line an expert."""
+    """Each task's weights over the training: a pair of axes a task, a line an expert; up to four tasks in a row."""
     from matplotlib.ticker import EngFormatter
 
     seen, weights = weights_over_time(training)
-    all_axes = figure.subplots(1, len(weights), sharey=True, squeeze=False)[0]
-    for axes, (title, of_expert) in zip(all_axes, weights.items()):
+    rows = -(-len(weights) // TASKS_IN_A_ROW)
+    figure.set_figheight(3.2 * rows)
+    all_axes = figure.subplots(rows, min(len(weights), TASKS_IN_A_ROW), sharey=True, squeeze=False)
+    for axes in all_axes.flat[len(weights) :]:
+        axes.set_visible(False)
+    for axes, (title, of_expert) in zip(all_axes.flat, weights.items()):
         lines = {}
         for name, values in of_expert.items():
             (lines[name],) = axes.plot(seen, values, color=f"C{int(name) % 10}", linewidth=2)
@@ -97,7 +102,8 @@ def draw_gates(figure, training):
         axes.set_xlim(0, seen[-1])
         axes.set_ylim(0, 1)
         axes.spines[["top", "right"]].set_visible(False)
-    all_axes[0].set_ylabel("weight")
+    for axes in all_axes[:, 0]:
+        axes.set_ylabel("weight")
     figure.tight_layout()
 
 
@@ -106,6 +112,7 @@ def draw_experts(figure, training):
     _, weights = weights_over_time(training)
     experts = sorted({name for of_expert in weights.values() for name in of_expert}, key=int)
     last = [[of_expert.get(name, [0.0])[-1] for name in experts] for of_expert in weights.values()]
+    figure.set_figheight(max(3.2, 1 + 0.2 * len(weights)))
     axes = figure.subplots()
     image = axes.imshow(last, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     if len(experts) * len(weights) <= 200:  # more would not be read
@@ -115,7 +122,7 @@ def draw_experts(figure, training):
                     colour = "white" if weight > 0.5 else "black"
                     axes.text(column, row, f"{weight:.2f}", ha="center", va="center", color=colour)
     axes.set_xticks(range(len(experts)), experts)
-    axes.set_yticks(range(len(weights)), weights)
+    axes.set_yticks(range(len(weights)), [title.removesuffix(" experts") for title in weights])
     axes.set_xlabel("expert")
     figure.colorbar(image, ax=axes, label="weight")
     figure.tight_layout()
