@@ -64,9 +64,13 @@ def comparison(experiment, reference):
     p_values = iter(corrected([sample for of_network in made.values() for sample in of_network.values()]))
     rows = [[f"against {reference}", *experiment.report], ["---"] * (1 + len(experiment.report))]
     for name, of_metric in made.items():
-        cells = (f"{statistics.fmean(sample):+.5f} (p {next(p_values):.3f})" for sample in of_metric.values())
+        cells = (f"{statistics.fmean(sample):+.5f} (p {_shown(next(p_values))})" for sample in of_metric.values())
         rows.append([name, *cells])
     return table.markdown(rows)
+
+
+def _shown(p_value):
+    return f"{p_value:.3f}" if p_value >= 0.0005 else "< 0.001"
 
 
 def main(args):
