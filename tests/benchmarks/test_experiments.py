@@ -323,7 +323,7 @@ def test_the_overlap_of_tasks_computed_by_hand(tmp_path):
             recovery.recovery(experiment, size)
 
 
-@pytest.mark.parametrize("name", ["census", "choosing", "fast", "best", "groups"])
+@pytest.mark.parametrize("name", ["census", "choosing", "fast", "best", "groups", "experts", "digits"])
 def test_results_belong_to_the_experiment(name):
     experiment = experiments.read(ROOT / "experiments" / f"{name}.yaml")
     found = [line for line in experiments.read_lines(experiment.results) if line["stage"] == "final"]
