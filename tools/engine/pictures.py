@@ -12,6 +12,7 @@ from engine.shared import output_files
 OF_ONE_RUN = {"config_abs_dir", "yaml_path"}
 OF_ONE_RUN |= {f"runner.{name}" for name in "seed log_json progress resume model_save_path infer_load_path".split()}
 TASKS_IN_A_ROW = 4
+HEIGHT = 3.2  # in inches: of a row of gates, and at least of a table of experts
 
 
 @dataclass
@@ -84,7 +85,7 @@ def draw_gates(figure, training):
 
     seen, weights = weights_over_time(training)
     rows = -(-len(weights) // TASKS_IN_A_ROW)
-    figure.set_figheight(3.2 * rows)
+    figure.set_figheight(HEIGHT * rows)
     all_axes = figure.subplots(rows, min(len(weights), TASKS_IN_A_ROW), sharey=True, squeeze=False)
     for axes in all_axes.flat[len(weights) :]:
         axes.set_visible(False)
@@ -112,7 +113,7 @@ def draw_experts(figure, training):
     _, weights = weights_over_time(training)
     experts = sorted({name for of_expert in weights.values() for name in of_expert}, key=int)
     last = [[of_expert.get(name, [0.0])[-1] for name in experts] for of_expert in weights.values()]
-    figure.set_figheight(max(3.2, 1 + 0.2 * len(weights)))
+    figure.set_figheight(max(HEIGHT, 1 + 0.2 * len(weights)))
     axes = figure.subplots()
     image = axes.imshow(last, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     if len(experts) * len(weights) <= 200:  # more would not be read
@@ -212,7 +213,7 @@ def _draw(args, out):
     from matplotlib.figure import Figure
 
     trainings = [read(path) for path in args.logs]
-    figure = Figure(figsize=(max(9, 4.5 * len(args.metric)), 3.2 if args.what != "curves" else 4))
+    figure = Figure(figsize=(max(9, 4.5 * len(args.metric)), 4))  # gates and experts set their height
     FigureCanvasAgg(figure)
     try:
         if args.what == "curves":
